@@ -1,0 +1,235 @@
+//! What a source can say about processes: the closed set of facts that the aggregator takes.
+//!
+//! The eBPF source and the `/proc` source both speak this and nothing else, which is why registry, snapshot and
+//! API do not know which one is running. A fact that a source cannot know is `None`, never 0.
+
+use crate::units::{CpuTime, Pid, ProcessKey};
+
+/// Longest `comm` the kernel keeps, with its terminating zero (`TASK_COMM_LEN` in `include/linux/sched.h`).
+pub const COMM_LEN: usize = 16;
+
+/// A process name as the kernel holds it: up to 15 arbitrary bytes, padded with zeros.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Comm(pub [u8; COMM_LEN]);
+
+impl Comm {
+    /// The bytes before the first zero. Any byte but zero can occur, newlines and invalid UTF-8 included.
+    pub fn as_bytes(&self) -> &[u8] {
+        let len = self.0.iter().position(|b| *b == 0).unwrap_or(COMM_LEN);
+        &self.0[..len]
+    }
+
+    /// Takes the first 15 bytes.
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        let mut comm = [0; COMM_LEN];
+        let len = bytes.len().min(COMM_LEN - 1);
+        comm[..len].copy_from_slice(&bytes[..len]);
+        Self(comm)
+    }
+}
+
+/// The kernel slot record that a worker was given at fork; `None` where the source has no slots or none was free.
+pub type SlotRecord = Option<u32>;
+
+/// One fact. Sources hand these to the aggregator in the order in which they happened, as far as the source knows.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A process (not a thread) was created.
+    Fork(Fork),
+    /// A process runs another program now, under the same identity.
+    Exec(Exec),
+    /// A process changed its `comm`.
+    Rename(Rename),
+    /// The last thread of a process ended. It may stay as a zombie until its parent reaps it.
+    Exit(Exit),
+    /// The process is gone from the kernel; its CPU figures are final. Always after its `Exit`, if both arrive.
+    Reap(Reap),
+    /// Cumulative figures of one living (or defunct) process, read now.
+    Sample(Sample),
+    /// Ends one pass over all tracked processes: whoever was not in it no longer exists.
+    PassComplete {
+        /// `CLOCK_MONOTONIC` when the pass began, ns. Processes that were born later are not judged by it.
+        started_ns: u64,
+    },
+    /// The source lost lifecycle facts; what is known may be stale until the next full listing.
+    Lost {
+        /// How many facts were lost since the last such input.
+        events: u64,
+    },
+}
+
+/// A process came into being.
+#[derive(Clone, Copy, Debug)]
+pub struct Fork {
+    /// The child.
+    pub child: ProcessKey,
+    /// The parent's pid (its `real_parent`'s thread group).
+    pub parent: Pid,
+    /// The child's `comm`, inherited from the forking thread.
+    pub comm: Comm,
+    /// The pool tag that the fork probe gave to it, when the parent is a tracked master.
+    pub pool: Option<u32>,
+    /// The slot record given with the tag.
+    pub record: SlotRecord,
+    /// When, `CLOCK_MONOTONIC` ns.
+    pub at_ns: u64,
+}
+
+/// A process called execve(2).
+#[derive(Clone, Copy, Debug)]
+pub struct Exec {
+    /// Who.
+    pub process: ProcessKey,
+    /// Its new `comm`.
+    pub comm: Comm,
+    /// A thread other than the leader called execve: the kernel swapped task structures, and tags kept on the
+    /// old leader are gone.
+    pub by_thread: bool,
+    /// When, `CLOCK_MONOTONIC` ns.
+    pub at_ns: u64,
+}
+
+/// A process changed its name (prctl(PR_SET_NAME) in its main thread, or a write to its `comm` file).
+#[derive(Clone, Copy, Debug)]
+pub struct Rename {
+    /// Who.
+    pub process: ProcessKey,
+    /// Its new `comm`.
+    pub comm: Comm,
+}
+
+/// How a process ended, decoded from the kernel's wait status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// exit(2) with this code, 0–255.
+    Code(u8),
+    /// Killed by a signal.
+    Signal {
+        /// Signal number, 1–64.
+        signal: u8,
+        /// A core image was written (`WCOREDUMP`).
+        core_dumped: bool,
+    },
+    /// The source saw it vanish and cannot say how (polling `/proc`).
+    Unknown,
+}
+
+impl ExitStatus {
+    /// Decodes a wait status as wait(2) returns it: low 7 bits signal, bit 7 core flag, next 8 bits exit code.
+    pub fn from_wait_status(status: u32) -> Self {
+        match (status & 0x7f) as u8 {
+            0 => Self::Code((status >> 8) as u8),
+            signal => Self::Signal { signal, core_dumped: status & 0x80 != 0 },
+        }
+    }
+}
+
+/// Who sent the signal that ended a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sender {
+    /// The kernel itself (a fault, the OOM killer, a terminal, a timer).
+    Kernel,
+    /// A process, by kill(2), tgkill(2), sigqueue(3) or pidfd_send_signal(2).
+    Process {
+        /// Its pid.
+        pid: Pid,
+        /// Its `comm` when it sent the signal.
+        comm: Comm,
+    },
+}
+
+/// The last thread of a process ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Exit {
+    /// Who.
+    pub process: ProcessKey,
+    /// How.
+    pub status: ExitStatus,
+    /// Who sent the signal, for a death by signal whose sending was seen.
+    pub sender: Option<Sender>,
+    /// The OOM killer chose it; `None` where the source cannot tell.
+    pub oom_killed: Option<bool>,
+    /// CPU until here. Tearing down its memory may still add to it: the figure in [`Reap`] is final.
+    pub cpu: Option<CpuTime>,
+    /// Largest resident set it ever had, bytes.
+    pub peak_rss_bytes: Option<u64>,
+    /// When, `CLOCK_MONOTONIC` ns.
+    pub at_ns: u64,
+}
+
+/// A process left the kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Reap {
+    /// Who.
+    pub process: ProcessKey,
+    /// Lifetime CPU, final; `None` where the source cannot tell.
+    pub cpu: Option<CpuTime>,
+    /// When, `CLOCK_MONOTONIC` ns.
+    pub at_ns: u64,
+}
+
+/// Scheduler state of a process's main thread, as the state letter of `/proc/PID/stat`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TaskState {
+    /// `R`
+    Running,
+    /// `S`
+    Sleeping,
+    /// `D`
+    DiskSleep,
+    /// `T` or `t`
+    Stopped,
+    /// `Z` or `X`: ended, not yet reaped.
+    Zombie,
+    /// `I`
+    Idle,
+    /// Anything newer kernels may add.
+    Other,
+}
+
+/// Resident memory by kind, bytes. The kernel keeps these in per-CPU counters since 6.2: each may lag the truth by
+/// (batch × CPUs) pages, where batch is max(32, 2 × CPUs), as in `/proc/PID/stat`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rss {
+    /// File + anonymous + shared memory.
+    pub total_bytes: u64,
+    /// Pages of mapped files; `None` where the source cannot tell the kinds apart.
+    pub file_bytes: Option<u64>,
+    /// Anonymous pages.
+    pub anonymous_bytes: Option<u64>,
+    /// Shared memory and tmpfs pages.
+    pub shmem_bytes: Option<u64>,
+    /// Anonymous memory that was swapped out; not resident, not in the total.
+    pub swap_bytes: Option<u64>,
+}
+
+/// Cumulative figures of one process: all its threads, living and dead.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample {
+    /// Who.
+    pub process: ProcessKey,
+    /// CPU used since it started.
+    pub cpu: CpuTime,
+    /// Resident memory; `None` for a process without an address space (it is ending).
+    pub rss: Option<Rss>,
+    /// Living threads.
+    pub threads: u32,
+    /// Faults served without IO.
+    pub minor_faults: u64,
+    /// Faults that needed IO.
+    pub major_faults: u64,
+    /// Times it gave up the CPU by itself; `None` where unreadable.
+    pub voluntary_switches: Option<u64>,
+    /// Times it was preempted; `None` where unreadable.
+    pub involuntary_switches: Option<u64>,
+    /// Time its living threads waited runnable for a CPU, ns (`sched_info.run_delay`); `None` where unreadable.
+    pub run_delay_ns: Option<u64>,
+    /// Bytes it caused to be read from storage (`/proc/PID/io` `read_bytes`); `None` where unreadable.
+    pub read_bytes: Option<u64>,
+    /// Bytes it caused to be written to storage; `None` where unreadable.
+    pub written_bytes: Option<u64>,
+    /// State of its main thread.
+    pub state: TaskState,
+    /// When this was read, `CLOCK_MONOTONIC` ns.
+    pub at_ns: u64,
+}

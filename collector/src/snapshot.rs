@@ -1,0 +1,363 @@
+//! The immutable view that every reader gets: plain data, no methods that look anything up.
+//!
+//! The aggregator builds one per collection and publishes it behind an `Arc`; a reader holds it as long as it
+//! likes and never waits. `None` means "this host, this source or our rights do not tell", never 0.
+
+use std::sync::Arc;
+
+use crate::input::{ExitStatus, Sender, TaskState};
+use crate::units::{CpuTime, Pid};
+
+/// Everything there is to show at one moment.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// When it was taken, nanoseconds since the Unix epoch.
+    pub at_unix_ns: u64,
+    /// When collection began, nanoseconds since the Unix epoch.
+    pub started_unix_ns: u64,
+    /// Where the facts come from: `ebpf` or `procfs`.
+    pub source: &'static str,
+    /// What this kernel and these rights allow, feature by feature.
+    pub features: Arc<[Feature]>,
+    /// Pools in the order of their names.
+    pub pools: Vec<Pool>,
+    /// The last deaths, newest first.
+    pub exits: Vec<Arc<DeathCertificate>>,
+    /// Deaths since start, also those that have left the list above.
+    pub exits_total: u64,
+    /// What collecting costs and what was lost.
+    pub own: Own,
+}
+
+/// One thing the product can or cannot do here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Feature {
+    /// A stable name, e.g. `lifecycle_events`.
+    pub name: &'static str,
+    /// Works here.
+    pub enabled: bool,
+    /// Why not, or in what reduced way; empty when it works in full.
+    pub reason: String,
+    /// What would bring it (a capability, a sysctl, a kernel version); empty when nothing is missing.
+    pub remedy: String,
+}
+
+/// Number of workers by state; a worker is in exactly one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StateCounts {
+    /// Forked, and not yet seen to run on its own.
+    pub creating: u32,
+    /// Alive.
+    pub running: u32,
+}
+
+/// Why workers left, counted since start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExitCounts {
+    /// exit(0).
+    pub success: u64,
+    /// exit with another code.
+    pub error: u64,
+    /// Killed by a signal, the OOM killer apart.
+    pub signal: u64,
+    /// Chosen by the OOM killer.
+    pub oom: u64,
+    /// Vanished, and the source cannot tell how.
+    pub unknown: u64,
+    /// Alive, but no longer a worker of this pool (it ran another program or took another name).
+    pub reclassified: u64,
+}
+
+impl ExitCounts {
+    /// Label values with their counts, in a fixed order.
+    pub fn by_reason(&self) -> [(&'static str, u64); 6] {
+        [
+            ("success", self.success),
+            ("error", self.error),
+            ("signal", self.signal),
+            ("oom", self.oom),
+            ("unknown", self.unknown),
+            ("reclassified", self.reclassified),
+        ]
+    }
+
+    /// All reasons together.
+    pub fn total(&self) -> u64 {
+        self.by_reason().iter().map(|(_, n)| n).sum()
+    }
+}
+
+/// A pool of workers.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    /// Unique name. Any Unicode text.
+    pub name: Arc<str>,
+    /// What made it a pool: `config`, `recognized:nginx`, `zero-config`.
+    pub origin: Arc<str>,
+    /// Masters alive now (a pool can have several during an upgrade, or none).
+    pub masters: Vec<Master>,
+    /// The configured number of workers, where it is known from the rule, argv or the program's configuration.
+    pub configured_size: Option<u32>,
+    /// `configured_size`, otherwise the number of living workers.
+    pub size: u32,
+    /// Living workers by state.
+    pub states: StateCounts,
+    /// Workers that ended and that their parent has not reaped.
+    pub defunct: u32,
+    /// Workers without a series of their own, because the pool has more than the ceiling.
+    pub unlisted: u32,
+    /// Workers forked since start (those that lived already are not in it).
+    pub spawns_total: u64,
+    /// Workers that left since start.
+    pub exits: ExitCounts,
+    /// CPU used by workers while watched, living and dead, since start.
+    pub cpu: CpuTime,
+    /// Time workers waited runnable for a CPU, ns, since start; `None` where no worker's was readable.
+    pub run_delay_ns: Option<u64>,
+    /// Bytes read from storage by workers while watched; `None` where unreadable.
+    pub read_bytes: Option<u64>,
+    /// Bytes written to storage by workers while watched; `None` where unreadable.
+    pub written_bytes: Option<u64>,
+    /// Resident memory of living workers together, bytes; `None` if no living worker's was readable, 0 without any.
+    /// Pages shared between workers count once per worker.
+    pub rss_bytes: Option<u64>,
+    /// CPU used by a worker in one interval, as a share of one CPU (1.0 = a full core).
+    pub cpu_utilization: Distribution,
+    /// Resident memory of one worker, bytes, one value per worker and interval.
+    pub worker_rss_bytes: Distribution,
+    /// Age of workers when they ended, seconds.
+    pub lifetime_seconds: Distribution,
+    /// Living workers, by slot, at most the ceiling of series.
+    pub workers: Vec<Worker>,
+}
+
+/// A process that forks the workers of a pool.
+#[derive(Clone, Debug)]
+pub struct Master {
+    /// Its pid.
+    pub pid: Pid,
+    /// Its `comm`, arbitrary bytes shown as text.
+    pub comm: Arc<str>,
+    /// When it started, nanoseconds since the Unix epoch.
+    pub started_unix_ns: u64,
+    /// CPU it has used since it started; `None` before the first reading.
+    pub cpu: Option<CpuTime>,
+    /// Its resident memory, bytes.
+    pub rss_bytes: Option<u64>,
+}
+
+/// The life of a worker; finer states belong between `Running` and the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkerState {
+    /// Forked, and not yet seen to run on its own.
+    Creating,
+    /// Alive.
+    Running,
+    /// Ended.
+    Terminated,
+}
+
+impl WorkerState {
+    /// The label value and JSON text.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Running => "running",
+            Self::Terminated => "terminated",
+        }
+    }
+}
+
+/// One living worker.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    /// Its place in the pool, from 0; a successor takes it over.
+    pub slot: u32,
+    /// How many workers have had this slot, from 1.
+    pub generation: u32,
+    /// Its pid.
+    pub pid: Pid,
+    /// Its parent's pid.
+    pub parent: Pid,
+    /// Its `comm`, arbitrary bytes shown as text (invalid UTF-8 replaced).
+    pub comm: Arc<str>,
+    /// What it serves, where a rule or recognizer says so.
+    pub app: Option<Arc<str>>,
+    /// State.
+    pub state: WorkerState,
+    /// When it entered the state, nanoseconds since the Unix epoch.
+    pub since_unix_ns: u64,
+    /// It ended and was not reaped.
+    pub defunct: bool,
+    /// When it started, nanoseconds since the Unix epoch.
+    pub started_unix_ns: u64,
+    /// Cumulative figures; `None` before the first reading.
+    pub reading: Option<Reading>,
+}
+
+/// The latest figures of a worker.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// CPU since it started.
+    pub cpu: CpuTime,
+    /// CPU used in the last interval as a share of one CPU; `None` until there are two readings.
+    pub cpu_utilization: Option<f64>,
+    /// Resident memory.
+    pub rss: Option<crate::input::Rss>,
+    /// Living threads.
+    pub threads: u32,
+    /// Faults served without IO, since it started.
+    pub minor_faults: u64,
+    /// Faults that needed IO, since it started.
+    pub major_faults: u64,
+    /// Voluntary context switches since it started.
+    pub voluntary_switches: Option<u64>,
+    /// Involuntary context switches since it started.
+    pub involuntary_switches: Option<u64>,
+    /// Time waited runnable for a CPU since it started, ns.
+    pub run_delay_ns: Option<u64>,
+    /// Bytes read from storage since it started.
+    pub read_bytes: Option<u64>,
+    /// Bytes written to storage since it started.
+    pub written_bytes: Option<u64>,
+    /// State of its main thread.
+    pub task_state: TaskState,
+}
+
+/// A histogram as readers get it: classic buckets since start, quantiles by window.
+#[derive(Clone, Debug, Default)]
+pub struct Distribution {
+    /// Upper bounds (inclusive) of the classic buckets, ascending, without `+Inf`; in the unit of the metric.
+    pub bounds: &'static [f64],
+    /// Cumulative counts for `bounds`; as long as `bounds`.
+    pub cumulative: Vec<u64>,
+    /// All values since start, those beyond the last bound included.
+    pub count: u64,
+    /// Their sum.
+    pub sum: f64,
+    /// Values that could not be used (negative, absurd), counted and left out.
+    pub discarded: u64,
+    /// Quantiles by window; a window without values is absent.
+    pub windows: Vec<WindowQuantiles>,
+}
+
+/// Quantiles of one window. Each is within 1.6 % of a value that really occurred.
+#[derive(Clone, Debug)]
+pub struct WindowQuantiles {
+    /// `1m`, `5m` or `start`.
+    pub window: &'static str,
+    /// Values in the window.
+    pub count: u64,
+    /// The median.
+    pub p50: f64,
+    /// 90 % are at most this.
+    pub p90: f64,
+    /// 95 % are at most this.
+    pub p95: f64,
+    /// 99 % are at most this.
+    pub p99: f64,
+    /// 99.9 % are at most this.
+    pub p999: f64,
+    /// The largest.
+    pub max: f64,
+    /// Used values over all that were seen (used + discarded), 0–1.
+    pub coverage: f64,
+}
+
+/// What is known about a worker's end.
+#[derive(Clone, Debug)]
+pub struct DeathCertificate {
+    /// Ever rising number of the death, from 1.
+    pub sequence: u64,
+    /// Its pool.
+    pub pool: Arc<str>,
+    /// Its slot.
+    pub slot: u32,
+    /// Its generation.
+    pub generation: u32,
+    /// Its pid.
+    pub pid: Pid,
+    /// Its `comm`.
+    pub comm: Arc<str>,
+    /// What it served.
+    pub app: Option<Arc<str>>,
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Who sent the signal.
+    pub sender: Option<Sender>,
+    /// Chosen by the OOM killer; `None` where the source cannot tell.
+    pub oom_killed: Option<bool>,
+    /// When it started, nanoseconds since the Unix epoch.
+    pub started_unix_ns: u64,
+    /// When it ended, nanoseconds since the Unix epoch.
+    pub ended_unix_ns: u64,
+    /// Age at the end, ns.
+    pub lifetime_ns: u64,
+    /// Lifetime CPU; `None` where the source cannot tell.
+    pub cpu: Option<CpuTime>,
+    /// `cpu` includes the tearing down of its memory: nothing can be added any more.
+    pub cpu_final: bool,
+    /// Largest resident set, bytes.
+    pub peak_rss_bytes: Option<u64>,
+    /// The state it was in before it ended.
+    pub last_state: WorkerState,
+}
+
+/// Our own cost and losses, as totals since start unless said otherwise.
+#[derive(Clone, Debug, Default)]
+pub struct Own {
+    /// CPU of this process, `getrusage(RUSAGE_SELF)`.
+    pub cpu: CpuTime,
+    /// Our resident memory, bytes, now.
+    pub rss_bytes: Option<u64>,
+    /// Our virtual memory, bytes, now.
+    pub virtual_bytes: Option<u64>,
+    /// Descriptors open now.
+    pub open_fds: Option<u64>,
+    /// Limit of descriptors.
+    pub max_fds: Option<u64>,
+    /// Memory of our kernel maps, bytes (`memlock` in their fdinfo).
+    pub map_bytes: Option<u64>,
+    /// Passes over all tracked processes.
+    pub passes: u64,
+    /// CPU time of the collecting thread spent in passes, ns.
+    pub pass_cpu_ns: u64,
+    /// CPU time of the collecting thread spent draining and applying events, ns.
+    pub event_cpu_ns: u64,
+    /// Lifecycle events by kind: counted by the kernel, delivered to us, lost between.
+    pub events: Vec<EventCounts>,
+    /// Things that went wrong and cost a fact, by reason.
+    pub losses: Vec<(&'static str, u64)>,
+    /// Runs and run time by BPF program; empty unless the kernel keeps them (`kernel.bpf_stats_enabled`).
+    pub programs: Vec<ProgramCost>,
+    /// Processes known now.
+    pub processes: u64,
+    /// Configuration was loaded at, nanoseconds since the Unix epoch; `None` for the built-in defaults.
+    pub config_loaded_unix_ns: Option<u64>,
+    /// The last reload succeeded.
+    pub config_last_reload_successful: bool,
+}
+
+/// Counts of one kind of lifecycle event.
+#[derive(Clone, Copy, Debug)]
+pub struct EventCounts {
+    /// `fork`, `exec`, `rename`, `exit`, `reap`.
+    pub kind: &'static str,
+    /// The kernel side saw this many.
+    pub counted: u64,
+    /// We were handed this many.
+    pub delivered: u64,
+    /// No room in the ring buffer for this many.
+    pub lost: u64,
+}
+
+/// What one BPF program cost.
+#[derive(Clone, Debug)]
+pub struct ProgramCost {
+    /// Program name.
+    pub name: String,
+    /// Times it ran.
+    pub runs: u64,
+    /// Time it ran, ns (the statistics themselves cost about 44 ns of each run).
+    pub run_time_ns: u64,
+}
