@@ -1,2 +1,47 @@
-#![no_std]
-//! x
+//! The contract between the kernel programs and `collector`: one definition of every record that crosses.
+//!
+//! The library half is `no_std`, has no dependency and is compiled for the host and for BPF alike; the programs
+//! themselves live in the binary `programs` and are built by `cargo xtask build-ebpf` only. Every struct here is
+//! `repr(C)` without implicit padding, because the verifier refuses to let uninitialised bytes out of a program.
+#![cfg_attr(not(test), no_std)]
+
+pub mod event;
+pub mod histogram;
+pub mod limits;
+pub mod offsets;
+pub mod slot;
+pub mod task;
+
+/// Names of the maps in the object.
+pub mod maps {
+    /// Ring buffer of [`crate::event`] records.
+    pub const EVENTS: &str = "EVENTS";
+    /// Task storage: one [`crate::slot::Tag`] on the main thread of each tracked process.
+    pub const TAGS: &str = "TAGS";
+    /// Mappable array of [`crate::slot::Slot`].
+    pub const SLOTS: &str = "SLOTS";
+    /// Queue of slot numbers nobody uses.
+    pub const FREE_SLOTS: &str = "FREE_SLOTS";
+    /// Per-CPU array of counters, indexed by [`crate::event::Counter`].
+    pub const COUNTERS: &str = "COUNTERS";
+}
+
+/// Names of the programs in the object; each is attached to the tracepoint or iterator of its documentation.
+pub mod programs {
+    /// `tp_btf/sched_process_fork`
+    pub const FORK: &str = "process_fork";
+    /// `tp_btf/sched_process_exec`
+    pub const EXEC: &str = "process_exec";
+    /// `tp_btf/task_rename`
+    pub const RENAME: &str = "process_rename";
+    /// `tp_btf/sched_process_exit`
+    pub const EXIT: &str = "process_exit";
+    /// `tp_btf/sched_process_free`
+    pub const FREE: &str = "process_free";
+    /// `tp_btf/signal_generate`
+    pub const SIGNAL: &str = "signal_sent";
+    /// `iter/task`: one row per thread of a tracked process.
+    pub const TRACKED_TASKS: &str = "tracked_tasks";
+    /// `iter/task`: one row per process.
+    pub const ALL_PROCESSES: &str = "all_processes";
+}

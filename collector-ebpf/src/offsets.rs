@@ -1,0 +1,105 @@
+//! Byte offsets of the kernel fields that the programs read, resolved from the running kernel's BTF.
+//!
+//! The table of names is in `collector`'s `kernel::offsets`; here is only the shape that crosses. The whole struct
+//! is one read-only global, so the verifier sees constants.
+
+/// The kernel has no such field. Programs test for it before use; the verifier removes the dead branch.
+pub const ABSENT: u32 = u32::MAX;
+
+macro_rules! offsets {
+    ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
+        /// Offsets in bytes, or [`ABSENT`].
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub struct Offsets { $($(#[$doc])* pub $name: u32),+ }
+
+        impl Offsets {
+            /// Nothing known.
+            pub const ABSENT: Self = Self { $($name: ABSENT),+ };
+        }
+    };
+}
+
+offsets! {
+    /// `task_struct.pid`: thread id, int
+    task_pid,
+    /// `task_struct.tgid`: thread group id, int
+    task_tgid,
+    /// `task_struct.group_leader`
+    task_group_leader,
+    /// `task_struct.real_parent`
+    task_real_parent,
+    /// `task_struct.signal`
+    task_signal,
+    /// `task_struct.mm`
+    task_mm,
+    /// `task_struct.comm`: 16 bytes
+    task_comm,
+    /// `task_struct.start_boottime`: u64 ns
+    task_start_boottime,
+    /// `task_struct.exit_code`: int
+    task_exit_code,
+    /// `task_struct.flags`: unsigned int, `PF_…`
+    task_flags,
+    /// `task_struct.exit_state`: int
+    task_exit_state,
+    /// `task_struct.__state` (5.14+, unsigned int) or `state` (long; its low half is enough)
+    task_state,
+    /// `task_struct.se.sum_exec_runtime`: u64 ns
+    task_sum_exec_runtime,
+    /// `task_struct.utime`: u64 ns
+    task_utime,
+    /// `task_struct.stime`: u64 ns
+    task_stime,
+    /// `task_struct.min_flt`: unsigned long
+    task_min_flt,
+    /// `task_struct.maj_flt`: unsigned long
+    task_maj_flt,
+    /// `task_struct.nvcsw`: unsigned long
+    task_nvcsw,
+    /// `task_struct.nivcsw`: unsigned long
+    task_nivcsw,
+    /// `task_struct.sched_info.run_delay`: unsigned long long ns
+    task_run_delay,
+    /// `task_struct.ioac.read_bytes`: u64
+    task_read_bytes,
+    /// `task_struct.ioac.write_bytes`: u64
+    task_write_bytes,
+    /// `signal_struct.live.counter`: int
+    signal_live,
+    /// `signal_struct.nr_threads`: int
+    signal_nr_threads,
+    /// `signal_struct.sum_sched_runtime`: unsigned long long ns, dead threads
+    signal_sum_sched_runtime,
+    /// `signal_struct.utime`: u64 ns, dead threads
+    signal_utime,
+    /// `signal_struct.stime`: u64 ns, dead threads
+    signal_stime,
+    /// `signal_struct.min_flt`: unsigned long, dead threads
+    signal_min_flt,
+    /// `signal_struct.maj_flt`: unsigned long, dead threads
+    signal_maj_flt,
+    /// `signal_struct.nvcsw`: unsigned long, dead threads
+    signal_nvcsw,
+    /// `signal_struct.nivcsw`: unsigned long, dead threads
+    signal_nivcsw,
+    /// `signal_struct.ioac.read_bytes`: u64, dead threads
+    signal_read_bytes,
+    /// `signal_struct.ioac.write_bytes`: u64, dead threads
+    signal_write_bytes,
+    /// `signal_struct.maxrss`: unsigned long pages
+    signal_maxrss,
+    /// `signal_struct.oom_mm`: set for a victim of the OOM killer
+    signal_oom_mm,
+    /// `signal_struct.flags`: unsigned int, `SIGNAL_…`
+    signal_flags,
+    /// `signal_struct.group_exit_code`: int
+    signal_group_exit_code,
+    /// `mm_struct.rss_stat`: counter of the first kind of page, s64 (the `count` of a `percpu_counter` since 6.2,
+    /// an `atomic_long_t` before)
+    mm_rss_first,
+    /// Not an offset: distance in bytes between the counters of two kinds of pages
+    mm_rss_stride,
+    /// `kernel_siginfo.si_code`: int
+    siginfo_code,
+}

@@ -1,0 +1,145 @@
+//! Kernel objects as the programs see them: a pointer plus an offset from [`OFFSETS`], one load per field.
+
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::BPF_LOCAL_STORAGE_GET_F_CREATE;
+use aya_ebpf::helpers::generated::bpf_task_storage_get;
+use collector_ebpf::event::Cpu;
+use collector_ebpf::limits::COMM_LEN;
+use collector_ebpf::slot::Tag;
+
+use crate::TAGS;
+
+/// Reads an offset. Volatile, because the compiler must not use the value it was compiled with.
+macro_rules! offset {
+    ($field:ident) => {
+        // SAFETY: a static of the same type.
+        unsafe { core::ptr::read_volatile(&raw const $crate::OFFSETS.$field) }
+    };
+}
+
+/// Reads a field that every supported kernel has; the loader refuses to load without it.
+macro_rules! read {
+    ($base:expr, $field:ident) => {
+        {
+            let (base, offset): (*const u8, u32) = ($base, $crate::kernel::offset!($field));
+            // SAFETY: the base is a pointer from the kernel to the struct that the offset belongs to; the verifier
+            // checks the access against the struct's BTF and makes a load from a stale pointer read zero.
+            unsafe { *base.add(offset as usize).cast() }
+        }
+    };
+}
+
+/// Reads a field that a kernel may lack: zero then.
+macro_rules! read_if_present {
+    ($base:expr, $field:ident) => {
+        if $crate::kernel::offset!($field) == collector_ebpf::offsets::ABSENT {
+            0
+        } else {
+            read!($base, $field)
+        }
+    };
+}
+
+pub(crate) use {offset, read, read_if_present};
+
+/// `struct task_struct *`, trusted or under RCU.
+#[derive(Clone, Copy)]
+pub(crate) struct Task(pub(crate) *const u8);
+
+impl Task {
+    #[inline(always)]
+    pub(crate) fn tid(self) -> u32 {
+        read!(self.0, task_pid)
+    }
+
+    #[inline(always)]
+    pub(crate) fn pid(self) -> u32 {
+        read!(self.0, task_tgid)
+    }
+
+    #[inline(always)]
+    pub(crate) fn start_ns(self) -> u64 {
+        read!(self.0, task_start_boottime)
+    }
+
+    #[inline(always)]
+    pub(crate) fn leader(self) -> Task {
+        Task(read!(self.0, task_group_leader))
+    }
+
+    #[inline(always)]
+    pub(crate) fn parent(self) -> Task {
+        Task(read!(self.0, task_real_parent))
+    }
+
+    #[inline(always)]
+    pub(crate) fn signal(self) -> Signal {
+        Signal(read!(self.0, task_signal))
+    }
+
+    #[inline(always)]
+    pub(crate) fn comm(self) -> [u8; COMM_LEN] {
+        let words: [u64; 2] = read!(self.0, task_comm);
+        // SAFETY: 16 bytes either way, and every bit pattern is a valid byte array.
+        unsafe { core::mem::transmute(words) }
+    }
+
+    /// CPU of this thread alone.
+    #[inline(always)]
+    pub(crate) fn cpu(self) -> Cpu {
+        Cpu {
+            runtime_ns: read!(self.0, task_sum_exec_runtime),
+            user_ns: read!(self.0, task_utime),
+            system_ns: read!(self.0, task_stime),
+        }
+    }
+
+    /// The tag of a main thread.
+    #[inline(always)]
+    pub(crate) fn tag(self) -> Option<&'static mut Tag> {
+        storage(self, core::ptr::null_mut(), 0)
+    }
+
+    /// Gives a main thread a tag.
+    #[inline(always)]
+    pub(crate) fn set_tag(self, tag: &mut Tag) -> bool {
+        storage(self, core::ptr::from_mut(tag).cast(), u64::from(BPF_LOCAL_STORAGE_GET_F_CREATE)).is_some()
+    }
+}
+
+#[inline(always)]
+fn storage(task: Task, value: *mut c_void, flags: u64) -> Option<&'static mut Tag> {
+    // SAFETY: the map's value type is `Tag`; the kernel keeps the value at least until the program ends. Programs
+    // on other CPUs may write it at the same time; all fields are plain integers.
+    unsafe {
+        let map = (&raw const TAGS).cast_mut().cast();
+        bpf_task_storage_get(map, task.0.cast_mut().cast(), value, flags).cast::<Tag>().as_mut()
+    }
+}
+
+/// `struct signal_struct *`: what the threads of a process share.
+#[derive(Clone, Copy)]
+pub(crate) struct Signal(pub(crate) *const u8);
+
+impl Signal {
+    /// CPU of threads that are gone.
+    #[inline(always)]
+    pub(crate) fn dead_cpu(self) -> Cpu {
+        Cpu {
+            runtime_ns: read!(self.0, signal_sum_sched_runtime),
+            user_ns: read!(self.0, signal_utime),
+            system_ns: read!(self.0, signal_stime),
+        }
+    }
+}
+
+/// Sum of two accounts.
+#[inline(always)]
+pub(crate) fn add(a: Cpu, b: Cpu) -> Cpu {
+    Cpu {
+        runtime_ns: a.runtime_ns + b.runtime_ns,
+        user_ns: a.user_ns + b.user_ns,
+        system_ns: a.system_ns + b.system_ns,
+    }
+}

@@ -1,0 +1,219 @@
+//! A process from fork to the moment it leaves the kernel.
+
+use core::intrinsics::{AtomicOrdering, atomic_xadd, atomic_xchg};
+
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::programs::BtfTracePointContext;
+use collector_ebpf::event::{
+    Counter, DEATH_OOM, DEATH_OOM_KNOWN, DEATH_SENT_BY_KERNEL, DEATH_SENT_BY_PROCESS, Death, EXEC, EXIT,
+    Exec, Exit, FORK, Fork, Header, NONE, REAP, RENAME, Reap, Rename,
+};
+use collector_ebpf::offsets::ABSENT;
+use collector_ebpf::slot::{EXITED, LIVE, REAPED, ROLE_MASTER, ROLE_WORKER, SentSignal, Slot, Tag};
+
+use crate::kernel::{Task, add, offset, read};
+use crate::{FREE_SLOTS, SLOTS, count, emit};
+
+/// `SIGNAL_GROUP_EXIT` of `include/linux/sched/signal.h`.
+const SIGNAL_GROUP_EXIT: u32 = 4;
+const SIGKILL: u32 = 9;
+
+#[inline(always)]
+fn header(kind: u32, process: Task, at_ns: u64) -> Header {
+    Header { kind, pid: process.pid(), start_ns: process.start_ns(), at_ns }
+}
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: no precondition.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// Publishes a slot's phase after what it vouches for: the exchange is a full barrier.
+#[inline(always)]
+fn publish(slot: *mut Slot, phase: u32) {
+    // SAFETY: a pointer into the array, checked by the verifier.
+    unsafe { atomic_xchg::<u32, { AtomicOrdering::SeqCst }>(&raw mut (*slot).phase, phase) };
+}
+
+#[btf_tracepoint(function = "sched_process_fork")]
+fn process_fork(ctx: BtfTracePointContext) -> i32 {
+    let child = Task(ctx.arg(1));
+    if child.tid() != child.pid() {
+        return 0;
+    }
+    let at_ns = now();
+    // Not the first argument: with CLONE_PARENT the child is its forker's sibling.
+    let parent = child.parent().leader();
+    let mut pool = NONE;
+    let mut slot_number = NONE;
+    if let Some(tag) = parent.tag()
+        && tag.role & ROLE_MASTER != 0
+    {
+        pool = tag.pool;
+        match FREE_SLOTS.pop().ok().flatten() {
+            Some(number) => slot_number = number,
+            None => count(Counter::NO_SLOT),
+        }
+        if let Some(slot) = SLOTS.get_ptr_mut(slot_number) {
+            // SAFETY: the number came off the free list, so until it is published nobody else looks at it.
+            unsafe {
+                (*slot).pid = child.pid();
+                (*slot).start_ns = child.start_ns();
+                (*slot).parent = parent.pid();
+                (*slot).pool = pool;
+                (*slot).forked_at_ns = at_ns;
+                (*slot).comm = child.comm();
+            }
+            publish(slot, LIVE);
+        }
+        let mut tag = Tag { pool, role: ROLE_WORKER, slot: slot_number, ..Tag::default() };
+        if !child.set_tag(&mut tag) {
+            count(Counter::NO_TAG);
+        }
+    }
+    emit(
+        FORK,
+        Fork {
+            header: header(FORK, child, at_ns),
+            parent: parent.pid(),
+            pool,
+            slot: slot_number,
+            padding: 0,
+            comm: child.comm(),
+        },
+    );
+    0
+}
+
+#[btf_tracepoint(function = "sched_process_exec")]
+fn process_exec(ctx: BtfTracePointContext) -> i32 {
+    let task = Task(ctx.arg(0));
+    let old_tid: u32 = ctx.arg(1);
+    let record = Exec {
+        header: header(EXEC, task, now()),
+        comm: task.comm(),
+        by_thread: u32::from(old_tid != task.pid()),
+        padding: 0,
+    };
+    emit(EXEC, record);
+    0
+}
+
+#[btf_tracepoint(function = "task_rename")]
+fn process_rename(ctx: BtfTracePointContext) -> i32 {
+    let task = Task(ctx.arg(0));
+    if task.tid() != task.pid() {
+        return 0;
+    }
+    let name: *const u8 = ctx.arg(1);
+    let mut comm = [0; 16];
+    // SAFETY: the kernel passes a string; the helper stops at its end or at the size of the buffer.
+    if unsafe { aya_ebpf::helpers::bpf_probe_read_kernel_str_bytes(name, &mut comm) }.is_err() {
+        return 0;
+    }
+    emit(RENAME, Rename { header: header(RENAME, task, now()), comm });
+    0
+}
+
+/// Runs in each thread that ends. The last one speaks for the process: `signal->live` is 0 by then.
+#[btf_tracepoint(function = "sched_process_exit")]
+fn process_exit(ctx: BtfTracePointContext) -> i32 {
+    let task = Task(ctx.arg(0));
+    let signal = task.signal();
+    let live: i32 = read!(signal.0, signal_live);
+    if live != 0 {
+        return 0;
+    }
+    let leader = task.leader();
+    let at_ns = now();
+    let mut death = Death { wait_status: wait_status(leader), ..Death::default() };
+    death.peak_rss_pages = read!(signal.0, signal_maxrss);
+    if offset!(signal_oom_mm) != ABSENT {
+        let oom_mm: u64 = read!(signal.0, signal_oom_mm);
+        death.flags |= DEATH_OOM_KNOWN | if oom_mm != 0 { DEATH_OOM } else { 0 };
+    }
+    // The dead threads that were released already, this one, and the main thread if it is another: it stays until
+    // the process is reaped.
+    let mut cpu = add(signal.dead_cpu(), task.cpu());
+    if leader.tid() != task.tid() {
+        cpu = add(cpu, leader.cpu());
+    }
+    let mut slot_number = NONE;
+    if let Some(tag) = leader.tag() {
+        // Two threads that end together may both find nobody alive.
+        // SAFETY: a valid pointer to an aligned integer in the tag.
+        if unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(&raw mut tag.exits_reported, 1) } != 0
+        {
+            return 0;
+        }
+        slot_number = tag.slot;
+        let signal_number = death.wait_status & 0x7f;
+        if signal_number != 0 {
+            let sent = if signal_number == SIGKILL { &tag.kill } else { &tag.other };
+            name_sender(&mut death, sent, signal_number);
+        }
+        if let Some(slot) = SLOTS.get_ptr_mut(slot_number) {
+            // SAFETY: the slot is this process's until it is reaped and user space has read it.
+            unsafe {
+                (*slot).exited_at_ns = at_ns;
+                (*slot).death = death;
+                (*slot).cpu = cpu;
+            }
+            publish(slot, EXITED);
+        }
+    }
+    emit(EXIT, Exit { header: header(EXIT, leader, at_ns), slot: slot_number, padding: 0, death, cpu });
+    0
+}
+
+/// As `wait_task_zombie` in `kernel/exit.c` computes it.
+#[inline(always)]
+fn wait_status(leader: Task) -> u32 {
+    let signal = leader.signal();
+    let flags: u32 = read!(signal.0, signal_flags);
+    if flags & SIGNAL_GROUP_EXIT != 0 {
+        read!(signal.0, signal_group_exit_code)
+    } else {
+        read!(leader.0, task_exit_code)
+    }
+}
+
+#[inline(always)]
+fn name_sender(death: &mut Death, sent: &SentSignal, signal_number: u32) {
+    if sent.signal != signal_number {
+        return;
+    }
+    if sent.sender_pid == 0 {
+        death.flags |= DEATH_SENT_BY_KERNEL;
+    } else {
+        death.flags |= DEATH_SENT_BY_PROCESS;
+        death.sender_pid = sent.sender_pid;
+        death.sender_comm = sent.sender_comm;
+    }
+}
+
+/// The process was reaped and nothing runs on its behalf any more: the sums in `signal_struct` are final, the time
+/// it took to tear down its memory included (since 6.16 `sched_process_exit` comes before that).
+#[btf_tracepoint(function = "sched_process_free")]
+fn process_free(ctx: BtfTracePointContext) -> i32 {
+    let task = Task(ctx.arg(0));
+    if task.tid() != task.pid() {
+        return 0;
+    }
+    let Some(tag) = task.tag() else { return 0 };
+    let at_ns = now();
+    let cpu = task.signal().dead_cpu();
+    let slot_number = tag.slot;
+    if let Some(slot) = SLOTS.get_ptr_mut(slot_number) {
+        // SAFETY: as in `process_exit`.
+        unsafe {
+            (*slot).cpu = cpu;
+            (*slot).reaped_at_ns = at_ns;
+        }
+        publish(slot, REAPED);
+    }
+    emit(REAP, Reap { header: header(REAP, task, at_ns), slot: slot_number, padding: 0, cpu });
+    0
+}

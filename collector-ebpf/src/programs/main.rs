@@ -1,0 +1,101 @@
+//! The BPF programs: maps, and one kernel subject per module.
+//!
+//! They decide nothing: which process is a master, which pool it belongs to and when a slot is free again is told
+//! to them through [`TAGS`] and [`FREE_SLOTS`]. Kernel floor: BPF ring buffer and task iterator 5.8, task storage
+//! in tracing programs 5.12, atomics with fetch 5.12, BTF-typed tracepoints 5.5.
+#![no_std]
+#![no_main]
+#![allow(
+    internal_features,
+    reason = "BPF has no atomic types; the intrinsic is the only way to an atomic add"
+)]
+#![allow(unsafe_code, reason = "every kernel read is a raw pointer read that the verifier checks")]
+#![allow(clippy::multiple_unsafe_ops_per_block, reason = "kernel structs are read field after field")]
+#![feature(core_intrinsics)]
+
+mod kernel;
+mod lifecycle;
+mod signals;
+mod tasks;
+
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_RB_NO_WAKEUP, bpf_map_type};
+use aya_ebpf::btf_maps::{Array, PerCpuArray, Queue, RingBuf};
+use aya_ebpf::macros::btf_map;
+use collector_ebpf::event::Counter;
+use collector_ebpf::limits::{EVENT_RING_BYTES, MAX_SLOTS};
+use collector_ebpf::offsets::Offsets;
+use collector_ebpf::slot::{Slot, Tag};
+
+/// Set by the loader before the programs are verified.
+#[unsafe(no_mangle)]
+static OFFSETS: Offsets = Offsets::ABSENT;
+
+#[btf_map]
+static EVENTS: RingBuf<u64, EVENT_RING_BYTES> = RingBuf::new();
+
+#[btf_map]
+static SLOTS: Array<Slot, MAX_SLOTS, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+#[btf_map]
+static FREE_SLOTS: Queue<u32, MAX_SLOTS> = Queue::new();
+
+#[btf_map]
+static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
+
+/// Task storage, which aya-ebpf has no wrapper for.
+#[repr(C)]
+struct TaskStorage<T> {
+    r#type: *const [i32; bpf_map_type::BPF_MAP_TYPE_TASK_STORAGE as usize],
+    key: *const i32,
+    value: *const T,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; BPF_F_NO_PREALLOC as usize],
+}
+
+// SAFETY: the fields exist for their BTF types only and are never read; the kernel synchronises the map.
+unsafe impl<T> Sync for TaskStorage<T> {}
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".maps")]
+static TAGS: TaskStorage<Tag> = TaskStorage {
+    r#type: core::ptr::null(),
+    key: core::ptr::null(),
+    value: core::ptr::null(),
+    max_entries: core::ptr::null(),
+    map_flags: core::ptr::null(),
+};
+
+/// Adds one to a counter of this CPU.
+#[inline(always)]
+fn count(counter: u32) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter) {
+        // SAFETY: the pointer is to this CPU's 8 aligned bytes. An add that an interrupt could tear is not enough
+        // for counts that have to add up, so it is an atomic one.
+        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(value, 1) };
+    }
+}
+
+/// Sends one record without waking the reader, which drains by timer: a wake-up costs more than all the rest.
+#[inline(always)]
+fn emit<T: 'static>(kind: u32, record: T) {
+    count(Counter::counted(kind));
+    match EVENTS.reserve_untyped::<T>(0) {
+        Some(mut entry) => {
+            entry.write(record);
+            entry.submit(u64::from(BPF_RB_NO_WAKEUP));
+        }
+        None => count(Counter::lost(kind)),
+    }
+}
+
+/// A program that could panic is refused by the verifier, which sees a loop without end.
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

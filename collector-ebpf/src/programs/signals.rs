@@ -1,0 +1,56 @@
+//! Who signals whom, remembered on the receiver until it dies of it.
+
+use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid};
+use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::programs::BtfTracePointContext;
+use collector_ebpf::slot::SentSignal;
+
+use crate::kernel::{Task, read};
+
+const SIGKILL: u32 = 9;
+/// SIGCHLD, SIGCONT, SIGURG and SIGWINCH: ignored by default, so nobody dies of them.
+const HARMLESS: u64 = 1 << 17 | 1 << 18 | 1 << 23 | 1 << 28;
+/// `TRACE_SIGNAL_DELIVERED` and `TRACE_SIGNAL_LOSE_INFO` of `include/trace/events/signal.h`; in the other cases
+/// the signal was dropped, or one is pending already and its sender stays the cause.
+const DELIVERED: u32 = 0;
+const LOSE_INFO: u32 = 4;
+
+/// `(int sig, struct kernel_siginfo *info, struct task_struct *task, int type, int result)`
+#[btf_tracepoint(function = "signal_generate")]
+fn signal_sent(ctx: BtfTracePointContext) -> i32 {
+    let signal: u32 = ctx.arg(0);
+    let result: u32 = ctx.arg(4);
+    if signal > 64
+        || (signal < 64 && HARMLESS >> signal & 1 != 0)
+        || (result != DELIVERED && result != LOSE_INFO)
+    {
+        return 0;
+    }
+    let target = Task(ctx.arg(2));
+    let Some(tag) = target.leader().tag() else { return 0 };
+    let mut sent = SentSignal { signal, ..SentSignal::default() };
+    if by_process(ctx.arg(1)) {
+        sent.sender_pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        sent.sender_comm = bpf_get_current_comm().unwrap_or_default();
+    }
+    if signal == SIGKILL {
+        tag.kill = sent;
+    } else {
+        tag.other = sent;
+    }
+    0
+}
+
+/// `info` is 0 for a signal without information from a process (`SEND_SIG_NOINFO`), 1 for one from the kernel
+/// (`SEND_SIG_PRIV`), else a pointer; codes above 0 are the kernel's (sigaction(2)).
+#[inline(always)]
+fn by_process(info: *const u8) -> bool {
+    match info as u64 {
+        0 => true,
+        1 => false,
+        _ => {
+            let code: i32 = read!(info, siginfo_code);
+            code <= 0
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Every task of the host in one `read()`: the figures of tracked processes, or the identity of all.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated::bpf_seq_write;
+use collector_ebpf::offsets::ABSENT;
+use collector_ebpf::task::{TASK_HAS_MEMORY, TASK_KERNEL_THREAD, TASK_MAIN_THREAD, TaskRow};
+
+use crate::kernel::{Task, add, offset, read, read_if_present};
+
+/// `PF_KTHREAD` of `include/linux/sched.h`.
+const PF_KTHREAD: u32 = 0x0020_0000;
+
+/// `struct bpf_iter_meta`
+#[repr(C)]
+struct Meta {
+    seq: *mut c_void,
+}
+
+/// `struct bpf_iter__task`
+#[repr(C)]
+struct IterTask {
+    meta: *const Meta,
+    task: *const u8,
+}
+
+#[inline(always)]
+fn write(ctx: &IterTask, row: &TaskRow) {
+    // SAFETY: `meta` and `seq` are never null in an iterator program. A full buffer makes the kernel call the
+    // program for the same task again, so the result needs no look.
+    unsafe {
+        bpf_seq_write((*ctx.meta).seq.cast(), core::ptr::from_ref(row).cast(), size_of::<TaskRow>() as u32);
+    }
+}
+
+#[inline(always)]
+fn identity(task: Task, leader: Task) -> TaskRow {
+    let flags: u32 = read!(task.0, task_flags);
+    let mut row = TaskRow {
+        pid: task.pid(),
+        tid: task.tid(),
+        start_ns: leader.start_ns(),
+        exit_state: read!(task.0, task_exit_state),
+        state: read!(task.0, task_state),
+        ..TaskRow::default()
+    };
+    if flags & PF_KTHREAD != 0 {
+        row.flags |= TASK_KERNEL_THREAD;
+    }
+    if row.tid == row.pid {
+        row.flags |= TASK_MAIN_THREAD;
+        row.parent = task.parent().pid();
+        row.comm = task.comm();
+    }
+    row
+}
+
+/// Gives [`read!`] the type to read.
+#[inline(always)]
+fn u64_of(value: u64) -> u64 {
+    value
+}
+
+/// One row per process, with who it is and nothing else: at start and after losses.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+extern "C" fn all_processes(ctx: &IterTask) -> i32 {
+    if ctx.task.is_null() {
+        return 0;
+    }
+    let task = Task(ctx.task);
+    if task.tid() != task.pid() {
+        return 0;
+    }
+    let row = identity(task, task);
+    write(ctx, &row);
+    0
+}
+
+/// One row per thread of a tracked process. Rows of one process add up: the main thread's holds what the
+/// threads that are gone have left in `signal_struct`.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+extern "C" fn tracked_tasks(ctx: &IterTask) -> i32 {
+    if ctx.task.is_null() {
+        return 0;
+    }
+    let task = Task(ctx.task);
+    let leader = task.leader();
+    if leader.tag().is_none() {
+        return 0;
+    }
+    let mut row = identity(task, leader);
+    let mut cpu = task.cpu();
+    row.minor_faults = read!(task.0, task_min_flt);
+    row.major_faults = read!(task.0, task_maj_flt);
+    row.voluntary_switches = read!(task.0, task_nvcsw);
+    row.involuntary_switches = read!(task.0, task_nivcsw);
+    row.run_delay_ns = read_if_present!(task.0, task_run_delay);
+    row.read_bytes = read_if_present!(task.0, task_read_bytes);
+    row.written_bytes = read_if_present!(task.0, task_write_bytes);
+    if row.flags & TASK_MAIN_THREAD != 0 {
+        let signal = task.signal();
+        cpu = add(cpu, signal.dead_cpu());
+        row.threads = read!(signal.0, signal_nr_threads);
+        row.minor_faults += u64_of(read!(signal.0, signal_min_flt));
+        row.major_faults += u64_of(read!(signal.0, signal_maj_flt));
+        row.voluntary_switches += u64_of(read!(signal.0, signal_nvcsw));
+        row.involuntary_switches += u64_of(read!(signal.0, signal_nivcsw));
+        if offset!(signal_read_bytes) != ABSENT {
+            row.read_bytes += u64_of(read!(signal.0, signal_read_bytes));
+            row.written_bytes += u64_of(read!(signal.0, signal_write_bytes));
+        }
+        memory(task, &mut row);
+    }
+    row.runtime_ns = cpu.runtime_ns;
+    row.user_ns = cpu.user_ns;
+    row.system_ns = cpu.system_ns;
+    write(ctx, &row);
+    0
+}
+
+/// Reads the address space without holding it: a task that ends at this moment may give zeros (a load from memory
+/// that is gone), never a fault.
+#[inline(always)]
+fn memory(task: Task, row: &mut TaskRow) {
+    if offset!(mm_rss_first) == ABSENT {
+        return;
+    }
+    let mm: *const u8 = read!(task.0, task_mm);
+    if mm.is_null() {
+        return;
+    }
+    row.flags |= TASK_HAS_MEMORY;
+    let first = offset!(mm_rss_first) as usize;
+    let stride = offset!(mm_rss_stride) as usize;
+    // Unrolled by hand: each address must be the base plus one constant for the verifier.
+    // SAFETY: as for every field, checked against the BTF of `mm_struct`.
+    unsafe {
+        row.rss_pages[0] = *mm.add(first).cast();
+        row.rss_pages[1] = *mm.add(first + stride).cast();
+        row.rss_pages[2] = *mm.add(first + 2 * stride).cast();
+        row.rss_pages[3] = *mm.add(first + 3 * stride).cast();
+    }
+}

@@ -1,0 +1,87 @@
+//! What the kernel keeps per tracked process: a [`Tag`] on its main thread, and, for workers, a [`Slot`] that
+//! user space maps.
+//!
+//! The slot is the record of the worker, the events are news of it: when the ring buffer had no room for the news,
+//! user space still finds here that a worker came, how it ended and what CPU it used. A slot is free, then belongs
+//! to one worker until user space has taken its final figures, and only user space gives it back.
+
+use crate::event::{Cpu, Death};
+use crate::limits::COMM_LEN;
+
+/// In [`Tag::role`]: its children are workers of [`Tag::pool`].
+pub const ROLE_MASTER: u32 = 1;
+/// In [`Tag::role`]: it is a worker.
+pub const ROLE_WORKER: u32 = 2;
+
+/// A signal on its way, remembered so that a death by it can name the sender. 24 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SentSignal {
+    /// Signal number; 0 when none was seen.
+    pub signal: u32,
+    /// Pid of the sender, 0 for the kernel.
+    pub sender_pid: u32,
+    /// Its name.
+    pub sender_comm: [u8; COMM_LEN],
+}
+
+/// Value of the task storage. 64 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tag {
+    /// Pool number that user space chose.
+    pub pool: u32,
+    /// `ROLE_…` bits.
+    pub role: u32,
+    /// Slot number, or [`crate::event::NONE`].
+    pub slot: u32,
+    /// Raised once by the thread that reports the exit, so that two last threads do not report two.
+    pub exits_reported: u32,
+    /// The last SIGKILL.
+    pub kill: SentSignal,
+    /// The last other signal whose default is to end the process.
+    pub other: SentSignal,
+}
+
+/// [`Slot::phase`]: nobody's.
+pub const FREE: u32 = 0;
+/// [`Slot::phase`]: its worker lives.
+pub const LIVE: u32 = 1;
+/// [`Slot::phase`]: its worker ended; `death` and a preliminary `cpu` are set.
+pub const EXITED: u32 = 2;
+/// [`Slot::phase`]: its worker is gone; `cpu` is final.
+pub const REAPED: u32 = 3;
+
+/// The record of one worker. 128 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Slot {
+    /// `FREE`, `LIVE`, `EXITED` or `REAPED`; written after the fields that it vouches for.
+    pub phase: u32,
+    /// Thread group id.
+    pub pid: u32,
+    /// Start, `CLOCK_BOOTTIME` ns.
+    pub start_ns: u64,
+    /// Thread group id of its parent.
+    pub parent: u32,
+    /// Pool number.
+    pub pool: u32,
+    /// When it was forked, `CLOCK_MONOTONIC` ns.
+    pub forked_at_ns: u64,
+    /// When its last thread ended, `CLOCK_MONOTONIC` ns.
+    pub exited_at_ns: u64,
+    /// How it ended.
+    pub death: Death,
+    /// CPU at its end.
+    pub cpu: Cpu,
+    /// When it left the kernel, `CLOCK_MONOTONIC` ns.
+    pub reaped_at_ns: u64,
+    /// Its name when it was forked.
+    pub comm: [u8; COMM_LEN],
+}
+
+const _: () = {
+    assert!(size_of::<SentSignal>() == 24);
+    assert!(size_of::<Tag>() == 64);
+    assert!(size_of::<Slot>() == 128);
+};
