@@ -16,6 +16,14 @@ macro_rules! offsets {
         impl Offsets {
             /// Nothing known.
             pub const ABSENT: Self = Self { $($name: ABSENT),+ };
+
+            /// Field names and values in declaration order.
+            pub fn named(&self) -> [(&'static str, u32); Self::COUNT] {
+                [$((stringify!($name), self.$name)),+]
+            }
+
+            /// Number of fields.
+            pub const COUNT: usize = [$(stringify!($name)),+].len();
         }
     };
 }

@@ -58,6 +58,74 @@ pub enum Input {
     },
 }
 
+/// A process as a full listing shows it.
+#[derive(Clone, Copy, Debug)]
+pub struct Listed {
+    /// Who.
+    pub process: ProcessKey,
+    /// Its parent's pid.
+    pub parent: Pid,
+    /// Its name.
+    pub comm: Comm,
+    /// It has no program and no address space of its own.
+    pub kernel_thread: bool,
+    /// It ended and was not reaped.
+    pub zombie: bool,
+}
+
+/// What a tracked process is to its pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It forks workers: its children are tracked from their first microsecond, where the source can do that.
+    Master,
+    /// It is a worker.
+    Worker,
+}
+
+/// Where facts come from. The collecting thread owns one and calls it; nothing here blocks or sleeps.
+pub trait Source {
+    /// `ebpf` or `procfs`.
+    fn name(&self) -> &'static str;
+
+    /// Hands over what happened since the last call.
+    fn drain(&mut self, out: &mut dyn FnMut(Input));
+
+    /// Reads the figures of every tracked process, then says [`Input::PassComplete`].
+    fn pass(&mut self, out: &mut dyn FnMut(Input));
+
+    /// Lists every process of the host.
+    fn list(&mut self, out: &mut dyn FnMut(Listed));
+
+    /// Starts to follow a process for pool number `pool`. Returns the record it was given, where there are records.
+    /// A process that is gone already is no error: its end was or will be reported.
+    fn track(&mut self, process: ProcessKey, pool: u32, role: Role) -> SlotRecord;
+
+    /// Stops following a process that goes on living.
+    fn untrack(&mut self, process: ProcessKey);
+
+    /// Gives back the record of a worker whose final figures were taken.
+    fn release(&mut self, record: u32);
+
+    /// Lifecycle events by kind.
+    fn event_counts(&self) -> Vec<crate::snapshot::EventCounts>;
+
+    /// What was lost, by reason, since start.
+    fn losses(&self) -> Vec<(&'static str, u64)>;
+
+    /// What this source can do here.
+    fn features(&self) -> Vec<crate::snapshot::Feature>;
+
+    /// Cost of the programs in the kernel; empty where there are none or the kernel does not count.
+    fn programs(&self) -> Vec<crate::snapshot::ProgramCost> {
+        Vec::new()
+    }
+
+    /// Kernel memory held for us, bytes.
+    fn map_bytes(&self) -> Option<u64> {
+        None
+    }
+}
+
 /// A process came into being.
 #[derive(Clone, Copy, Debug)]
 pub struct Fork {

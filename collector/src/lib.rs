@@ -1,4 +1,6 @@
 //! `collector` sees inside worker processes from outside.
+pub mod histogram;
 pub mod input;
+pub mod kernel;
 pub mod snapshot;
 pub mod units;

@@ -1,0 +1,17 @@
+//! The eBPF source: loads the programs, and turns what comes out of the kernel into [`crate::input`] facts.
+//!
+//! Knows nothing of pools, names or rules; a pool is a number that comes back with a process.
+#![allow(unsafe_code, reason = "bpf(2) and memory shared with the kernel; each block argues its case")]
+
+pub mod btf;
+mod events;
+mod load;
+pub mod offsets;
+mod slots;
+mod source;
+pub mod support;
+mod sys;
+mod tasks;
+
+pub use load::LoadError;
+pub use source::KernelSource;

@@ -1,0 +1,119 @@
+//! The table of kernel fields that the programs read, and how layouts that changed are told apart.
+//!
+//! A field that every supported kernel must have and that is missing refuses the load by name. The other ones are
+//! marked [`ABSENT`], and the feature that needs them is off.
+
+use collector_ebpf::offsets::{ABSENT, Offsets};
+use thiserror::Error;
+
+use super::btf::{Btf, BtfError, Field};
+
+/// Why offsets could not be resolved.
+#[derive(Debug, Error)]
+pub enum OffsetsError {
+    /// The bytes are not usable BTF.
+    #[error(transparent)]
+    Btf(#[from] BtfError),
+    /// A struct is missing.
+    #[error("this kernel's BTF has no struct {0}")]
+    Struct(&'static str),
+    /// A field is missing or has an unexpected size.
+    #[error("this kernel's BTF has no usable field {0}")]
+    Field(String),
+}
+
+/// Resolves every offset from the running kernel's BTF.
+pub fn resolve(btf_bytes: &[u8]) -> Result<Offsets, OffsetsError> {
+    let btf = Btf::parse(btf_bytes)?;
+    const NAMES: [&str; 4] = ["task_struct", "signal_struct", "mm_struct", "kernel_siginfo"];
+    let found = btf.find_structs(NAMES);
+    let id = |index: usize| found[index].ok_or(OffsetsError::Struct(NAMES[index]));
+    let (task, signal, mm, siginfo) = (id(0)?, id(1)?, id(2)?, id(3)?);
+    let optional = |id: u32, path: &str, size: u32| {
+        btf.field(id, path).filter(|f| f.size == size && f.elements.is_none()).map_or(ABSENT, |f| f.offset)
+    };
+    let required = |name: &str, id: u32, path: &str, size: u32| match optional(id, path, size) {
+        ABSENT => Err(OffsetsError::Field(format!("{name}.{path} of {size} bytes"))),
+        offset => Ok(offset),
+    };
+    let of_task = |path, size| required("task_struct", task, path, size);
+    let of_signal = |path, size| required("signal_struct", signal, path, size);
+    // Before 5.14 the field was `long state`; its first four bytes are all that was ever used (little endian).
+    let state = match optional(task, "__state", 4) {
+        ABSENT => of_task("state", 8)?,
+        offset => offset,
+    };
+    let comm = btf.field(task, "comm").filter(|f| f.size == 1 && f.elements == Some(16));
+    let (mm_rss_first, mm_rss_stride) = rss(&btf, mm).unwrap_or((ABSENT, ABSENT));
+    Ok(Offsets {
+        task_pid: of_task("pid", 4)?,
+        task_tgid: of_task("tgid", 4)?,
+        task_group_leader: of_task("group_leader", 8)?,
+        task_real_parent: of_task("real_parent", 8)?,
+        task_signal: of_task("signal", 8)?,
+        task_mm: of_task("mm", 8)?,
+        task_comm: comm.ok_or_else(|| OffsetsError::Field("task_struct.comm of 16 bytes".into()))?.offset,
+        task_start_boottime: of_task("start_boottime", 8)?,
+        task_exit_code: of_task("exit_code", 4)?,
+        task_flags: of_task("flags", 4)?,
+        task_exit_state: of_task("exit_state", 4)?,
+        task_state: state,
+        task_sum_exec_runtime: of_task("se.sum_exec_runtime", 8)?,
+        task_utime: of_task("utime", 8)?,
+        task_stime: of_task("stime", 8)?,
+        task_min_flt: of_task("min_flt", 8)?,
+        task_maj_flt: of_task("maj_flt", 8)?,
+        task_nvcsw: of_task("nvcsw", 8)?,
+        task_nivcsw: of_task("nivcsw", 8)?,
+        task_run_delay: optional(task, "sched_info.run_delay", 8),
+        task_read_bytes: optional(task, "ioac.read_bytes", 8),
+        task_write_bytes: optional(task, "ioac.write_bytes", 8),
+        signal_live: of_signal("live.counter", 4)?,
+        signal_nr_threads: of_signal("nr_threads", 4)?,
+        signal_sum_sched_runtime: of_signal("sum_sched_runtime", 8)?,
+        signal_utime: of_signal("utime", 8)?,
+        signal_stime: of_signal("stime", 8)?,
+        signal_min_flt: of_signal("min_flt", 8)?,
+        signal_maj_flt: of_signal("maj_flt", 8)?,
+        signal_nvcsw: of_signal("nvcsw", 8)?,
+        signal_nivcsw: of_signal("nivcsw", 8)?,
+        signal_read_bytes: optional(signal, "ioac.read_bytes", 8),
+        signal_write_bytes: optional(signal, "ioac.write_bytes", 8),
+        signal_maxrss: of_signal("maxrss", 8)?,
+        signal_oom_mm: optional(signal, "oom_mm", 8),
+        signal_flags: of_signal("flags", 4)?,
+        signal_group_exit_code: of_signal("group_exit_code", 4)?,
+        mm_rss_first,
+        mm_rss_stride,
+        siginfo_code: required("kernel_siginfo", siginfo, "si_code", 4)?,
+    })
+}
+
+/// Offset of the first counter of resident pages and the distance to the next. Since 6.2 `rss_stat` is an array of
+/// `struct percpu_counter`; before, a struct with an array of `atomic_long_t count`.
+fn rss(btf: &Btf<'_>, mm: u32) -> Option<(u32, u32)> {
+    const KINDS: u32 = collector_ebpf::task::RSS_KINDS as u32;
+    let stat = btf.field(mm, "rss_stat")?;
+    if let Some(elements) = stat.elements {
+        let count = btf.element_field(stat, "count").filter(|f: &Field| f.size == 8)?;
+        return (elements >= KINDS).then_some((stat.offset.checked_add(count.offset)?, stat.size));
+    }
+    let count = btf.field(mm, "rss_stat.count")?;
+    (count.elements? >= KINDS && count.size == 8).then_some((count.offset, count.size))
+}
+
+/// Names of the fields that this kernel lacks.
+pub fn absent(offsets: &Offsets) -> Vec<&'static str> {
+    offsets.named().into_iter().filter(|(_, offset)| *offset == ABSENT).map(|(name, _)| name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_what_is_missing() {
+        let error = resolve(b"nonsense").map_err(|e| e.to_string());
+        assert!(error.is_err_and(|e| e.contains("not BTF")), "names the problem");
+    }
+}

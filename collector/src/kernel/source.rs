@@ -1,0 +1,268 @@
+//! [`KernelSource`]: the eBPF implementation of [`Source`].
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use aya::Ebpf;
+use aya::maps::{MapData, PerCpuArray};
+use collector_ebpf::event::{Counter, EXEC, EXIT, FORK, KINDS, NONE, REAP, RENAME};
+use collector_ebpf::slot::{EXITED, REAPED, ROLE_MASTER, ROLE_WORKER, Slot, Tag};
+
+use super::events::{self, EventReader};
+use super::load::{self, LoadError};
+use super::slots::SlotTable;
+use super::support::Support;
+use super::sys;
+use super::tasks::{Missing, TaskReader};
+use crate::input::{self, Comm, Input, Listed, Role, SlotRecord, Source};
+use crate::snapshot::{EventCounts, Feature, ProgramCost};
+use crate::units::{HostFacts, ProcessKey, monotonic_ns};
+
+const KIND_NAMES: [(u32, &str); KINDS] =
+    [(FORK, "fork"), (EXEC, "exec"), (RENAME, "rename"), (EXIT, "exit"), (REAP, "reap")];
+
+/// Watches through eBPF.
+pub struct KernelSource {
+    events: EventReader,
+    tasks: TaskReader,
+    slots: SlotTable,
+    tags: MapData,
+    counters: PerCpuArray<MapData, u64>,
+    ebpf: Ebpf,
+    features: Vec<Feature>,
+    missing: Missing,
+    host: HostFacts,
+    map_bytes: Option<u64>,
+    /// Events lost, as of the last look.
+    lost_seen: u64,
+    /// Processes whose story was told from their slot; their late events must not tell it again.
+    told: HashSet<ProcessKey>,
+    failed_passes: u64,
+    failed_tags: u64,
+}
+
+impl KernelSource {
+    /// Loads and attaches everything.
+    pub fn open(support: &Support, host: HostFacts) -> Result<Self, LoadError> {
+        let loaded = load::load(support)?;
+        let off = |name: &str| loaded.features.iter().any(|f| f.name == name && !f.enabled);
+        let missing = Missing { run_delay: off("run_delay"), storage_io: off("storage_io") };
+        Ok(Self {
+            events: EventReader::new(loaded.events, host),
+            tasks: TaskReader::new(loaded.tracked_tasks, loaded.all_processes, host),
+            slots: loaded.slots,
+            tags: loaded.tags,
+            counters: loaded.counters,
+            ebpf: loaded.ebpf,
+            features: loaded.features,
+            missing,
+            host,
+            map_bytes: map_bytes(),
+            lost_seen: 0,
+            told: HashSet::new(),
+            failed_passes: 0,
+            failed_tags: 0,
+        })
+    }
+
+    fn counter(&self, index: u32) -> u64 {
+        self.counters.get(&index, 0).map_or(0, |values| values.iter().sum())
+    }
+
+    fn lost(&self) -> u64 {
+        KIND_NAMES.iter().map(|(kind, _)| self.counter(Counter::lost(*kind))).sum()
+    }
+
+    /// Tells from the slots what events did not: who came, who ended and how. The ring buffer was drained just
+    /// before; what still arrives for these processes is older than their slot.
+    fn recover(&mut self, out: &mut dyn FnMut(Input)) {
+        for (number, slot) in self.slots.in_use() {
+            let child = ProcessKey { pid: slot.pid, start_ticks: self.host.ticks_from_nanos(slot.start_ns) };
+            out(Input::Fork(input::Fork {
+                child,
+                parent: slot.parent,
+                comm: Comm(slot.comm),
+                pool: events::some(slot.pool),
+                record: Some(number),
+                at_ns: slot.forked_at_ns,
+            }));
+            if slot.phase == EXITED || slot.phase == REAPED {
+                out(Input::Exit(events::death(child, &slot.death, slot.cpu, self.host, slot.exited_at_ns)));
+            }
+            if slot.phase == REAPED {
+                let cpu = Some(events::cpu(slot.cpu));
+                self.told.insert(child);
+                out(Input::Reap(input::Reap { process: child, cpu, at_ns: slot.reaped_at_ns }));
+            }
+        }
+    }
+
+    /// Opens a process by pid and makes sure it is the one that is meant.
+    fn open_process(&self, process: ProcessKey) -> io::Result<Option<std::os::fd::OwnedFd>> {
+        let pidfd = match sys::pidfd_open(process.pid) {
+            Ok(pidfd) => pidfd,
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        // While we hold the pidfd the process is either the one whose start we read now, or gone.
+        let started = procfs::process::Process::new(process.pid.cast_signed()).and_then(|p| p.stat());
+        Ok(started.is_ok_and(|stat| stat.starttime == process.start_ticks).then_some(pidfd))
+    }
+}
+
+impl Source for KernelSource {
+    fn name(&self) -> &'static str {
+        "ebpf"
+    }
+
+    fn drain(&mut self, out: &mut dyn FnMut(Input)) {
+        if self.told.is_empty() {
+            self.events.drain(out);
+            return;
+        }
+        let told = std::mem::take(&mut self.told);
+        self.events.drain(&mut |input| {
+            let process = match &input {
+                Input::Fork(fork) => fork.child,
+                Input::Exit(exit) => exit.process,
+                Input::Reap(reap) => reap.process,
+                _ => return out(input),
+            };
+            if !told.contains(&process) {
+                out(input);
+            }
+        });
+    }
+
+    fn pass(&mut self, out: &mut dyn FnMut(Input)) {
+        let lost = self.lost();
+        if lost > self.lost_seen {
+            out(Input::Lost { events: lost - self.lost_seen });
+            self.lost_seen = lost;
+            self.recover(out);
+        }
+        let started_ns = monotonic_ns();
+        match self.tasks.pass(self.missing, &mut |sample| out(Input::Sample(sample))) {
+            Ok(()) => out(Input::PassComplete { started_ns }),
+            Err(error) => {
+                self.failed_passes += 1;
+                tracing::warn!(%error, "reading the task iterator failed; figures stay as they were");
+            }
+        }
+    }
+
+    fn list(&mut self, out: &mut dyn FnMut(Listed)) {
+        if let Err(error) = self.tasks.list(out) {
+            self.failed_passes += 1;
+            tracing::warn!(%error, "listing processes failed");
+        }
+    }
+
+    fn track(&mut self, process: ProcessKey, pool: u32, role: Role) -> SlotRecord {
+        let pidfd = match self.open_process(process) {
+            Ok(Some(pidfd)) => pidfd,
+            Ok(None) => return None,
+            Err(error) => {
+                self.failed_tags += 1;
+                tracing::warn!(pid = process.pid, %error, "opening a process to track it failed");
+                return None;
+            }
+        };
+        let (role, slot) = match role {
+            Role::Master => (ROLE_MASTER, None),
+            Role::Worker => {
+                let start_ns = self.host.nanos_from_ticks(process.start_ticks);
+                (ROLE_WORKER, self.slots.take(Slot { pid: process.pid, start_ns, pool, ..Slot::default() }))
+            }
+        };
+        let tag = Tag { pool, role, slot: slot.unwrap_or(NONE), ..Tag::default() };
+        match sys::task_storage_set(self.tags.fd().as_fd(), pidfd.as_fd(), &tag) {
+            Ok(()) => slot,
+            Err(error) => {
+                if let Some(slot) = slot {
+                    self.slots.release(slot);
+                }
+                if error.raw_os_error() != Some(libc::ESRCH) {
+                    self.failed_tags += 1;
+                    tracing::warn!(pid = process.pid, %error, "tagging a process failed; it is not followed");
+                }
+                None
+            }
+        }
+    }
+
+    fn untrack(&mut self, process: ProcessKey) {
+        if let Ok(Some(pidfd)) = self.open_process(process) {
+            // ENOENT: it had no tag. Gone in between: the kernel freed the tag with it.
+            let _ = sys::task_storage_delete(self.tags.fd().as_fd(), pidfd.as_fd());
+        }
+    }
+
+    fn release(&mut self, record: u32) {
+        self.slots.release(record);
+    }
+
+    fn event_counts(&self) -> Vec<EventCounts> {
+        KIND_NAMES
+            .iter()
+            .map(|(kind, name)| EventCounts {
+                kind: name,
+                counted: self.counter(Counter::counted(*kind)),
+                delivered: self.events.delivered[*kind as usize - 1],
+                lost: self.counter(Counter::lost(*kind)),
+            })
+            .collect()
+    }
+
+    fn losses(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("event_malformed", self.events.malformed),
+            ("no_free_slot", self.counter(Counter::NO_SLOT)),
+            ("tag_not_stored", self.counter(Counter::NO_TAG) + self.failed_tags),
+            ("pass_failed", self.failed_passes),
+        ]
+    }
+
+    fn features(&self) -> Vec<Feature> {
+        self.features.clone()
+    }
+
+    fn programs(&self) -> Vec<ProgramCost> {
+        self.ebpf
+            .programs()
+            .filter_map(|(name, program)| {
+                let info = program.info().ok()?;
+                let (runs, run_time_ns) = (info.run_count(), info.run_time());
+                let run_time_ns = u64::try_from(run_time_ns.as_nanos()).unwrap_or(u64::MAX);
+                (runs > 0).then(|| ProgramCost { name: name.to_owned(), runs, run_time_ns })
+            })
+            .collect()
+    }
+
+    fn map_bytes(&self) -> Option<u64> {
+        self.map_bytes
+    }
+}
+
+/// Sum of `memlock` over our map descriptors, as the kernel shows it in `/proc/self/fdinfo` (`bpf_map_show_fdinfo`).
+/// Constant while we run: every map but the task storage is allocated when it is made.
+fn map_bytes() -> Option<u64> {
+    let mut sum = None;
+    for entry in std::fs::read_dir("/proc/self/fdinfo").ok()?.flatten() {
+        let Ok(text) = std::fs::read_to_string(entry.path()) else { continue };
+        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+        if field("map_id:").is_some()
+            && let Some(bytes) = field("memlock:")
+        {
+            sum = Some(sum.unwrap_or(0) + bytes);
+        }
+    }
+    sum
+}
+
+impl std::fmt::Debug for KernelSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KernelSource").field("tags", &self.tags.fd().as_fd().as_raw_fd()).finish_non_exhaustive()
+    }
+}
