@@ -187,8 +187,6 @@ pub struct Worker {
     pub state: WorkerState,
     /// When it entered the state, nanoseconds since the Unix epoch.
     pub since_unix_ns: u64,
-    /// It ended and was not reaped.
-    pub defunct: bool,
     /// When it started, nanoseconds since the Unix epoch.
     pub started_unix_ns: u64,
     /// Cumulative figures; `None` before the first reading.

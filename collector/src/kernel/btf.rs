@@ -244,7 +244,8 @@ mod tests {
         types.extend([name("outer"), KIND_STRUCT << 24 | 3, 32]);
         types.extend([name("a"), 1, 0, 0, 3, 64, name("c"), 4, 128]); // 5
         let mut bytes = Vec::new();
-        for word in [0x0001_eb9f, 24, 0, types.len() as u32 * 4, types.len() as u32 * 4, strings.len() as u32] {
+        for word in [0x0001_eb9f, 24, 0, types.len() as u32 * 4, types.len() as u32 * 4, strings.len() as u32]
+        {
             bytes.extend(u32::to_ne_bytes(word));
         }
         for word in types {

@@ -2,8 +2,8 @@
 
 use aya::maps::{MapData, RingBuf};
 use collector_ebpf::event::{
-    DEATH_OOM, DEATH_OOM_KNOWN, DEATH_SENT_BY_KERNEL, DEATH_SENT_BY_PROCESS, Death, EXEC, EXIT, Exec, Exit, FORK,
-    Fork, Header, KINDS, NONE, REAP, RENAME, Reap, Rename,
+    DEATH_OOM, DEATH_OOM_KNOWN, DEATH_SENT_BY_KERNEL, DEATH_SENT_BY_PROCESS, Death, EXEC, EXIT, Exec, Exit,
+    FORK, Fork, Header, KINDS, NONE, REAP, RENAME, Reap, Rename,
 };
 
 use crate::input::{self, Comm, ExitStatus, Input, Sender};

@@ -61,7 +61,9 @@ impl LoadError {
     pub fn remedy(&self) -> String {
         match self {
             Self::Unsupported { remedy, .. } => remedy.clone(),
-            Self::Btf(_) | Self::Offsets(_) => "use a kernel whose BTF describes itself (Linux 5.14 or newer)".into(),
+            Self::Btf(_) | Self::Offsets(_) => {
+                "use a kernel whose BTF describes itself (Linux 5.14 or newer)".into()
+            }
             Self::Object(_) | Self::Program { .. } | Self::Map { .. } => {
                 "use Linux 5.14 or newer; if it is, the message above is worth a report".into()
             }
@@ -86,7 +88,13 @@ const TRACEPOINTS: [(&str, &str, bool, &str, &str); 6] = [
     (programs::FORK, "sched_process_fork", true, "lifecycle_events", ""),
     (programs::EXIT, "sched_process_exit", true, "lifecycle_events", ""),
     (programs::FREE, "sched_process_free", true, "lifecycle_events", ""),
-    (programs::EXEC, "sched_process_exec", false, "exec_events", "a worker that runs another program is not noticed"),
+    (
+        programs::EXEC,
+        "sched_process_exec",
+        false,
+        "exec_events",
+        "a worker that runs another program is not noticed",
+    ),
     (programs::RENAME, "task_rename", false, "rename_events", "a change of name is not noticed"),
     (programs::SIGNAL, "signal_generate", false, "signal_sender", "who sent a fatal signal is not known"),
 ];
@@ -97,7 +105,8 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
     }
     let btf_bytes = std::fs::read(VMLINUX_BTF).map_err(|e| LoadError::Btf(e.to_string()))?;
     let offsets = offsets::resolve(&btf_bytes)?;
-    let btf = Btf::parse(&btf_bytes, aya::Endianness::default()).map_err(|e| LoadError::Btf(e.to_string()))?;
+    let btf =
+        Btf::parse(&btf_bytes, aya::Endianness::default()).map_err(|e| LoadError::Btf(e.to_string()))?;
     drop(btf_bytes);
 
     let words: Vec<u32> = offsets.named().iter().map(|(_, offset)| *offset).collect();
@@ -135,7 +144,12 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
         ("oom_kill", "signal_oom_mm", "victims of the OOM killer are counted as killed by a signal"),
     ] {
         features.push(if absent.contains(&field) {
-            Feature { name: feature, enabled: false, reason: loss.into(), remedy: "another kernel build".into() }
+            Feature {
+                name: feature,
+                enabled: false,
+                reason: loss.into(),
+                remedy: "another kernel build".into(),
+            }
         } else {
             enabled(feature)
         });

@@ -29,7 +29,14 @@ impl SlotTable {
         // SAFETY: a fresh shared mapping at an address that the kernel chooses. The map was made with
         // BPF_F_MMAPABLE and MAX_SLOTS values of 128 bytes, so it is at least LENGTH long.
         let memory = unsafe {
-            mmap(None, LENGTH, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, array.fd().as_fd(), 0)
+            mmap(
+                None,
+                LENGTH,
+                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+                MapFlags::MAP_SHARED,
+                array.fd().as_fd(),
+                0,
+            )
         }?
         .cast::<Slot>();
         for number in 0..MAX_SLOTS as u32 {
@@ -53,7 +60,9 @@ impl SlotTable {
 
     /// Slots that belong to a worker.
     pub(super) fn in_use(&self) -> impl Iterator<Item = (u32, Slot)> + '_ {
-        (0..MAX_SLOTS as u32).filter_map(|n| self.get(n).map(|slot| (n, slot))).filter(|(_, s)| s.phase != FREE)
+        (0..MAX_SLOTS as u32)
+            .filter_map(|n| self.get(n).map(|slot| (n, slot)))
+            .filter(|(_, s)| s.phase != FREE)
     }
 
     /// Takes a slot for a worker that lived before it was tracked.

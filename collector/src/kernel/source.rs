@@ -251,7 +251,8 @@ fn map_bytes() -> Option<u64> {
     let mut sum = None;
     for entry in std::fs::read_dir("/proc/self/fdinfo").ok()?.flatten() {
         let Ok(text) = std::fs::read_to_string(entry.path()) else { continue };
-        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+        let field =
+            |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
         if field("map_id:").is_some()
             && let Some(bytes) = field("memlock:")
         {
@@ -263,6 +264,8 @@ fn map_bytes() -> Option<u64> {
 
 impl std::fmt::Debug for KernelSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("KernelSource").field("tags", &self.tags.fd().as_fd().as_raw_fd()).finish_non_exhaustive()
+        f.debug_struct("KernelSource")
+            .field("tags", &self.tags.fd().as_fd().as_raw_fd())
+            .finish_non_exhaustive()
     }
 }

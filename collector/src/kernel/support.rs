@@ -38,8 +38,8 @@ impl Support {
             let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
             u64::from_str_radix(line.trim(), 16).ok()
         });
-        let initial_pid_namespace = fs::read_link("/proc/self/ns/pid")
-            .is_ok_and(|link| link == Path::new(INITIAL_PID_NAMESPACE));
+        let initial_pid_namespace =
+            fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link == Path::new(INITIAL_PID_NAMESPACE));
         let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").ok().map(|s| s.trim().to_owned());
         Self { release, btf_missing, capabilities, initial_pid_namespace, lockdown }
     }

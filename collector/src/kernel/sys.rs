@@ -39,10 +39,13 @@ fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
 }
 
 /// Sets the value that a task storage map holds for the process behind a pidfd. `T` must be the map's value type.
-pub(super) fn task_storage_set<T: Copy>(map: BorrowedFd<'_>, pidfd: BorrowedFd<'_>, value: &T) -> io::Result<()> {
+pub(super) fn task_storage_set<T: Copy>(
+    map: BorrowedFd<'_>,
+    pidfd: BorrowedFd<'_>,
+    value: &T,
+) -> io::Result<()> {
     let key = pidfd.as_raw_fd();
-    let attr =
-        [pair(raw(map), 0), std::ptr::from_ref(&key) as u64, std::ptr::from_ref(value) as u64, 0];
+    let attr = [pair(raw(map), 0), std::ptr::from_ref(&key) as u64, std::ptr::from_ref(value) as u64, 0];
     bpf(BPF_MAP_UPDATE_ELEM, &attr).map(drop)
 }
 

@@ -120,11 +120,16 @@ impl TaskReader {
 }
 
 /// Reads whole rows; `None` at the end.
-fn fill<'a>(iterator: &mut File, buffer: &'a mut [u8]) -> io::Result<Option<impl Iterator<Item = TaskRow> + 'a>> {
+fn fill<'a>(
+    iterator: &mut File,
+    buffer: &'a mut [u8],
+) -> io::Result<Option<impl Iterator<Item = TaskRow> + 'a>> {
     let mut filled = 0;
     loop {
         let read = match iterator.read(&mut buffer[filled..]) {
-            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => continue,
+            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {
+                continue;
+            }
             result => result?,
         };
         filled += read;
@@ -150,7 +155,8 @@ fn key(row: &TaskRow, host: HostFacts) -> ProcessKey {
 }
 
 fn sample(leader: &TaskRow, sums: &Sums, missing: Missing, host: HostFacts, at_ns: u64) -> Sample {
-    let bytes = |kind: usize| u64::try_from(leader.rss_pages[kind]).unwrap_or(0).saturating_mul(host.page_size);
+    let bytes =
+        |kind: usize| u64::try_from(leader.rss_pages[kind]).unwrap_or(0).saturating_mul(host.page_size);
     let (file, anonymous, shmem) = (bytes(RSS_FILE), bytes(RSS_ANON), bytes(RSS_SHMEM));
     Sample {
         process: key(leader, host),

@@ -1,0 +1,331 @@
+//! Which pool a process belongs to, by the rules of the configuration. Pure: bytes in, verdict out.
+//!
+//! All conditions of a rule must hold; of several values of one condition any may. The first rule that matches
+//! wins. Names, command lines and paths are matched as bytes, because any byte can occur in them.
+
+use regex::bytes::{Captures, Regex};
+
+use super::process::ProgramFacts;
+
+/// Longest pool name, in characters.
+pub const MAX_NAME: usize = 128;
+
+/// What is known of a process when it is judged. Facts that were not read are `None` and match no condition.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Facts<'a> {
+    /// Name, as the kernel holds it.
+    pub comm: &'a [u8],
+    /// Path of the executable.
+    pub exe: Option<&'a [u8]>,
+    /// Arguments, each ended by a zero byte, or a title written over them.
+    pub cmdline: Option<&'a [u8]>,
+    /// Effective user id.
+    pub uid: Option<u32>,
+    /// Control group path.
+    pub cgroup: Option<&'a [u8]>,
+}
+
+/// Facts that a decision needs, so that the caller reads no others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Path of the executable.
+    pub exe: bool,
+    /// Arguments.
+    pub cmdline: bool,
+    /// User.
+    pub uid: bool,
+    /// Control group.
+    pub cgroup: bool,
+    /// The same facts of the parent.
+    pub parent: bool,
+}
+
+impl Needs {
+    /// What tells a program and its role.
+    pub const PROGRAM: Self = Self { exe: true, cmdline: true, uid: false, cgroup: true, parent: false };
+
+    /// These facts have been read. A fact that cannot be read is asked for again, which costs a failed open.
+    pub fn met_by(self, facts: &ProgramFacts) -> bool {
+        (!self.exe || facts.exe.is_some())
+            && (!self.cmdline || facts.cmdline.is_some())
+            && (!self.uid || facts.uid.is_some())
+            && (!self.cgroup || facts.cgroup.is_some())
+    }
+
+    fn with(self, other: Self) -> Self {
+        Self {
+            exe: self.exe || other.exe,
+            cmdline: self.cmdline || other.cmdline,
+            uid: self.uid || other.uid,
+            cgroup: self.cgroup || other.cgroup,
+            parent: self.parent || other.parent,
+        }
+    }
+}
+
+/// Conditions on one process; an empty list or `None` is no condition.
+#[derive(Clone, Debug, Default)]
+pub struct Conditions {
+    /// The name is one of these.
+    pub comm: Vec<Vec<u8>>,
+    /// The path of the executable is one of these.
+    pub exe: Vec<Vec<u8>>,
+    /// The arguments, joined by spaces, match.
+    pub cmdline: Option<Regex>,
+    /// The user is one of these.
+    pub uid: Vec<u32>,
+    /// The control group path matches.
+    pub cgroup: Option<Regex>,
+}
+
+impl Conditions {
+    /// There is none.
+    pub fn is_empty(&self) -> bool {
+        self.comm.is_empty()
+            && self.exe.is_empty()
+            && self.cmdline.is_none()
+            && self.uid.is_empty()
+            && self.cgroup.is_none()
+    }
+
+    fn needs(&self) -> Needs {
+        Needs {
+            exe: !self.exe.is_empty(),
+            cmdline: self.cmdline.is_some(),
+            uid: !self.uid.is_empty(),
+            cgroup: self.cgroup.is_some(),
+            parent: false,
+        }
+    }
+
+    fn hold(&self, facts: &Facts<'_>, joined: &[u8]) -> bool {
+        let one_of = |values: &[Vec<u8>], fact: Option<&[u8]>| {
+            values.is_empty() || fact.is_some_and(|fact| values.iter().any(|value| value == fact))
+        };
+        one_of(&self.comm, Some(facts.comm))
+            && one_of(&self.exe, facts.exe)
+            && (self.uid.is_empty() || facts.uid.is_some_and(|uid| self.uid.contains(&uid)))
+            && self.cgroup.as_ref().is_none_or(|regex| facts.cgroup.is_some_and(|path| regex.is_match(path)))
+            && self.cmdline.as_ref().is_none_or(|regex| facts.cmdline.is_some() && regex.is_match(joined))
+    }
+}
+
+/// One pool of the configuration.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// Name of the pool; `${capture}` takes a named capture of the command line.
+    pub name: String,
+    /// Conditions on the worker.
+    pub worker: Conditions,
+    /// Conditions on its parent. The children of such a parent are workers from their first microsecond.
+    pub parent: Conditions,
+    /// Configured number of workers.
+    pub size: Option<u32>,
+    /// Nanoseconds between readings.
+    pub interval_ns: Option<u64>,
+}
+
+impl Rule {
+    /// The name, if it does not depend on the process.
+    pub fn fixed_name(&self) -> Option<&str> {
+        (!self.name.contains("${")).then_some(self.name.as_str())
+    }
+
+    /// A pool of this name may come from this rule.
+    pub fn could_name(&self, pool: &str) -> bool {
+        match self.fixed_name() {
+            Some(name) => name == pool,
+            None => self.name.split("${").next().is_some_and(|prefix| pool.starts_with(prefix)),
+        }
+    }
+}
+
+/// The verdict on a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Match {
+    /// Index of the rule.
+    pub rule: usize,
+    /// Name of the pool.
+    pub pool: String,
+    /// The capture `app`.
+    pub app: Option<String>,
+    /// The capture `size`, if it is a number.
+    pub size: Option<u32>,
+}
+
+/// All rules, in order.
+#[derive(Clone, Debug, Default)]
+pub struct Matcher {
+    rules: Vec<Rule>,
+}
+
+impl Matcher {
+    /// Takes rules in their order.
+    pub fn new(rules: Vec<Rule>) -> Self {
+        Self { rules }
+    }
+
+    /// The rules.
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    /// What any of the rules needs to know.
+    pub fn needs(&self) -> Needs {
+        self.rules.iter().fold(Needs::default(), |needs, rule| {
+            let parent = Needs { parent: !rule.parent.is_empty(), ..rule.parent.needs() };
+            needs.with(rule.worker.needs()).with(parent)
+        })
+    }
+
+    /// The first rule that the process matches.
+    pub fn classify(&self, process: &Facts<'_>, parent: Option<&Facts<'_>>) -> Option<Match> {
+        let own_line = joined(process.cmdline);
+        let parent_line = parent.map(|p| joined(p.cmdline));
+        let (index, rule) = self.rules.iter().enumerate().find(|(_, rule)| {
+            let by_parent = rule.parent.is_empty()
+                || parent
+                    .zip(parent_line.as_ref())
+                    .is_some_and(|(facts, line)| rule.parent.hold(facts, line));
+            by_parent && rule.worker.hold(process, &own_line)
+        })?;
+        let captures = rule.worker.cmdline.as_ref().and_then(|regex| regex.captures(&own_line));
+        let capture = |name: &str| captures.as_ref().and_then(|c| captured(c, name));
+        Some(Match {
+            rule: index,
+            pool: expand(&rule.name, &capture),
+            app: capture("app").filter(|app| !app.is_empty()),
+            size: capture("size").and_then(|size| size.parse().ok()),
+        })
+    }
+
+    /// The first rule with conditions on the parent, and on nothing else, that this process meets as a parent: all
+    /// its children are workers.
+    pub fn master_of(&self, process: &Facts<'_>) -> Option<usize> {
+        let line = joined(process.cmdline);
+        self.rules.iter().position(|rule| {
+            !rule.parent.is_empty() && rule.worker.is_empty() && rule.parent.hold(process, &line)
+        })
+    }
+}
+
+/// Arguments as one line: zero bytes between them become spaces.
+pub fn joined(cmdline: Option<&[u8]>) -> Vec<u8> {
+    let mut line = cmdline.unwrap_or_default().to_vec();
+    while line.last() == Some(&0) {
+        line.pop();
+    }
+    for byte in &mut line {
+        if *byte == 0 {
+            *byte = b' ';
+        }
+    }
+    line
+}
+
+/// Text that is fit for a label: valid, without control characters, of bounded length.
+pub fn label_text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes)
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(MAX_NAME)
+        .collect()
+}
+
+fn captured(captures: &Captures<'_>, name: &str) -> Option<String> {
+    captures.name(name).map(|m| label_text(m.as_bytes()))
+}
+
+fn expand(template: &str, capture: &dyn Fn(&str) -> Option<String>) -> String {
+    let mut name = String::new();
+    let mut rest = template;
+    while let Some((before, after)) = rest.split_once("${") {
+        name.push_str(before);
+        let Some((variable, after)) = after.split_once('}') else {
+            rest = after;
+            break;
+        };
+        name.push_str(&capture(variable).unwrap_or_default());
+        rest = after;
+    }
+    name.push_str(rest);
+    name.chars().take(MAX_NAME).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn rule(name: &str, worker: Conditions) -> Rule {
+        Rule { name: name.into(), worker, parent: Conditions::default(), size: None, interval_ns: None }
+    }
+
+    fn comm(name: &str) -> Conditions {
+        Conditions { comm: vec![name.into()], ..Conditions::default() }
+    }
+
+    fn line(regex: &str) -> Conditions {
+        Conditions { cmdline: Some(Regex::new(regex).unwrap()), ..Conditions::default() }
+    }
+
+    fn facts<'a>(comm: &'a str, cmdline: &'a [u8]) -> Facts<'a> {
+        Facts { comm: comm.as_bytes(), cmdline: Some(cmdline), ..Facts::default() }
+    }
+
+    #[test]
+    fn the_first_match_wins() {
+        let matcher =
+            Matcher::new(vec![rule("one", comm("a")), rule("two", comm("a")), rule("rest", line("."))]);
+        assert_eq!(matcher.classify(&facts("a", b"x"), None).unwrap().pool, "one");
+        assert_eq!(matcher.classify(&facts("b", b"x"), None).unwrap().pool, "rest");
+        assert_eq!(matcher.classify(&facts("b", b""), None), None);
+    }
+
+    #[test]
+    fn captures_name_the_pool_the_app_and_the_size() {
+        let matcher =
+            Matcher::new(vec![rule("gunicorn-${app}", line(r"worker \[(?P<app>[^\]]+)\] of (?P<size>\d+)"))]);
+        let found = matcher.classify(&facts("g", b"gunicorn: worker [shop] of 4\0"), None).unwrap();
+        assert_eq!(
+            found,
+            Match { rule: 0, pool: "gunicorn-shop".into(), app: Some("shop".into()), size: Some(4) }
+        );
+    }
+
+    #[test]
+    fn parents_are_judged_too() {
+        let mut by_parent = rule("jobs", Conditions::default());
+        by_parent.parent = comm("master");
+        let matcher = Matcher::new(vec![by_parent]);
+        assert!(matcher.needs().parent);
+        let master = facts("master", b"");
+        assert!(matcher.classify(&facts("w", b""), Some(&master)).is_some());
+        assert!(matcher.classify(&facts("w", b""), None).is_none());
+        assert_eq!(matcher.master_of(&master), Some(0));
+    }
+
+    #[test]
+    fn hostile_captures_become_plain_text() {
+        let matcher = Matcher::new(vec![rule("${app}", line(r"(?s-u)app=(?P<app>.*)"))]);
+        let hostile = [b"app=a\n\"\\\xff".as_slice(), &[b'x'; 100_000]].concat();
+        let found = matcher.classify(&facts("x", &hostile), None).unwrap();
+        assert!(found.pool.starts_with("a \"\\\u{fffd}"), "{:?}", &found.pool[..8]);
+        assert_eq!(found.pool.chars().count(), MAX_NAME);
+    }
+
+    #[test]
+    fn only_needed_facts_are_asked_for() {
+        assert_eq!(Matcher::new(vec![rule("a", comm("a"))]).needs(), Needs::default());
+        assert!(Matcher::new(vec![rule("a", line("a"))]).needs().cmdline);
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(bytes: Vec<u8>, name in "[a-z${}]{0,12}") {
+            let matcher = Matcher::new(vec![rule(&name, line("(?-u)(?P<app>.)"))]);
+            let _ = matcher.classify(&Facts { comm: &bytes, cmdline: Some(&bytes), ..Facts::default() }, None);
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Who is a worker, of which pool, in which slot, and what is known about it. No IO anywhere below.
+
+pub mod matcher;
+pub mod pool;
+pub mod process;
+pub mod recognize;
+pub mod registry;
+pub mod state;

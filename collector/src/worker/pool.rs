@@ -1,0 +1,266 @@
+//! One pool: its slots, its totals and its distributions.
+//!
+//! Totals only ever grow: each reading of a worker adds what it used since the last one, and its end adds the rest.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::Arc;
+
+use crate::histogram::{Scale, Windowed};
+use crate::input::{ExitStatus, Sample};
+use crate::snapshot::ExitCounts;
+use crate::units::{CpuTime, ProcessKey};
+
+/// Number of a pool; never used twice in one run.
+pub type PoolId = u32;
+
+/// Share of one CPU; bounds for workers that have up to a few threads.
+const CPU_UTILIZATION: Scale = Scale {
+    per_unit: 1e6,
+    bounds: &[
+        0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0, 4.0, 8.0,
+    ],
+    ceiling: 4096.0,
+};
+
+/// Bytes, by powers of two from 1 MiB to 16 GiB.
+const WORKER_RSS: Scale = Scale {
+    per_unit: 1.0,
+    bounds: &[
+        1048576.0,
+        2097152.0,
+        4194304.0,
+        8388608.0,
+        16777216.0,
+        33554432.0,
+        67108864.0,
+        134217728.0,
+        268435456.0,
+        536870912.0,
+        1073741824.0,
+        2147483648.0,
+        4294967296.0,
+        8589934592.0,
+        17179869184.0,
+    ],
+    ceiling: (1u64 << 50) as f64,
+};
+
+/// Seconds, from a millisecond to a day.
+const LIFETIME: Scale = Scale {
+    per_unit: 1e6,
+    bounds: &[
+        0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0,
+        14400.0, 86400.0,
+    ],
+    ceiling: 3.2e9,
+};
+
+/// A numbered place that workers hold one after another.
+#[derive(Clone, Copy, Debug, Default)]
+struct Place {
+    generation: u32,
+    holder: Option<ProcessKey>,
+}
+
+/// A pool.
+#[derive(Debug)]
+pub struct Pool {
+    /// Number.
+    pub id: PoolId,
+    /// Unique name.
+    pub name: Arc<str>,
+    /// `config`, `recognized:…` or `zero-config`.
+    pub origin: Arc<str>,
+    /// Built-in program name, for recognized masters.
+    pub program: Option<&'static str>,
+    /// Size the pool is configured to have.
+    pub configured_size: Option<u32>,
+    /// Nanoseconds between readings.
+    pub interval_ns: u64,
+    /// When its workers are read next, `CLOCK_MONOTONIC` ns.
+    pub due_ns: u64,
+    /// The pass that runs now is for this pool, too.
+    pub due: bool,
+    /// Processes that fork its workers.
+    pub masters: Vec<ProcessKey>,
+    /// Workers that ended and are not reaped.
+    pub unreaped: u32,
+    /// Workers forked since start.
+    pub spawns: u64,
+    /// Workers that left since start.
+    pub exits: ExitCounts,
+    /// CPU used while watched.
+    pub cpu: CpuTime,
+    /// Run-queue wait while watched; `None` until one was readable.
+    pub run_delay_ns: Option<u64>,
+    /// Storage reads while watched.
+    pub read_bytes: Option<u64>,
+    /// Storage writes while watched.
+    pub written_bytes: Option<u64>,
+    /// CPU per interval as a share of one CPU.
+    pub cpu_utilization: Windowed,
+    /// Resident bytes per worker and interval.
+    pub worker_rss: Windowed,
+    /// Age at the end.
+    pub lifetime: Windowed,
+    /// Since when it has had neither worker nor master, `CLOCK_MONOTONIC` ns.
+    pub empty_since_ns: Option<u64>,
+    places: Vec<Place>,
+    free: BinaryHeap<Reverse<u32>>,
+    living: u32,
+}
+
+impl Pool {
+    /// An empty pool.
+    pub fn new(id: PoolId, name: Arc<str>, origin: Arc<str>, interval_ns: u64, now_ns: u64) -> Self {
+        Self {
+            id,
+            name,
+            origin,
+            program: None,
+            configured_size: None,
+            interval_ns,
+            due_ns: now_ns,
+            due: false,
+            masters: Vec::new(),
+            unreaped: 0,
+            spawns: 0,
+            exits: ExitCounts::default(),
+            cpu: CpuTime::default(),
+            run_delay_ns: None,
+            read_bytes: None,
+            written_bytes: None,
+            cpu_utilization: Windowed::new(CPU_UTILIZATION, now_ns),
+            worker_rss: Windowed::new(WORKER_RSS, now_ns),
+            lifetime: Windowed::new(LIFETIME, now_ns),
+            empty_since_ns: Some(now_ns),
+            places: Vec::new(),
+            free: BinaryHeap::new(),
+            living: 0,
+        }
+    }
+
+    /// Living workers.
+    pub fn living(&self) -> u32 {
+        self.living
+    }
+
+    /// Gives a worker the lowest free slot: `(slot, generation)`, the generation counting from 1.
+    pub fn seat(&mut self, worker: ProcessKey) -> (u32, u32) {
+        let slot = self.free.pop().map_or_else(
+            || {
+                self.places.push(Place::default());
+                self.places.len() as u32 - 1
+            },
+            |Reverse(slot)| slot,
+        );
+        let place = &mut self.places[slot as usize];
+        place.generation = place.generation.saturating_add(1);
+        place.holder = Some(worker);
+        self.living += 1;
+        self.empty_since_ns = None;
+        (slot, place.generation)
+    }
+
+    /// Takes the slot back.
+    pub fn vacate(&mut self, slot: u32, now_ns: u64) {
+        if let Some(place) = self.places.get_mut(slot as usize)
+            && place.holder.take().is_some()
+        {
+            self.free.push(Reverse(slot));
+            self.living -= 1;
+            self.note_emptiness(now_ns);
+        }
+    }
+
+    /// Starts the clock of retention when nobody is left.
+    pub fn note_emptiness(&mut self, now_ns: u64) {
+        if self.living == 0 && self.masters.is_empty() && self.empty_since_ns.is_none() {
+            self.empty_since_ns = Some(now_ns);
+        }
+    }
+
+    /// Holders by slot.
+    pub fn holders(&self) -> impl Iterator<Item = (u32, ProcessKey)> + '_ {
+        self.places.iter().zip(0u32..).filter_map(|(place, slot)| Some((slot, place.holder?)))
+    }
+
+    /// Counts an end by reason.
+    pub fn count_exit(&mut self, status: ExitStatus, oom_killed: Option<bool>) {
+        let counter = match status {
+            _ if oom_killed == Some(true) => &mut self.exits.oom,
+            ExitStatus::Code(0) => &mut self.exits.success,
+            ExitStatus::Code(_) => &mut self.exits.error,
+            ExitStatus::Signal { .. } => &mut self.exits.signal,
+            ExitStatus::Unknown => &mut self.exits.unknown,
+        };
+        *counter += 1;
+    }
+
+    /// Adds what a worker used between two accounts.
+    pub fn add_cpu(&mut self, before: CpuTime, after: CpuTime) {
+        self.cpu.user_ns += after.user_ns.saturating_sub(before.user_ns);
+        self.cpu.system_ns += after.system_ns.saturating_sub(before.system_ns);
+    }
+
+    /// Adds the other cumulative figures; `before` is `None` for a worker born under our eyes.
+    pub fn add_totals(&mut self, before: Option<&Sample>, after: &Sample) {
+        let add = |sum: &mut Option<u64>, before: Option<u64>, after: Option<u64>| {
+            if let Some(after) = after {
+                *sum = Some(sum.unwrap_or(0) + after.saturating_sub(before.unwrap_or(0)));
+            }
+        };
+        add(&mut self.run_delay_ns, before.and_then(|s| s.run_delay_ns), after.run_delay_ns);
+        add(&mut self.read_bytes, before.and_then(|s| s.read_bytes), after.read_bytes);
+        add(&mut self.written_bytes, before.and_then(|s| s.written_bytes), after.written_bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    fn pool() -> Pool {
+        Pool::new(1, "web".into(), "config".into(), 1, 0)
+    }
+
+    fn key(pid: u32) -> ProcessKey {
+        ProcessKey { pid, start_ticks: 1 }
+    }
+
+    #[test]
+    fn a_successor_takes_the_lowest_slot_and_the_next_generation() {
+        let mut pool = pool();
+        assert_eq!([pool.seat(key(1)), pool.seat(key(2)), pool.seat(key(3))], [(0, 1), (1, 1), (2, 1)]);
+        pool.vacate(1, 0);
+        pool.vacate(0, 0);
+        assert_eq!([pool.seat(key(4)), pool.seat(key(5)), pool.seat(key(6))], [(0, 2), (1, 2), (3, 1)]);
+        assert_eq!(pool.living(), 4);
+    }
+
+    proptest! {
+        #[test]
+        fn slots_are_unique_and_never_more_than_the_peak(steps in proptest::collection::vec(any::<bool>(), 1..200)) {
+            let mut pool = pool();
+            let mut seated: HashMap<u32, u32> = HashMap::new();
+            let (mut next, mut peak) = (1, 0);
+            for arrive in steps {
+                if arrive {
+                    let (slot, _) = pool.seat(key(next));
+                    prop_assert!(seated.insert(slot, next).is_none(), "slot {slot} given twice");
+                    next += 1;
+                } else if let Some(slot) = seated.keys().next().copied() {
+                    seated.remove(&slot);
+                    pool.vacate(slot, 0);
+                    pool.vacate(slot, 0);
+                }
+                peak = peak.max(seated.len());
+                prop_assert_eq!(pool.living() as usize, seated.len());
+                prop_assert_eq!(pool.places.len(), peak);
+            }
+        }
+    }
+}

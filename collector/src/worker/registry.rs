@@ -1,0 +1,480 @@
+//! All pools and workers: applies facts about workers, keeps totals exact and writes death certificates.
+//!
+//! Does no IO and decides no membership: who belongs to which pool is the aggregator's question. A worker leaves its
+//! slot when its last thread ends, so that its successor can have it, but stays here until the kernel has let go of
+//! it: only then is its CPU final.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use super::pool::{Pool, PoolId};
+use super::state::{self, Fact};
+use crate::input::{Comm, Exit, ExitStatus, Reap, Sample, SlotRecord, TaskState};
+use crate::snapshot::{DeathCertificate, WorkerState};
+use crate::units::{CpuTime, NANOS_PER_SECOND, Pid, ProcessKey};
+
+/// A worker that so many passes in a row did not see is gone, whatever events said.
+const MISSED_PASSES: u8 = 3;
+
+/// Shorter intervals say too little about a share of a CPU: the kernel accounts running tasks by its tick.
+const SHORTEST_INTERVAL_NS: u64 = 20_000_000;
+
+/// One worker, alive or not yet reaped.
+#[derive(Debug)]
+pub struct Worker {
+    /// Identity.
+    pub key: ProcessKey,
+    /// Pool.
+    pub pool: PoolId,
+    /// Slot in the pool.
+    pub slot: u32,
+    /// Generation of the slot.
+    pub generation: u32,
+    /// Kernel record.
+    pub record: SlotRecord,
+    /// Parent.
+    pub parent: Pid,
+    /// Name.
+    pub comm: Comm,
+    /// The same as text, kept because it is shown far more often than it changes.
+    pub comm_text: Arc<str>,
+    /// What it serves.
+    pub app: Option<Arc<str>>,
+    /// State.
+    pub state: WorkerState,
+    /// When it entered the state, Unix ns.
+    pub since_unix_ns: u64,
+    /// When it started, Unix ns.
+    pub started_unix_ns: u64,
+    /// `CLOCK_MONOTONIC` ns of its fork, where seen; exact, while the start in its key is in ticks.
+    pub forked_at_ns: Option<u64>,
+    /// Latest reading.
+    pub last: Option<Sample>,
+    /// CPU as last accounted to the pool, and when it was read.
+    baseline: Option<(CpuTime, u64)>,
+    /// Share of a CPU in the last interval.
+    pub utilization: Option<f64>,
+    /// Number of its death certificate.
+    certificate: Option<u64>,
+    missed: u8,
+    seen_in_pass: u64,
+}
+
+/// Everything a worker needs to begin.
+#[derive(Debug)]
+pub struct Arrival {
+    /// Identity.
+    pub key: ProcessKey,
+    /// Parent.
+    pub parent: Pid,
+    /// Name.
+    pub comm: Comm,
+    /// What it serves.
+    pub app: Option<Arc<str>>,
+    /// Kernel record.
+    pub record: SlotRecord,
+    /// `CLOCK_MONOTONIC` ns of its fork; `None` for one that lived before we looked.
+    pub forked_at_ns: Option<u64>,
+    /// When it started, Unix ns.
+    pub started_unix_ns: u64,
+    /// Now, Unix ns.
+    pub now_unix_ns: u64,
+}
+
+/// What happened to a worker that was thought alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vanished {
+    /// Not seen once: perhaps the kernel lost its tag.
+    Missed(ProcessKey, PoolId),
+    /// Gone, and its end was not reported; taken off the books.
+    Gone(ProcessKey, SlotRecord),
+}
+
+/// Pools, workers and the dead.
+#[derive(Debug)]
+pub struct Registry {
+    /// By number, which is the order in which they came.
+    pub pools: BTreeMap<PoolId, Pool>,
+    workers: HashMap<ProcessKey, Worker>,
+    next_pool: PoolId,
+    exits: VecDeque<Arc<DeathCertificate>>,
+    exits_kept: usize,
+    exits_total: u64,
+    pass: u64,
+    /// The text of the last name that was turned into text: forks come in series.
+    last_comm: (Comm, Arc<str>),
+    /// Readings below the previous one, left out.
+    pub backward_readings: u64,
+    /// Ends that no event told.
+    pub unreported_ends: u64,
+    /// Processes that left the kernel without their final figures.
+    pub unreported_reaps: u64,
+}
+
+impl Registry {
+    /// Empty; keeps the last `exits_kept` certificates.
+    pub fn new(exits_kept: usize) -> Self {
+        Self {
+            pools: BTreeMap::new(),
+            workers: HashMap::new(),
+            next_pool: 1,
+            exits: VecDeque::with_capacity(exits_kept.min(1024)),
+            exits_kept,
+            exits_total: 0,
+            pass: 0,
+            last_comm: (Comm::default(), Arc::from("")),
+            backward_readings: 0,
+            unreported_ends: 0,
+            unreported_reaps: 0,
+        }
+    }
+
+    /// Changes how many certificates are kept.
+    pub fn keep_exits(&mut self, exits_kept: usize) {
+        self.exits_kept = exits_kept;
+        while self.exits.len() > exits_kept {
+            self.exits.pop_front();
+        }
+    }
+
+    /// Adds a pool and returns its number.
+    pub fn add_pool(&mut self, name: Arc<str>, origin: Arc<str>, interval_ns: u64, now_ns: u64) -> PoolId {
+        let id = self.next_pool;
+        self.next_pool += 1;
+        self.pools.insert(id, Pool::new(id, name, origin, interval_ns, now_ns));
+        id
+    }
+
+    /// The pool with this name.
+    pub fn pool_named(&self, name: &str) -> Option<&Pool> {
+        self.pools.values().find(|pool| &*pool.name == name)
+    }
+
+    /// A worker by identity.
+    pub fn worker(&self, key: ProcessKey) -> Option<&Worker> {
+        self.workers.get(&key)
+    }
+
+    /// All workers, those that ended and are not reaped included.
+    pub fn workers(&self) -> impl Iterator<Item = &Worker> {
+        self.workers.values()
+    }
+
+    /// For what is kept beside the life cycle (name, app, record).
+    pub fn worker_mut(&mut self, key: ProcessKey) -> Option<&mut Worker> {
+        self.workers.get_mut(&key)
+    }
+
+    /// Certificates, newest first.
+    pub fn exits(&self) -> impl Iterator<Item = &Arc<DeathCertificate>> {
+        self.exits.iter().rev()
+    }
+
+    /// Deaths since start.
+    pub fn exits_total(&self) -> u64 {
+        self.exits_total
+    }
+
+    /// A name as text, invalid UTF-8 replaced.
+    pub fn text(&mut self, comm: Comm) -> Arc<str> {
+        if self.last_comm.0 != comm {
+            self.last_comm = (comm, String::from_utf8_lossy(comm.as_bytes()).into());
+        }
+        Arc::clone(&self.last_comm.1)
+    }
+
+    /// Seats a worker. False when it has a seat already, or the pool does not exist.
+    pub fn join(&mut self, pool_id: PoolId, arrival: Arrival) -> bool {
+        if self.workers.contains_key(&arrival.key) || !self.pools.contains_key(&pool_id) {
+            return false;
+        }
+        let comm_text = self.text(arrival.comm);
+        let Some(pool) = self.pools.get_mut(&pool_id) else { return false };
+        let (slot, generation) = pool.seat(arrival.key);
+        if arrival.forked_at_ns.is_some() {
+            pool.spawns += 1;
+        }
+        let state = if arrival.forked_at_ns.is_some() { WorkerState::Creating } else { WorkerState::Running };
+        self.workers.insert(
+            arrival.key,
+            Worker {
+                key: arrival.key,
+                pool: pool_id,
+                slot,
+                generation,
+                record: arrival.record,
+                parent: arrival.parent,
+                comm: arrival.comm,
+                comm_text,
+                app: arrival.app,
+                state,
+                since_unix_ns: if state == WorkerState::Creating {
+                    arrival.started_unix_ns
+                } else {
+                    arrival.now_unix_ns
+                },
+                started_unix_ns: arrival.started_unix_ns,
+                forked_at_ns: arrival.forked_at_ns,
+                last: None,
+                // Born under our eyes: all it ever uses is the pool's.
+                baseline: arrival.forked_at_ns.map(|at_ns| (CpuTime::default(), at_ns)),
+                utilization: None,
+                certificate: None,
+                missed: 0,
+                seen_in_pass: self.pass,
+            },
+        );
+        true
+    }
+
+    /// A living worker stops being one of this pool. Returns its record, to be given back.
+    pub fn leave(&mut self, key: ProcessKey, now_ns: u64) -> SlotRecord {
+        let worker = self.workers.remove(&key)?;
+        if let Some(pool) = self.pools.get_mut(&worker.pool) {
+            pool.exits.reclassified += 1;
+            pool.vacate(worker.slot, now_ns);
+        }
+        worker.record
+    }
+
+    /// It executed a program or took another name.
+    pub fn renamed(&mut self, key: ProcessKey, comm: Comm, executed: bool, now_unix_ns: u64) {
+        if !self.workers.contains_key(&key) {
+            return;
+        }
+        let text = self.text(comm);
+        if let Some(worker) = self.workers.get_mut(&key) {
+            (worker.comm, worker.comm_text) = (comm, text);
+            if executed {
+                worker.moved(Fact::Ran, now_unix_ns);
+            }
+        }
+    }
+
+    /// Takes a reading. Readings for pools whose turn it is not, and of strangers, are ignored.
+    pub fn sampled(&mut self, sample: &Sample, now_unix_ns: u64) {
+        let Some(worker) = self.workers.get_mut(&sample.process) else { return };
+        worker.missed = 0;
+        worker.seen_in_pass = self.pass;
+        let Some(pool) = self.pools.get_mut(&worker.pool).filter(|pool| pool.due) else { return };
+        let mut sample = *sample;
+        if let Some(last) = &worker.last {
+            if sample.cpu.total_ns() < last.cpu.total_ns() {
+                // A thread that ended between two rows of one pass is in neither sum; the next pass has it.
+                self.backward_readings += 1;
+                sample.cpu = last.cpu;
+            } else {
+                sample.cpu = not_backwards(last.cpu, sample.cpu);
+            }
+            // Run delay is a sum over living threads: it falls when one ends.
+            sample.run_delay_ns = sample.run_delay_ns.map(|now| now.max(last.run_delay_ns.unwrap_or(0)));
+        }
+        let ended = worker.certificate.is_some();
+        match worker.baseline {
+            Some((before, at_ns)) => {
+                let used = sample.cpu.total_ns().saturating_sub(before.total_ns());
+                let interval = sample.at_ns.saturating_sub(at_ns);
+                pool.add_cpu(before, sample.cpu);
+                if worker.last.is_some() || worker.forked_at_ns.is_some() {
+                    pool.add_totals(worker.last.as_ref(), &sample);
+                }
+                if interval >= SHORTEST_INTERVAL_NS && !ended {
+                    let share = used as f64 / interval as f64;
+                    worker.utilization = Some(share);
+                    pool.cpu_utilization.record(share);
+                }
+            }
+            None => pool.add_totals(Some(&sample), &sample),
+        }
+        worker.baseline = Some((sample.cpu, sample.at_ns));
+        if let Some(rss) = sample.rss.filter(|_| !ended) {
+            pool.worker_rss.record(rss.total_bytes as f64);
+        }
+        worker.last = Some(sample);
+        if sample.cpu.total_ns() > 0 {
+            worker.moved(Fact::Ran, now_unix_ns);
+        }
+    }
+
+    /// Its last thread ended: it gives up its slot and gets a certificate.
+    pub fn exited(&mut self, exit: &Exit, unix_minus_monotonic: i64) {
+        let Some(worker) = self.workers.get_mut(&exit.process) else { return };
+        if worker.certificate.is_some() {
+            return;
+        }
+        let Some(pool) = self.pools.get_mut(&worker.pool) else { return };
+        let ended_unix_ns = exit.at_ns.saturating_add_signed(unix_minus_monotonic);
+        let lifetime_ns = match worker.forked_at_ns {
+            Some(forked_at_ns) => exit.at_ns.saturating_sub(forked_at_ns),
+            None => ended_unix_ns.saturating_sub(worker.started_unix_ns),
+        };
+        let last_state = worker.state;
+        worker.moved(Fact::Ended, ended_unix_ns);
+        worker.account(pool, exit.cpu, exit.at_ns);
+        pool.vacate(worker.slot, exit.at_ns);
+        pool.unreaped += 1;
+        pool.count_exit(exit.status, exit.oom_killed);
+        pool.lifetime.record(lifetime_ns as f64 / NANOS_PER_SECOND as f64);
+        self.exits_total += 1;
+        worker.certificate = Some(self.exits_total);
+        let certificate = DeathCertificate {
+            sequence: self.exits_total,
+            pool: Arc::clone(&pool.name),
+            slot: worker.slot,
+            generation: worker.generation,
+            pid: worker.key.pid,
+            comm: Arc::clone(&worker.comm_text),
+            app: worker.app.clone(),
+            status: exit.status,
+            sender: exit.sender,
+            oom_killed: exit.oom_killed,
+            started_unix_ns: worker.started_unix_ns,
+            ended_unix_ns,
+            lifetime_ns,
+            cpu: exit.cpu.or(worker.last.map(|s| s.cpu)),
+            cpu_final: false,
+            peak_rss_bytes: exit.peak_rss_bytes,
+            last_state,
+        };
+        if self.exits_kept > 0 {
+            if self.exits.len() >= self.exits_kept {
+                self.exits.pop_front();
+            }
+            self.exits.push_back(Arc::new(certificate));
+        }
+    }
+
+    /// The kernel let go of it. Returns its record, to be given back.
+    pub fn reaped(&mut self, reap: &Reap) -> SlotRecord {
+        let Some(mut worker) = self.workers.remove(&reap.process) else { return None };
+        let Some(pool) = self.pools.get_mut(&worker.pool) else { return worker.record };
+        worker.account(pool, reap.cpu, reap.at_ns);
+        let Some(sequence) = worker.certificate else {
+            // Its exit was lost: what is known is that it is gone.
+            pool.vacate(worker.slot, reap.at_ns);
+            pool.count_exit(ExitStatus::Unknown, None);
+            self.unreported_ends += 1;
+            return worker.record;
+        };
+        pool.unreaped = pool.unreaped.saturating_sub(1);
+        if reap.cpu.is_none() {
+            self.unreported_reaps += 1;
+            return worker.record;
+        }
+        let newest = self.exits.back().map_or(0, |c| c.sequence);
+        let back = usize::try_from(newest.saturating_sub(sequence)).unwrap_or(usize::MAX);
+        if let Some(at) = self.exits.len().checked_sub(back.saturating_add(1))
+            && let Some(certificate) = self.exits.get_mut(at)
+        {
+            let certificate = Arc::make_mut(certificate);
+            certificate.cpu = worker.baseline.map(|(cpu, _)| cpu);
+            certificate.cpu_final = true;
+        }
+        worker.record
+    }
+
+    /// A pass begins.
+    pub fn pass_begins(&mut self) {
+        self.pass += 1;
+    }
+
+    /// A pass that began at `started_ns` saw every tracked process that was born before. Those it did not see are
+    /// reported; those missed again and again are taken off the books with what is known of them.
+    pub fn pass_complete(&mut self, started_ns: u64, unix_minus_monotonic: i64) -> Vec<Vanished> {
+        let pass = self.pass;
+        let missed: Vec<ProcessKey> = self
+            .workers
+            .values_mut()
+            .filter(|w| w.seen_in_pass != pass && w.forked_at_ns.is_none_or(|at| at < started_ns))
+            .map(|worker| {
+                worker.missed = worker.missed.saturating_add(1);
+                worker.key
+            })
+            .collect();
+        let mut vanished = Vec::new();
+        for key in missed {
+            let Some(worker) = self.workers.get(&key) else { continue };
+            if worker.missed < MISSED_PASSES {
+                // An ended worker is on its way out: the kernel frees a task some milliseconds after it was reaped.
+                if worker.certificate.is_none() {
+                    vanished.push(Vanished::Missed(key, worker.pool));
+                }
+                continue;
+            }
+            if worker.certificate.is_none() {
+                self.unreported_ends += 1;
+                let exit = Exit {
+                    process: key,
+                    status: ExitStatus::Unknown,
+                    sender: None,
+                    oom_killed: None,
+                    cpu: None,
+                    peak_rss_bytes: None,
+                    at_ns: started_ns,
+                };
+                self.exited(&exit, unix_minus_monotonic);
+            }
+            let record = self.reaped(&Reap { process: key, cpu: None, at_ns: started_ns });
+            vanished.push(Vanished::Gone(key, record));
+        }
+        vanished
+    }
+
+    /// Workers of a pool that ended and that the last pass still found.
+    pub fn defunct(&self, pool: PoolId) -> u32 {
+        let zombie = |w: &&Worker| {
+            w.pool == pool && w.certificate.is_some() && w.last.is_some_and(|s| s.state == TaskState::Zombie)
+        };
+        self.workers.values().filter(zombie).count() as u32
+    }
+
+    /// Removes a pool. Returns the workers it had, to be let go of: identity and record.
+    pub fn remove_pool(&mut self, id: PoolId) -> Vec<(ProcessKey, SlotRecord)> {
+        self.pools.remove(&id);
+        let keys: Vec<ProcessKey> = self.workers.values().filter(|w| w.pool == id).map(|w| w.key).collect();
+        keys.into_iter().filter_map(|key| self.workers.remove(&key).map(|w| (key, w.record))).collect()
+    }
+}
+
+impl Worker {
+    fn moved(&mut self, fact: Fact, now_unix_ns: u64) {
+        let next = state::next(self.state, fact);
+        if next != self.state {
+            self.state = next;
+            self.since_unix_ns = now_unix_ns;
+        }
+    }
+
+    /// It has ended and waits to be reaped.
+    pub fn ended(&self) -> bool {
+        self.certificate.is_some()
+    }
+
+    /// Adds to the pool what it used since the last account. Accounts never go back.
+    fn account(&mut self, pool: &mut Pool, cpu: Option<CpuTime>, at_ns: u64) {
+        let Some(cpu) = cpu else { return };
+        let Some((before, _)) = self.baseline else {
+            // It lived before us and was never read: what it used under our eyes is unknown.
+            self.baseline = Some((cpu, at_ns));
+            return;
+        };
+        if cpu.total_ns() >= before.total_ns() {
+            let cpu = not_backwards(before, cpu);
+            pool.add_cpu(before, cpu);
+            self.baseline = Some((cpu, at_ns));
+        }
+    }
+}
+
+/// The split of a total is sampled, so one part can fall while the total rises; the kernel's `prev_cputime` forbids
+/// it in the same way.
+fn not_backwards(before: CpuTime, now: CpuTime) -> CpuTime {
+    let total = now.total_ns();
+    if now.user_ns < before.user_ns {
+        CpuTime { user_ns: before.user_ns, system_ns: total.saturating_sub(before.user_ns) }
+    } else if now.system_ns < before.system_ns {
+        CpuTime { user_ns: total.saturating_sub(before.system_ns), system_ns: before.system_ns }
+    } else {
+        now
+    }
+}
