@@ -9,12 +9,12 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::histogram::Scratch;
-use crate::input::{Input, Role, Source};
+use crate::input::{FactReader, Input, Needs, ProgramFacts, Role, Source};
 use crate::snapshot::{self, Own, Snapshot, StateCounts, WorkerState};
 use crate::units::{HostFacts, NANOS_PER_SECOND, Pid, ProcessKey, boottime_ns, monotonic_ns, unix_ns};
-use crate::worker::matcher::{Facts, Matcher, Needs};
+use crate::worker::matcher::{Facts, Matcher};
 use crate::worker::pool::PoolId;
-use crate::worker::process::{Process, ProcessTable, ProgramFacts};
+use crate::worker::process::{Process, ProcessTable};
 use crate::worker::recognize;
 use crate::worker::registry::{Arrival, Registry, Vanished};
 
@@ -24,15 +24,6 @@ const SETTLED_NS: u64 = NANOS_PER_SECOND;
 
 /// A discovered pool without worker and master is forgotten after this time.
 const EMPTY_POOL_KEPT_NS: u64 = 600 * NANOS_PER_SECOND;
-
-/// Reads what `/proc` says about a program.
-pub trait FactReader {
-    /// `None` when the process is gone or is another one by now.
-    fn read(&mut self, process: ProcessKey, needs: Needs) -> Option<ProgramFacts>;
-
-    /// The text of a configuration file of a recognized program, if it is readable and small.
-    fn config_text(&mut self, process: ProcessKey, path: &std::path::Path) -> Option<String>;
-}
 
 /// What the aggregator is told about its work.
 #[derive(Debug)]

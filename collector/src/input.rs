@@ -3,6 +3,8 @@
 //! The eBPF source and the `/proc` source both speak this and nothing else, which is why registry, snapshot and
 //! API do not know which one is running. A fact that a source cannot know is `None`, never 0.
 
+use std::path::Path;
+
 use crate::units::{CpuTime, Pid, ProcessKey};
 
 /// Longest `comm` the kernel keeps, with its terminating zero (`TASK_COMM_LEN` in `include/linux/sched.h`).
@@ -124,6 +126,67 @@ pub trait Source {
     fn map_bytes(&self) -> Option<u64> {
         None
     }
+}
+
+/// What `/proc` says about the program of a process. Fields that were not asked for or cannot be read are `None`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProgramFacts {
+    /// Path of the executable, as bytes.
+    pub exe: Option<Vec<u8>>,
+    /// Arguments, each ended by a zero byte; or a title that the process wrote over them.
+    pub cmdline: Option<Vec<u8>>,
+    /// Effective user id.
+    pub uid: Option<u32>,
+    /// Control group path.
+    pub cgroup: Option<Vec<u8>>,
+}
+
+/// Facts that a decision needs, so that the caller reads no others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Path of the executable.
+    pub exe: bool,
+    /// Arguments.
+    pub cmdline: bool,
+    /// User.
+    pub uid: bool,
+    /// Control group.
+    pub cgroup: bool,
+    /// The same facts of the parent.
+    pub parent: bool,
+}
+
+impl Needs {
+    /// What tells a program and its role.
+    pub const PROGRAM: Self = Self { exe: true, cmdline: true, uid: false, cgroup: true, parent: false };
+
+    /// These facts have been read. A fact that cannot be read is asked for again, which costs a failed open.
+    pub fn met_by(self, facts: &ProgramFacts) -> bool {
+        (!self.exe || facts.exe.is_some())
+            && (!self.cmdline || facts.cmdline.is_some())
+            && (!self.uid || facts.uid.is_some())
+            && (!self.cgroup || facts.cgroup.is_some())
+    }
+
+    /// These and those.
+    pub fn with(self, other: Self) -> Self {
+        Self {
+            exe: self.exe || other.exe,
+            cmdline: self.cmdline || other.cmdline,
+            uid: self.uid || other.uid,
+            cgroup: self.cgroup || other.cgroup,
+            parent: self.parent || other.parent,
+        }
+    }
+}
+
+/// Reads what `/proc` says about a program.
+pub trait FactReader {
+    /// `None` when the process is gone or is another one by now.
+    fn read(&mut self, process: ProcessKey, needs: Needs) -> Option<ProgramFacts>;
+
+    /// The text of a configuration file of a recognized program, if it is readable and small.
+    fn config_text(&mut self, process: ProcessKey, path: &Path) -> Option<String>;
 }
 
 /// A process came into being.

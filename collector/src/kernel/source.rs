@@ -106,7 +106,7 @@ impl KernelSource {
             Err(error) => return Err(error),
         };
         // While we hold the pidfd the process is either the one whose start we read now, or gone.
-        let started = procfs::process::Process::new(process.pid.cast_signed()).and_then(|p| p.stat());
+        let started = ::procfs::process::Process::new(process.pid.cast_signed()).and_then(|p| p.stat());
         Ok(started.is_ok_and(|stat| stat.starttime == process.start_ticks).then_some(pidfd))
     }
 }

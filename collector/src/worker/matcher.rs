@@ -5,7 +5,7 @@
 
 use regex::bytes::{Captures, Regex};
 
-use super::process::ProgramFacts;
+use crate::input::Needs;
 
 /// Longest pool name, in characters.
 pub const MAX_NAME: usize = 128;
@@ -23,44 +23,6 @@ pub struct Facts<'a> {
     pub uid: Option<u32>,
     /// Control group path.
     pub cgroup: Option<&'a [u8]>,
-}
-
-/// Facts that a decision needs, so that the caller reads no others.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Needs {
-    /// Path of the executable.
-    pub exe: bool,
-    /// Arguments.
-    pub cmdline: bool,
-    /// User.
-    pub uid: bool,
-    /// Control group.
-    pub cgroup: bool,
-    /// The same facts of the parent.
-    pub parent: bool,
-}
-
-impl Needs {
-    /// What tells a program and its role.
-    pub const PROGRAM: Self = Self { exe: true, cmdline: true, uid: false, cgroup: true, parent: false };
-
-    /// These facts have been read. A fact that cannot be read is asked for again, which costs a failed open.
-    pub fn met_by(self, facts: &ProgramFacts) -> bool {
-        (!self.exe || facts.exe.is_some())
-            && (!self.cmdline || facts.cmdline.is_some())
-            && (!self.uid || facts.uid.is_some())
-            && (!self.cgroup || facts.cgroup.is_some())
-    }
-
-    fn with(self, other: Self) -> Self {
-        Self {
-            exe: self.exe || other.exe,
-            cmdline: self.cmdline || other.cmdline,
-            uid: self.uid || other.uid,
-            cgroup: self.cgroup || other.cgroup,
-            parent: self.parent || other.parent,
-        }
-    }
 }
 
 /// Conditions on one process; an empty list or `None` is no condition.

@@ -6,24 +6,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::input::{Comm, Listed};
+use crate::input::{Comm, Listed, ProgramFacts};
 use crate::units::{Pid, ProcessKey};
 
 /// More processes than this are not remembered (they are counted): the table must not grow with a fork bomb.
 pub const MAX_PROCESSES: usize = 131_072;
-
-/// What `/proc` says about the program of a process. Fields that were not asked for or cannot be read are `None`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ProgramFacts {
-    /// Path of the executable, as bytes.
-    pub exe: Option<Vec<u8>>,
-    /// Arguments, each ended by a zero byte; or a title that the process wrote over them.
-    pub cmdline: Option<Vec<u8>>,
-    /// Effective user id.
-    pub uid: Option<u32>,
-    /// Control group path.
-    pub cgroup: Option<Vec<u8>>,
-}
 
 /// One process.
 #[derive(Clone, Debug)]

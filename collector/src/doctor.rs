@@ -1,0 +1,1 @@
+//! `collector doctor`: what this host allows.

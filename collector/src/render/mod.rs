@@ -1,0 +1,1 @@
+//! Snapshot to bytes, pure; the only home of wire formats.
