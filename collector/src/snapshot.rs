@@ -353,7 +353,7 @@ pub struct EventCounts {
 #[derive(Clone, Debug)]
 pub struct ProgramCost {
     /// Program name.
-    pub name: String,
+    pub name: &'static str,
     /// Times it ran.
     pub runs: u64,
     /// Time it ran, ns (the statistics themselves cost about 44 ns of each run).

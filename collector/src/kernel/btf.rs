@@ -1,7 +1,8 @@
 //! Field offsets from BTF bytes, without building a type graph.
 //!
-//! The loader parses the whole of `/sys/kernel/btf/vmlinux` for its own needs, but does not show members; all we
-//! want is some forty offsets. One pass notes where each type starts, then members are looked up in place. The
+//! All we want of the 5 MB in `/sys/kernel/btf/vmlinux` is some forty offsets and a dozen type ids, and a library that
+//! builds every type costs more than all the rest of our start. One pass notes where each type starts, then members
+//! are looked up in place. The
 //! input is treated as hostile: every index is checked, nesting is bounded. Format: Documentation/bpf/btf.rst.
 
 use thiserror::Error;
@@ -46,6 +47,18 @@ pub struct Btf<'a> {
     starts: Vec<u32>,
 }
 
+/// Kinds of types that can be looked up by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kind {
+    /// `struct name`
+    Struct = KIND_STRUCT,
+    /// `typedef … name`; a tracepoint's is `btf_trace_…`.
+    Typedef = KIND_TYPEDEF,
+    /// A function; that of an iterator is `bpf_iter_…`.
+    Function = KIND_FUNC,
+}
+
 const KIND_INT: u32 = 1;
 const KIND_PTR: u32 = 2;
 const KIND_ARRAY: u32 = 3;
@@ -54,6 +67,7 @@ const KIND_UNION: u32 = 5;
 const KIND_ENUM: u32 = 6;
 const KIND_TYPEDEF: u32 = 8;
 const KIND_RESTRICT: u32 = 11;
+const KIND_FUNC: u32 = 12;
 const KIND_TYPE_TAG: u32 = 18;
 const KIND_ENUM64: u32 = 19;
 
@@ -92,7 +106,7 @@ impl<'a> Btf<'a> {
             at += 12
                 + match kind {
                     KIND_INT | 14 | 17 => 4,
-                    KIND_PTR | 7 | KIND_TYPEDEF..=KIND_RESTRICT | 12 | 16 | KIND_TYPE_TAG => 0,
+                    KIND_PTR | 7 | KIND_TYPEDEF..=KIND_RESTRICT | KIND_FUNC | 16 | KIND_TYPE_TAG => 0,
                     KIND_ARRAY => 12,
                     KIND_STRUCT | KIND_UNION | 15 | KIND_ENUM64 => members * 12,
                     KIND_ENUM | 13 => members * 8,
@@ -128,17 +142,15 @@ impl<'a> Btf<'a> {
         Some((info >> 24 & 0x1f, (info & 0xffff) as usize, info >> 31 == 1, size_or_type, at + 12))
     }
 
-    /// Ids of the first struct with each name; one pass for all.
-    pub fn find_structs<const N: usize>(&self, names: [&str; N]) -> [Option<u32>; N] {
+    /// Ids of the first type of each kind and name; one pass for all.
+    pub fn find<const N: usize>(&self, wanted: [(Kind, &str); N]) -> [Option<u32>; N] {
         let mut found = [None; N];
         for (index, start) in self.starts.iter().enumerate() {
             let at = *start as usize;
             let (Ok(name), Ok(info)) = (u32_at(self.types, at), u32_at(self.types, at + 4)) else { break };
-            if info >> 24 & 0x1f != KIND_STRUCT {
-                continue;
-            }
-            for (slot, wanted) in found.iter_mut().zip(names) {
-                if slot.is_none() && self.name_is(name, wanted) {
+            let kind = info >> 24 & 0x1f;
+            for (slot, (of_kind, wanted)) in found.iter_mut().zip(wanted) {
+                if slot.is_none() && kind == of_kind as u32 && self.name_is(name, wanted) {
                     *slot = Some(index as u32 + 1);
                 }
             }
@@ -259,7 +271,7 @@ mod tests {
     fn finds_plain_anonymous_and_array_members() {
         let bytes = sample();
         let btf = Btf::parse(&bytes).unwrap();
-        let [outer, missing] = btf.find_structs(["outer", "nobody"]);
+        let [outer, missing] = btf.find([(Kind::Struct, "outer"), (Kind::Struct, "nobody")]);
         assert_eq!(missing, None);
         let outer = outer.unwrap();
         assert_eq!(btf.field(outer, "a").map(|f| (f.offset, f.size)), Some((0, 4)));
@@ -286,7 +298,7 @@ mod tests {
             let at = at % bytes.len();
             bytes[at] = value;
             if let Ok(btf) = Btf::parse(&bytes)
-                && let [Some(outer)] = btf.find_structs(["outer"])
+                && let [Some(outer)] = btf.find([(Kind::Struct, "outer")])
             {
                 for path in ["a", "b", "c", "a.b.c"] {
                     let _ = btf.field(outer, path);

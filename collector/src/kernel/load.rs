@@ -1,18 +1,18 @@
-//! Loads the embedded object, passes the offsets in, attaches what this kernel takes and says why it refused the
-//! rest.
+//! Passes the offsets in, attaches what this kernel takes and says why it refused the rest.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 
-use aya::maps::{Map, MapData, PerCpuArray, Queue, RingBuf};
-use aya::programs::{BtfTracePoint, Iter, ProgramError};
-use aya::{Btf, Ebpf, EbpfLoader};
+use aya::maps::{MapData, PerCpuArray, Queue, RingBuf};
 use collector_ebpf::{maps, programs};
 use thiserror::Error;
 
+use super::btf::{Btf, BtfError, Kind};
+use super::object::{Object, ObjectError};
 use super::offsets::{self, OffsetsError};
 use super::slots::SlotTable;
-use super::support::{Support, VMLINUX_BTF};
-use super::sys;
+use super::support::Support;
+use super::sys::{self, KernelFile};
 use crate::snapshot::Feature;
 
 /// The object that `cargo xtask build-ebpf` made; aligned, because it is parsed in place.
@@ -29,31 +29,37 @@ pub enum LoadError {
         /// What would remove it.
         remedy: String,
     },
-    /// BTF could not be read.
-    #[error("reading {VMLINUX_BTF}: {0}")]
-    Btf(String),
+    /// The kernel's types cannot be read.
+    #[error("reading {path}: {error}")]
+    Read {
+        /// Where they should be.
+        path: String,
+        /// Why not.
+        error: std::io::Error,
+    },
+    /// What was read is not usable.
+    #[error("the kernel's types: {0}")]
+    Btf(#[from] BtfError),
     /// A field is missing.
     #[error(transparent)]
     Offsets(#[from] OffsetsError),
-    /// The kernel refused a map.
-    #[error("loading the BPF object: {0}")]
-    Object(#[from] aya::EbpfError),
-    /// A program that nothing works without was refused.
-    #[error("program {program}: {error}")]
-    Program {
+    /// The kernel has no such tracepoint or iterator.
+    #[error("this kernel has no {0}")]
+    NoTarget(String),
+    /// The kernel refused a map or a program.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    /// The kernel took a program, but does not let it run.
+    #[error("attaching {program}: {error}")]
+    Attach {
         /// Which.
         program: &'static str,
-        /// What the kernel said, the end of the verifier's log included.
-        error: String,
+        /// What the kernel said.
+        error: std::io::Error,
     },
-    /// A map is not what the object promised.
-    #[error("map {map}: {error}")]
-    Map {
-        /// Which.
-        map: &'static str,
-        /// What went wrong.
-        error: String,
-    },
+    /// The slot table could not be mapped.
+    #[error("mapping the slot table: {0}")]
+    Slots(std::io::Error),
 }
 
 impl LoadError {
@@ -61,25 +67,32 @@ impl LoadError {
     pub fn remedy(&self) -> String {
         match self {
             Self::Unsupported { remedy, .. } => remedy.clone(),
-            Self::Btf(_) | Self::Offsets(_) => {
+            Self::Read { .. } | Self::Btf(_) | Self::Offsets(_) | Self::NoTarget(_) => {
                 "use a kernel whose BTF describes itself (Linux 5.14 or newer)".into()
             }
-            Self::Object(_) | Self::Program { .. } | Self::Map { .. } => {
+            Self::Object(_) | Self::Attach { .. } | Self::Slots(_) => {
                 "use Linux 5.14 or newer; if it is, the message above is worth a report".into()
             }
         }
     }
 }
 
+/// A program that runs as long as this is kept.
+pub(super) struct Attached {
+    pub(super) name: &'static str,
+    pub(super) program: OwnedFd,
+    pub(super) link: OwnedFd,
+}
+
 /// Everything that stays open while we watch. Dropping it detaches all.
 pub(super) struct Loaded {
-    pub(super) ebpf: Ebpf,
+    pub(super) tracepoints: Vec<Attached>,
+    pub(super) tracked_tasks: Attached,
+    pub(super) all_processes: Attached,
     pub(super) events: RingBuf<MapData>,
     pub(super) counters: PerCpuArray<MapData, u64>,
     pub(super) tags: MapData,
     pub(super) slots: SlotTable,
-    pub(super) tracked_tasks: OwnedFd,
-    pub(super) all_processes: OwnedFd,
     pub(super) features: Vec<Feature>,
 }
 
@@ -103,38 +116,39 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
     if let Some((reason, remedy)) = support.obstacle() {
         return Err(LoadError::Unsupported { reason, remedy });
     }
-    let btf_bytes = std::fs::read(VMLINUX_BTF).map_err(|e| LoadError::Btf(e.to_string()))?;
-    let offsets = offsets::resolve(&btf_bytes)?;
-    let btf =
-        Btf::parse(&btf_bytes, aya::Endianness::default()).map_err(|e| LoadError::Btf(e.to_string()))?;
-    drop(btf_bytes);
+    let file = KernelFile::open(&support.btf_path)
+        .map_err(|error| LoadError::Read { path: support.btf_path.display().to_string(), error })?;
+    let btf = Btf::parse(file.bytes())?;
+    let offsets = offsets::resolve(&btf)?;
+    let targets = Targets::find(&btf);
+    drop(btf);
+    drop(file);
 
-    let words: Vec<u32> = offsets.named().iter().map(|(_, offset)| *offset).collect();
-    let mut ebpf = EbpfLoader::new()
-        .btf(Some(&btf))
-        .allow_unsupported_maps()
-        .override_global("OFFSETS", words.as_slice(), true)
-        .load(OBJECT)?;
-
+    let words: Vec<u8> = offsets.named().iter().flat_map(|(_, offset)| offset.to_ne_bytes()).collect();
+    let mut object = Object::open(OBJECT, HashMap::from([("OFFSETS", (words.as_slice(), true))]))?;
     let mut features = Vec::new();
-    for (program, tracepoint, required, feature, without) in TRACEPOINTS {
-        match attach(&mut ebpf, program, tracepoint, &btf) {
-            Ok(()) => {
+    let mut tracepoints = Vec::with_capacity(TRACEPOINTS.len());
+    for ((program, tracepoint, required, feature, without), target) in
+        TRACEPOINTS.into_iter().zip(targets.tracepoints)
+    {
+        match attach(&object, program, tracepoint, target) {
+            Ok(attached) => {
+                tracepoints.push(attached);
                 if features.last().is_none_or(|f: &Feature| f.name != feature) {
                     features.push(enabled(feature));
                 }
             }
-            Err(error) if required => return Err(LoadError::Program { program, error: describe(&error) }),
+            Err(error) if required => return Err(error),
             Err(error) => features.push(Feature {
                 name: feature,
                 enabled: false,
-                reason: format!("{without}: {}", describe(&error)),
+                reason: format!("{without}: {error}"),
                 remedy: format!("a kernel with the tracepoint {tracepoint}"),
             }),
         }
     }
-    let tracked_tasks = iterator(&mut ebpf, programs::TRACKED_TASKS, &btf)?;
-    let all_processes = iterator(&mut ebpf, programs::ALL_PROCESSES, &btf)?;
+    let tracked_tasks = iterator(&object, programs::TRACKED_TASKS, targets.task_iterator)?;
+    let all_processes = iterator(&object, programs::ALL_PROCESSES, targets.task_iterator)?;
     features.push(enabled("task_iterator"));
     let absent = offsets::absent(&offsets);
     for (feature, field, loss) in [
@@ -155,72 +169,59 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
         });
     }
 
-    Ok(Loaded {
-        events: map(&mut ebpf, maps::EVENTS, RingBuf::try_from)?,
-        counters: map(&mut ebpf, maps::COUNTERS, PerCpuArray::try_from)?,
-        tags: match ebpf.take_map(maps::TAGS) {
-            Some(Map::Unsupported(data)) => data,
-            _ => return Err(LoadError::Map { map: maps::TAGS, error: "not a task storage map".into() }),
-        },
-        slots: {
-            let free = map(&mut ebpf, maps::FREE_SLOTS, Queue::try_from)?;
-            match ebpf.take_map(maps::SLOTS) {
-                Some(Map::Array(data)) => SlotTable::new(data, free)
-                    .map_err(|e| LoadError::Map { map: maps::SLOTS, error: e.to_string() })?,
-                _ => return Err(LoadError::Map { map: maps::SLOTS, error: "not an array".into() }),
-            }
-        },
-        ebpf,
+    let free_slots = object.take_map(maps::FREE_SLOTS, Queue::try_from)?;
+    let slots = SlotTable::new(object.take_map_data(maps::SLOTS)?, free_slots).map_err(LoadError::Slots)?;
+    let loaded = Loaded {
+        tracepoints,
         tracked_tasks,
         all_processes,
+        events: object.take_map(maps::EVENTS, RingBuf::try_from)?,
+        counters: object.take_map(maps::COUNTERS, PerCpuArray::try_from)?,
+        tags: object.take_map_data(maps::TAGS)?,
+        slots,
         features,
-    })
+    };
+    drop(object);
+    sys::trim_heap();
+    Ok(loaded)
+}
+
+/// BTF ids of what programs attach to.
+struct Targets {
+    tracepoints: [Option<u32>; TRACEPOINTS.len()],
+    task_iterator: Option<u32>,
+}
+
+impl Targets {
+    fn find(btf: &Btf<'_>) -> Self {
+        let names = TRACEPOINTS.map(|(_, tracepoint, ..)| format!("btf_trace_{tracepoint}"));
+        let tracepoints = btf.find(std::array::from_fn(|i| (Kind::Typedef, names[i].as_str())));
+        let [task_iterator] = btf.find([(Kind::Function, "bpf_iter_task")]);
+        Self { tracepoints, task_iterator }
+    }
 }
 
 fn enabled(name: &'static str) -> Feature {
     Feature { name, enabled: true, reason: String::new(), remedy: String::new() }
 }
 
-fn map<T>(
-    ebpf: &mut Ebpf,
+fn attach(
+    object: &Object,
     name: &'static str,
-    convert: impl FnOnce(Map) -> Result<T, aya::maps::MapError>,
-) -> Result<T, LoadError> {
-    let map = ebpf.take_map(name).ok_or(LoadError::Map { map: name, error: "not in the object".into() })?;
-    convert(map).map_err(|e| LoadError::Map { map: name, error: e.to_string() })
+    tracepoint: &str,
+    target: Option<u32>,
+) -> Result<Attached, LoadError> {
+    let target = target.ok_or_else(|| LoadError::NoTarget(format!("tracepoint {tracepoint}")))?;
+    let program = object.load(name, target, false)?;
+    let link = sys::tracepoint_attach(program.as_fd())
+        .map_err(|error| LoadError::Attach { program: name, error })?;
+    Ok(Attached { name, program, link })
 }
 
-fn attach(ebpf: &mut Ebpf, name: &str, tracepoint: &str, btf: &Btf) -> Result<(), ProgramError> {
-    let program = ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?;
-    let program: &mut BtfTracePoint = program.try_into()?;
-    program.load(tracepoint, btf)?;
-    program.attach()?;
-    Ok(())
-}
-
-fn iterator(ebpf: &mut Ebpf, name: &'static str, btf: &Btf) -> Result<OwnedFd, LoadError> {
-    let error = |error: String| LoadError::Program { program: name, error };
-    let program = ebpf.program_mut(name).ok_or_else(|| error("not in the object".into()))?;
-    let program: &mut Iter = program.try_into().map_err(|e: ProgramError| error(describe(&e)))?;
-    program.load("task", btf).map_err(|e| error(describe(&e)))?;
-    let fd = program.fd().map_err(|e| error(describe(&e)))?;
-    sys::iterator_link(fd.as_fd()).map_err(|e| error(e.to_string()))
-}
-
-/// The error with its causes, and of a verifier's log the end, where the reason stands.
-fn describe(error: &ProgramError) -> String {
-    const TAIL: usize = 600;
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    if text.len() > 3 * TAIL {
-        let head: String = text.chars().take(TAIL).collect();
-        let tail: Vec<char> = text.chars().rev().take(2 * TAIL).collect();
-        text = format!("{head} […] {}", tail.into_iter().rev().collect::<String>());
-    }
-    text
+fn iterator(object: &Object, name: &'static str, target: Option<u32>) -> Result<Attached, LoadError> {
+    let target = target.ok_or_else(|| LoadError::NoTarget("task iterator".into()))?;
+    let program = object.load(name, target, true)?;
+    let link =
+        sys::iterator_link(program.as_fd()).map_err(|error| LoadError::Attach { program: name, error })?;
+    Ok(Attached { name, program, link })
 }

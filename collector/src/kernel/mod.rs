@@ -6,6 +6,7 @@
 pub mod btf;
 mod events;
 mod load;
+mod object;
 pub mod offsets;
 mod slots;
 mod source;

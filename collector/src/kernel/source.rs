@@ -3,14 +3,14 @@
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
 
-use aya::Ebpf;
 use aya::maps::{MapData, PerCpuArray};
 use collector_ebpf::event::{Counter, EXEC, EXIT, FORK, KINDS, NONE, REAP, RENAME};
 use collector_ebpf::slot::{EXITED, REAPED, ROLE_MASTER, ROLE_WORKER, Slot, Tag};
 
 use super::events::{self, EventReader};
-use super::load::{self, LoadError};
+use super::load::{self, Attached, LoadError};
 use super::slots::SlotTable;
 use super::support::Support;
 use super::sys;
@@ -29,9 +29,10 @@ pub struct KernelSource {
     slots: SlotTable,
     tags: MapData,
     counters: PerCpuArray<MapData, u64>,
-    ebpf: Ebpf,
+    tracepoints: Vec<Attached>,
     features: Vec<Feature>,
     missing: Missing,
+    procfs: PathBuf,
     host: HostFacts,
     map_bytes: Option<u64>,
     /// Events lost, as of the last look.
@@ -44,7 +45,7 @@ pub struct KernelSource {
 
 impl KernelSource {
     /// Loads and attaches everything.
-    pub fn open(support: &Support, host: HostFacts) -> Result<Self, LoadError> {
+    pub fn open(support: &Support, procfs: &Path, host: HostFacts) -> Result<Self, LoadError> {
         let loaded = load::load(support)?;
         let off = |name: &str| loaded.features.iter().any(|f| f.name == name && !f.enabled);
         let missing = Missing { run_delay: off("run_delay"), storage_io: off("storage_io") };
@@ -54,9 +55,10 @@ impl KernelSource {
             slots: loaded.slots,
             tags: loaded.tags,
             counters: loaded.counters,
-            ebpf: loaded.ebpf,
+            tracepoints: loaded.tracepoints,
             features: loaded.features,
             missing,
+            procfs: procfs.to_owned(),
             host,
             map_bytes: map_bytes(),
             lost_seen: 0,
@@ -106,7 +108,8 @@ impl KernelSource {
             Err(error) => return Err(error),
         };
         // While we hold the pidfd the process is either the one whose start we read now, or gone.
-        let started = ::procfs::process::Process::new(process.pid.cast_signed()).and_then(|p| p.stat());
+        let started = ::procfs::process::Process::new_with_root(self.procfs.join(process.pid.to_string()))
+            .and_then(|p| p.stat());
         Ok(started.is_ok_and(|stat| stat.starttime == process.start_ticks).then_some(pidfd))
     }
 }
@@ -229,13 +232,13 @@ impl Source for KernelSource {
     }
 
     fn programs(&self) -> Vec<ProgramCost> {
-        self.ebpf
-            .programs()
-            .filter_map(|(name, program)| {
-                let info = program.info().ok()?;
-                let (runs, run_time_ns) = (info.run_count(), info.run_time());
-                let run_time_ns = u64::try_from(run_time_ns.as_nanos()).unwrap_or(u64::MAX);
-                (runs > 0).then(|| ProgramCost { name: name.to_owned(), runs, run_time_ns })
+        let iterators = self.tasks.programs();
+        self.tracepoints
+            .iter()
+            .chain(iterators)
+            .filter_map(|attached| {
+                let (runs, run_time_ns) = sys::program_cost(attached.program.as_fd()).ok()?;
+                (runs > 0).then(|| ProgramCost { name: attached.name, runs, run_time_ns })
             })
             .collect()
     }

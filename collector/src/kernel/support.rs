@@ -1,10 +1,10 @@
 //! Facts about this host's eBPF: what is there and what our rights allow, not what to do about it.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// Where the kernel shows its own types (CONFIG_DEBUG_INFO_BTF, since 5.4).
-pub const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
+/// Where the kernel shows its own types below sysfs (CONFIG_DEBUG_INFO_BTF, since 5.4).
+const VMLINUX_BTF: &str = "kernel/btf/vmlinux";
 
 /// `PROC_PID_INIT_INO` of `include/linux/proc_ns.h`: the inode of the initial pid namespace.
 const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
@@ -19,7 +19,9 @@ const CAP_BPF: u32 = 39;
 pub struct Support {
     /// `uname -r`
     pub release: String,
-    /// Reason why [`VMLINUX_BTF`] cannot be read, if so.
+    /// Where the kernel shows its own types.
+    pub btf_path: PathBuf,
+    /// Reason why they cannot be read, if so.
     pub btf_missing: Option<String>,
     /// Effective capabilities, as in `/proc/self/status`; `None` when unreadable.
     pub capabilities: Option<u64>,
@@ -30,18 +32,20 @@ pub struct Support {
 }
 
 impl Support {
-    /// Looks.
-    pub fn probe() -> Self {
+    /// Looks; `sysfs` is where that is mounted.
+    pub fn probe(sysfs: &Path) -> Self {
         let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
-        let btf_missing = fs::File::open(VMLINUX_BTF).err().map(|e| e.to_string());
+        let btf_path = sysfs.join(VMLINUX_BTF);
+        let btf_missing = fs::File::open(&btf_path).err().map(|e| e.to_string());
         let capabilities = fs::read_to_string("/proc/self/status").ok().and_then(|status| {
             let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
             u64::from_str_radix(line.trim(), 16).ok()
         });
         let initial_pid_namespace =
             fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link == Path::new(INITIAL_PID_NAMESPACE));
-        let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").ok().map(|s| s.trim().to_owned());
-        Self { release, btf_missing, capabilities, initial_pid_namespace, lockdown }
+        let lockdown =
+            fs::read_to_string(sysfs.join("kernel/security/lockdown")).ok().map(|s| s.trim().to_owned());
+        Self { release, btf_path, btf_missing, capabilities, initial_pid_namespace, lockdown }
     }
 
     fn has(&self, capability: u32) -> bool {
@@ -63,7 +67,7 @@ impl Support {
         }
         if let Some(error) = &self.btf_missing {
             return Some((
-                format!("the kernel's types cannot be read from {VMLINUX_BTF}: {error}"),
+                format!("the kernel's types cannot be read from {}: {error}", self.btf_path.display()),
                 "mount sysfs, or use a kernel built with CONFIG_DEBUG_INFO_BTF=y (Linux 5.8 or newer)".into(),
             ));
         }
@@ -84,6 +88,7 @@ mod tests {
     fn healthy() -> Support {
         Support {
             release: "6.12.0".into(),
+            btf_path: PathBuf::new(),
             btf_missing: None,
             capabilities: Some(1 << CAP_BPF | 1 << CAP_PERFMON),
             initial_pid_namespace: true,

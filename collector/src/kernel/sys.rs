@@ -1,30 +1,26 @@
-//! The few bpf(2) commands and system calls that aya does not wrap. The only raw system calls of the crate.
+//! The bpf(2) commands and system calls that no library wraps as we need them. The only raw system calls of the crate.
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr::NonNull;
 
-const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
-const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
-const BPF_LINK_CREATE: libc::c_long = 28;
-const BPF_ITER_CREATE: libc::c_long = 33;
-/// `enum bpf_attach_type` of `include/uapi/linux/bpf.h`.
-const BPF_TRACE_ITER: u32 = 28;
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_prog_info, bpf_prog_type};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-/// Leading part of `union bpf_attr` as 64-bit words; the kernel takes what follows the given size as zero.
-fn bpf(command: libc::c_long, attr: &[u64]) -> io::Result<libc::c_long> {
-    // SAFETY: the kernel reads `size_of_val(attr)` bytes from a live slice; pointers inside it are made by the
-    // callers below from borrows that outlive the call.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_ptr(), size_of_val(attr)) };
+fn bpf(command: bpf_cmd, attr: &bpf_attr) -> io::Result<libc::c_long> {
+    // SAFETY: the kernel reads (and for BPF_OBJ_GET_INFO_BY_FD writes, into a field that no caller reads) a whole
+    // initialised `bpf_attr`; pointers inside it are made by the callers below from borrows that outlive the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<bpf_attr>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// Two 32-bit attributes in one word, in memory order.
-fn pair(first: u32, second: u32) -> u64 {
-    let mut bytes = [0; 8];
-    bytes[..4].copy_from_slice(&first.to_ne_bytes());
-    bytes[4..].copy_from_slice(&second.to_ne_bytes());
-    u64::from_ne_bytes(bytes)
+/// Attributes with every byte zero, which the kernel takes as "not given".
+fn no_attr() -> bpf_attr {
+    // SAFETY: a union of plain integers and arrays of them.
+    unsafe { std::mem::zeroed() }
 }
 
 fn raw(fd: BorrowedFd<'_>) -> u32 {
@@ -38,6 +34,15 @@ fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Sets a value of a map. The caller vouches that key and value have the map's sizes.
+fn map_update(map: BorrowedFd<'_>, key: *const u8, value: *const u8) -> io::Result<()> {
+    let mut attr = no_attr();
+    attr.__bindgen_anon_2.map_fd = raw(map);
+    attr.__bindgen_anon_2.key = key as u64;
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = value as u64;
+    bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &attr).map(drop)
+}
+
 /// Sets the value that a task storage map holds for the process behind a pidfd. `T` must be the map's value type.
 pub(super) fn task_storage_set<T: Copy>(
     map: BorrowedFd<'_>,
@@ -45,24 +50,109 @@ pub(super) fn task_storage_set<T: Copy>(
     value: &T,
 ) -> io::Result<()> {
     let key = pidfd.as_raw_fd();
-    let attr = [pair(raw(map), 0), std::ptr::from_ref(&key) as u64, std::ptr::from_ref(value) as u64, 0];
-    bpf(BPF_MAP_UPDATE_ELEM, &attr).map(drop)
+    map_update(map, std::ptr::from_ref(&key).cast(), std::ptr::from_ref(value).cast())
 }
 
 /// Removes it.
 pub(super) fn task_storage_delete(map: BorrowedFd<'_>, pidfd: BorrowedFd<'_>) -> io::Result<()> {
     let key = pidfd.as_raw_fd();
-    bpf(BPF_MAP_DELETE_ELEM, &[pair(raw(map), 0), std::ptr::from_ref(&key) as u64]).map(drop)
+    let mut attr = no_attr();
+    attr.__bindgen_anon_2.map_fd = raw(map);
+    attr.__bindgen_anon_2.key = std::ptr::from_ref(&key) as u64;
+    bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &attr).map(drop)
+}
+
+/// Fills the only value of a global data map.
+pub(super) fn global_data_set(map: BorrowedFd<'_>, data: &[u8]) -> io::Result<()> {
+    map_update(map, std::ptr::from_ref(&0u32).cast(), data.as_ptr())
+}
+
+/// Makes a map read-only for user space, after which the verifier takes its content as constant. 5.2+.
+pub(super) fn map_freeze(map: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = no_attr();
+    attr.__bindgen_anon_2.map_fd = raw(map);
+    bpf(bpf_cmd::BPF_MAP_FREEZE, &attr).map(drop)
+}
+
+/// Gives the kernel the types of our own maps.
+pub(super) fn btf_load(btf: &[u8]) -> io::Result<OwnedFd> {
+    let mut attr = no_attr();
+    attr.__bindgen_anon_7.btf = btf.as_ptr() as u64;
+    attr.__bindgen_anon_7.btf_size = u32::try_from(btf.len()).map_err(io::Error::other)?;
+    owned(bpf(bpf_cmd::BPF_BTF_LOAD, &attr)?)
+}
+
+/// What a tracing program is loaded with.
+#[derive(Clone, Copy)]
+pub(super) struct TracingProgram<'a> {
+    pub(super) name: &'a str,
+    pub(super) instructions: &'a [bpf_insn],
+    pub(super) license: &'a CStr,
+    /// BTF id of what it attaches to.
+    pub(super) attach_btf_id: u32,
+    /// Of an iterator; otherwise of a tracepoint.
+    pub(super) iterator: bool,
+}
+
+/// Loads a program. The verifier writes its log, with its level at least 1, if there is one to write to.
+pub(super) fn program_load(program: TracingProgram<'_>, log: Option<&mut [u8]>) -> io::Result<OwnedFd> {
+    let mut attr = no_attr();
+    // SAFETY: writes to a field of a union of plain integers; the whole was zeroed.
+    let load = unsafe { &mut attr.__bindgen_anon_3 };
+    load.prog_type = bpf_prog_type::BPF_PROG_TYPE_TRACING as u32;
+    load.insns = program.instructions.as_ptr() as u64;
+    load.insn_cnt = u32::try_from(program.instructions.len()).map_err(io::Error::other)?;
+    load.license = program.license.as_ptr() as u64;
+    load.attach_btf_id = program.attach_btf_id;
+    load.expected_attach_type = if program.iterator {
+        bpf_attach_type::BPF_TRACE_ITER as u32
+    } else {
+        bpf_attach_type::BPF_TRACE_RAW_TP as u32
+    };
+    let room = load.prog_name.len() - 1;
+    for (to, from) in load.prog_name.iter_mut().zip(program.name.bytes().take(room)) {
+        *to = from.cast_signed();
+    }
+    if let Some(log) = log {
+        load.log_level = 1;
+        load.log_buf = log.as_mut_ptr() as u64;
+        load.log_size = u32::try_from(log.len()).map_err(io::Error::other)?;
+    }
+    owned(bpf(bpf_cmd::BPF_PROG_LOAD, &attr)?)
+}
+
+/// Attaches a BTF-typed tracepoint program, for as long as what it returns lives.
+pub(super) fn tracepoint_attach(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attr = no_attr();
+    attr.raw_tracepoint.prog_fd = raw(program);
+    owned(bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &attr)?)
 }
 
 /// Links an iterator program, so that iterators can be opened.
 pub(super) fn iterator_link(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    owned(bpf(BPF_LINK_CREATE, &[pair(raw(program), 0), pair(BPF_TRACE_ITER, 0), 0, 0])?)
+    let mut attr = no_attr();
+    attr.link_create.__bindgen_anon_1.prog_fd = raw(program);
+    attr.link_create.attach_type = bpf_attach_type::BPF_TRACE_ITER as u32;
+    owned(bpf(bpf_cmd::BPF_LINK_CREATE, &attr)?)
 }
 
 /// Opens one iteration; reading to the end runs the program for every object once.
 pub(super) fn iterator_open(link: BorrowedFd<'_>) -> io::Result<File> {
-    Ok(File::from(owned(bpf(BPF_ITER_CREATE, &[pair(raw(link), 0)])?)?))
+    let mut attr = no_attr();
+    attr.iter_create.link_fd = raw(link);
+    Ok(File::from(owned(bpf(bpf_cmd::BPF_ITER_CREATE, &attr)?)?))
+}
+
+/// How often a program ran and for how many nanoseconds. Zeros unless the kernel counts (`kernel.bpf_stats_enabled`).
+pub(super) fn program_cost(program: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
+    // SAFETY: plain integers and arrays of them.
+    let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
+    let mut attr = no_attr();
+    attr.info.bpf_fd = raw(program);
+    attr.info.info_len = size_of::<bpf_prog_info>() as u32;
+    attr.info.info = std::ptr::from_mut(&mut info) as u64;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &attr)?;
+    Ok((info.run_cnt, info.run_time_ns))
 }
 
 /// pidfd_open(2) of a process (not a thread). 5.3+.
@@ -70,4 +160,54 @@ pub(super) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: plain integers.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     if fd < 0 { Err(io::Error::last_os_error()) } else { owned(fd) }
+}
+
+/// Gives the heap's free pages back to the kernel: loading needs much for a moment.
+pub(super) fn trim_heap() {
+    // SAFETY: no precondition.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// A file of the kernel that never changes, mapped where the kernel can (the BTF of vmlinux: 6.16+), else read.
+pub(super) enum KernelFile {
+    Mapped(NonNull<u8>, std::num::NonZero<usize>),
+    Read(Vec<u8>),
+}
+
+impl KernelFile {
+    pub(super) fn open(path: &std::path::Path) -> io::Result<Self> {
+        let mut file = File::open(path)?;
+        let length = usize::try_from(file.metadata()?.len()).unwrap_or(0);
+        if let Some(length) = std::num::NonZero::new(length) {
+            // SAFETY: a fresh private read-only mapping at an address that the kernel chooses.
+            let mapped =
+                unsafe { mmap(None, length, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE, file.as_fd(), 0) };
+            if let Ok(address) = mapped {
+                return Ok(Self::Mapped(address.cast(), length));
+            }
+        }
+        let mut bytes = Vec::with_capacity(length);
+        io::Read::read_to_end(&mut file, &mut bytes)?;
+        Ok(Self::Read(bytes))
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        match self {
+            // SAFETY: mapped with this length until `self` is dropped. The file is part of the kernel's image, which
+            // is neither written nor cut.
+            Self::Mapped(address, length) => unsafe {
+                std::slice::from_raw_parts(address.as_ptr(), length.get())
+            },
+            Self::Read(bytes) => bytes,
+        }
+    }
+}
+
+impl Drop for KernelFile {
+    fn drop(&mut self) {
+        if let Self::Mapped(address, length) = self {
+            // SAFETY: the mapping made in `open`, with its length; borrows of it ended with the borrow of `self`.
+            let _ = unsafe { munmap(address.cast(), length.get()) };
+        }
+    }
 }

@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use collector_ebpf::task::{
     RSS_ANON, RSS_FILE, RSS_SHMEM, RSS_SWAP, TASK_HAS_MEMORY, TASK_KERNEL_THREAD, TASK_MAIN_THREAD, TaskRow,
 };
 
+use super::load::Attached;
 use super::sys;
 use crate::input::{Comm, Listed, Rss, Sample, TaskState};
 use crate::units::{CpuTime, HostFacts, Pid, ProcessKey, monotonic_ns};
@@ -20,8 +21,8 @@ const BUFFER: usize = 32 << 10;
 const EXIT_TRACE: u32 = 0x30;
 
 pub(super) struct TaskReader {
-    tracked: OwnedFd,
-    all: OwnedFd,
+    tracked: Attached,
+    all: Attached,
     host: HostFacts,
     buffer: Box<[u8]>,
     /// Processes of several threads: sums of the rows so far.
@@ -65,14 +66,19 @@ pub(super) struct Missing {
 }
 
 impl TaskReader {
-    pub(super) fn new(tracked: OwnedFd, all: OwnedFd, host: HostFacts) -> Self {
+    pub(super) fn new(tracked: Attached, all: Attached, host: HostFacts) -> Self {
         Self { tracked, all, host, buffer: vec![0; BUFFER].into_boxed_slice(), groups: HashMap::new() }
+    }
+
+    /// The iterator programs.
+    pub(super) fn programs(&self) -> [&Attached; 2] {
+        [&self.tracked, &self.all]
     }
 
     /// One sample per tracked process.
     pub(super) fn pass(&mut self, missing: Missing, out: &mut dyn FnMut(Sample)) -> io::Result<()> {
         self.groups.clear();
-        let mut iterator = sys::iterator_open(self.tracked.as_fd())?;
+        let mut iterator = sys::iterator_open(self.tracked.link.as_fd())?;
         let host = self.host;
         let mut at_ns = monotonic_ns();
         while let Some(rows) = fill(&mut iterator, &mut self.buffer)? {
@@ -103,7 +109,7 @@ impl TaskReader {
 
     /// Every process of the host.
     pub(super) fn list(&mut self, out: &mut dyn FnMut(Listed)) -> io::Result<()> {
-        let mut iterator = sys::iterator_open(self.all.as_fd())?;
+        let mut iterator = sys::iterator_open(self.all.link.as_fd())?;
         while let Some(rows) = fill(&mut iterator, &mut self.buffer)? {
             for row in rows {
                 out(Listed {
