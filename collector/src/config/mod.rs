@@ -1,1 +1,27 @@
-//! What was typed, what the file says, the validated result.
+//! What was typed ([`cli`]), what the file says ([`file`]), and the validated result.
+
+pub mod cli;
+pub mod file;
+
+use crate::aggregate;
+use cli::Flags;
+use file::{FileConfig, FileError};
+
+/// Reads the configuration file, if one was named; otherwise the built-in defaults.
+pub fn load_file(flags: &Flags) -> Result<FileConfig, FileError> {
+    flags.config_file.as_deref().map_or_else(|| Ok(FileConfig::default()), file::load)
+}
+
+impl FileConfig {
+    /// What the aggregator needs of it.
+    pub fn aggregate(&self) -> aggregate::Config {
+        aggregate::Config {
+            matcher: self.matcher.clone(),
+            zero_config: self.zero_config,
+            interval_ns: self.interval_ns,
+            max_pools: self.max_pools,
+            max_listed_workers: self.max_workers,
+            exits_kept: self.exits_kept,
+        }
+    }
+}

@@ -1,0 +1,400 @@
+//! What the configuration file says: YAML, unknown keys are errors, and every error names its place.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use regex::bytes::{Regex, RegexBuilder};
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::units::NANOS_PER_SECOND;
+use crate::worker::matcher::{Conditions, MAX_NAME, Matcher, Rule};
+
+/// Larger files are refused; a thousand rules need a tenth.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// Compiled size of one regular expression at most.
+const MAX_REGEX_BYTES: usize = 1 << 20;
+
+const MILLISECOND: u64 = NANOS_PER_SECOND / 1000;
+const SHORTEST_INTERVAL_NS: u64 = 100 * MILLISECOND;
+const LONGEST_INTERVAL_NS: u64 = 3600 * NANOS_PER_SECOND;
+
+/// Why a configuration file cannot be used.
+#[derive(Debug, Error)]
+pub enum FileError {
+    /// It cannot be read.
+    #[error("reading {path}: {source}")]
+    Read {
+        /// The file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is longer than any configuration.
+    #[error("{path} has more than {MAX_FILE_BYTES} bytes: this is no configuration")]
+    TooLong {
+        /// The file.
+        path: String,
+    },
+    /// It is not YAML of this shape.
+    #[error("{path}: {message}")]
+    Syntax {
+        /// The file.
+        path: String,
+        /// Line, column, and what is wrong there.
+        message: String,
+    },
+    /// A value makes no sense.
+    #[error("{path}: {place}: {message}")]
+    Value {
+        /// The file.
+        path: String,
+        /// Which value, e.g. `pools[2] (web): match.cmdline`.
+        place: String,
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+/// A validated configuration.
+#[derive(Clone, Debug)]
+pub struct FileConfig {
+    /// Rules in their order.
+    pub matcher: Matcher,
+    /// Find pools that no rule names.
+    pub zero_config: bool,
+    /// Nanoseconds between readings where a rule does not say.
+    pub interval_ns: u64,
+    /// Pools at most.
+    pub max_pools: usize,
+    /// Workers per pool with series of their own, at most.
+    pub max_workers: usize,
+    /// Death certificates kept.
+    pub exits_kept: usize,
+}
+
+impl Default for FileConfig {
+    fn default() -> Self {
+        let limits = Limits::default();
+        Self {
+            matcher: Matcher::default(),
+            zero_config: true,
+            interval_ns: NANOS_PER_SECOND,
+            max_pools: limits.pools,
+            max_workers: limits.workers_per_pool,
+            exits_kept: limits.exits,
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Written {
+    interval: Option<String>,
+    zero_config: Option<bool>,
+    limits: Limits,
+    pools: Vec<WrittenPool>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Limits {
+    pools: usize,
+    workers_per_pool: usize,
+    exits: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { pools: 256, workers_per_pool: 2000, exits: 1000 }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenPool {
+    #[serde(default)]
+    name: String,
+    #[serde(default, rename = "match")]
+    worker: WrittenConditions,
+    #[serde(default)]
+    parent: WrittenConditions,
+    size: Option<u32>,
+    interval: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct WrittenConditions {
+    comm: OneOrMany<String>,
+    exe: OneOrMany<String>,
+    cmdline: Option<String>,
+    user: OneOrMany<User>,
+    cgroup: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum OneOrMany<T> {
+    One(T),
+    Many(Vec<T>),
+}
+
+impl<T> Default for OneOrMany<T> {
+    fn default() -> Self {
+        Self::Many(Vec::new())
+    }
+}
+
+impl<T> OneOrMany<T> {
+    fn into_vec(self) -> Vec<T> {
+        match self {
+            Self::One(value) => vec![value],
+            Self::Many(values) => values,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum User {
+    Id(u32),
+    Name(String),
+}
+
+/// Reads and validates a file.
+pub fn load(path: &Path) -> Result<FileConfig, FileError> {
+    let shown = path.display().to_string();
+    let read = |source| FileError::Read { path: shown.clone(), source };
+    let file = std::fs::File::open(path).map_err(read)?;
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut std::io::Read::take(file, MAX_FILE_BYTES + 1), &mut text)
+        .map_err(read)?;
+    if text.len() as u64 > MAX_FILE_BYTES {
+        return Err(FileError::TooLong { path: shown });
+    }
+    parse(&text, &shown)
+}
+
+/// Validates the text of a file called `path`.
+pub fn parse(text: &str, path: &str) -> Result<FileConfig, FileError> {
+    // An empty document is null, not an empty mapping.
+    let only_comments = text.lines().all(|line| line.trim().is_empty() || line.trim().starts_with('#'));
+    let written: Written = if only_comments {
+        Written::default()
+    } else {
+        serde_saphyr::from_str(text)
+            .map_err(|e| FileError::Syntax { path: path.into(), message: e.to_string() })?
+    };
+    let at =
+        |place: &str, message: String| FileError::Value { path: path.into(), place: place.into(), message };
+
+    let limits = written.limits;
+    for (place, value, range) in [
+        ("limits.pools", limits.pools, 1..=10_000),
+        ("limits.workers_per_pool", limits.workers_per_pool, 0..=100_000),
+        ("limits.exits", limits.exits, 0..=100_000),
+    ] {
+        if !range.contains(&value) {
+            let message = format!("{value} is outside {} to {}", range.start(), range.end());
+            return Err(at(place, message));
+        }
+    }
+    let interval_ns = match &written.interval {
+        Some(text) => interval(text).map_err(|e| at("interval", e))?,
+        None => NANOS_PER_SECOND,
+    };
+    let mut names = HashSet::new();
+    let mut rules = Vec::with_capacity(written.pools.len());
+    for (index, pool) in written.pools.into_iter().enumerate() {
+        let place = if pool.name.is_empty() {
+            format!("pools[{index}]")
+        } else {
+            format!("pools[{index}] ({})", pool.name.escape_debug())
+        };
+        let name = pool.name.clone();
+        let rule = rule(pool).map_err(|(field, message)| at(&format!("{place}: {field}"), message))?;
+        if !names.insert(name) {
+            let message = "another pool before it has this name; names must be unique".to_owned();
+            return Err(at(&format!("{place}: name"), message));
+        }
+        rules.push(rule);
+    }
+    Ok(FileConfig {
+        matcher: Matcher::new(rules),
+        zero_config: written.zero_config.unwrap_or(true),
+        interval_ns,
+        max_pools: limits.pools,
+        max_workers: limits.workers_per_pool,
+        exits_kept: limits.exits,
+    })
+}
+
+fn rule(pool: WrittenPool) -> Result<Rule, (String, String)> {
+    let of = |field: &str, message: &str| (field.to_owned(), message.to_owned());
+    if pool.name.trim().is_empty() {
+        return Err(of("name", "a pool needs a name, e.g. `name: web`"));
+    }
+    if pool.name.chars().count() > MAX_NAME || pool.name.chars().any(char::is_control) {
+        return Err(of("name", "a name has at most 128 characters and no control characters"));
+    }
+    let worker = conditions(pool.worker, "match")?;
+    let parent = conditions(pool.parent, "parent")?;
+    if worker.is_empty() && parent.is_empty() {
+        return Err(of(
+            "match",
+            "a pool needs a condition: comm, exe, cmdline, user or cgroup, here or under `parent`",
+        ));
+    }
+    let captures: Vec<&str> = worker.cmdline.iter().flat_map(|r| r.capture_names().flatten()).collect();
+    for variable in pool.name.split("${").skip(1) {
+        let Some((variable, _)) = variable.split_once('}') else {
+            return Err(of("name", "`${` without `}`"));
+        };
+        if !captures.contains(&variable) {
+            let message = format!("match.cmdline has no capture `(?P<{variable}>…)`");
+            return Err(("name".to_owned(), message));
+        }
+    }
+    let interval_ns =
+        pool.interval.as_deref().map(interval).transpose().map_err(|e| ("interval".to_owned(), e))?;
+    Ok(Rule { name: pool.name, worker, parent, size: pool.size, interval_ns })
+}
+
+fn conditions(written: WrittenConditions, under: &str) -> Result<Conditions, (String, String)> {
+    let regex = |field: &str, pattern: Option<String>| -> Result<Option<Regex>, (String, String)> {
+        let compile = |p: String| RegexBuilder::new(&p).size_limit(MAX_REGEX_BYTES).build();
+        pattern.map(compile).transpose().map_err(|e| (format!("{under}.{field}"), e.to_string()))
+    };
+    let mut uid = Vec::new();
+    for user in written.user.into_vec() {
+        uid.push(match user {
+            User::Id(id) => id,
+            User::Name(name) => match nix::unistd::User::from_name(&name) {
+                Ok(Some(user)) => user.uid.as_raw(),
+                Ok(None) => {
+                    let message = format!("there is no user {name:?} on this host; a number works always");
+                    return Err((format!("{under}.user"), message));
+                }
+                Err(error) => {
+                    return Err((format!("{under}.user"), format!("looking up {name:?}: {error}")));
+                }
+            },
+        });
+    }
+    let bytes = |values: OneOrMany<String>| values.into_vec().into_iter().map(String::into_bytes);
+    let comm: Vec<Vec<u8>> = bytes(written.comm).collect();
+    if let Some(long) = comm.iter().find(|name| name.len() >= crate::input::COMM_LEN) {
+        let message = format!(
+            "the kernel keeps 15 bytes of a name, so {:?} never occurs; use its first 15 bytes, exe or cmdline",
+            String::from_utf8_lossy(long)
+        );
+        return Err((format!("{under}.comm"), message));
+    }
+    Ok(Conditions {
+        comm,
+        exe: bytes(written.exe).collect(),
+        cmdline: regex("cmdline", written.cmdline)?,
+        uid,
+        cgroup: regex("cgroup", written.cgroup)?,
+    })
+}
+
+/// A duration such as `500ms`, `5s` or `1m30s`, in nanoseconds.
+fn interval(text: &str) -> Result<u64, String> {
+    let duration: jiff::SignedDuration =
+        text.parse().map_err(|e| format!("{text:?} is no duration such as 500ms, 5s or 1m: {e}"))?;
+    u64::try_from(duration.as_nanos())
+        .ok()
+        .filter(|ns| (SHORTEST_INTERVAL_NS..=LONGEST_INTERVAL_NS).contains(ns))
+        .ok_or_else(|| format!("{text} is outside 100ms to 1h"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn check(text: &str, expected: &str) {
+        let error = parse(text, "c.yml").map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{text}\ngave: {error}");
+        assert!(error.starts_with("c.yml"), "{error}");
+    }
+
+    #[test]
+    fn nothing_written_is_the_default() {
+        for text in ["", "# only a comment\n", "pools: []\n"] {
+            let config = parse(text, "c.yml").unwrap();
+            assert!(config.zero_config);
+            assert_eq!(config.interval_ns, NANOS_PER_SECOND);
+            assert_eq!(config.matcher.rules().len(), 0);
+        }
+    }
+
+    #[test]
+    fn everything_written() {
+        let config = parse(
+            "interval: 2s
+zero_config: false
+limits: {pools: 8, workers_per_pool: 100, exits: 50}
+pools:
+  - name: gunicorn-${app}
+    match:
+      comm: gunicorn
+      cmdline: 'worker \\[(?P<app>[^\\]]+)\\]'
+      user: [0, root]
+    size: 4
+    interval: 500ms
+  - name: jobs
+    parent: {exe: [/usr/bin/runner]}
+",
+            "c.yml",
+        )
+        .unwrap();
+        assert_eq!((config.zero_config, config.interval_ns), (false, 2 * NANOS_PER_SECOND));
+        assert_eq!((config.max_pools, config.max_workers, config.exits_kept), (8, 100, 50));
+        let [first, second] = config.matcher.rules() else { panic!("two rules") };
+        assert_eq!(first.worker.comm, [b"gunicorn"]);
+        assert_eq!(first.worker.uid, [0, 0]);
+        assert_eq!((first.size, first.interval_ns), (Some(4), Some(500 * MILLISECOND)));
+        assert!(second.worker.is_empty());
+        assert_eq!(second.parent.exe, [b"/usr/bin/runner"]);
+    }
+
+    #[test]
+    fn errors_name_the_place_and_the_way_out() {
+        check("pools: [{match: {comm: a}}]", "pools[0]: name: a pool needs a name");
+        check("pools: [{name: web}]", "pools[0] (web): match: a pool needs a condition");
+        check(
+            "pools: [{name: a, match: {comm: a}}, {name: a, match: {comm: b}}]",
+            "pools[1] (a): name: another pool",
+        );
+        check("pools: [{name: a, match: {cmdline: '('}}]", "pools[0] (a): match.cmdline: regex parse error");
+        check("pools: [{name: 'x${app}', match: {cmdline: a}}]", "no capture `(?P<app>…)`");
+        check("pools: [{name: 'x${app', match: {cmdline: a}}]", "without `}`");
+        check("pools: [{name: a, match: {comm: sixteen-byte-nam}}]", "15 bytes");
+        check("pools: [{name: a, match: {user: nobody-has-this-name}}]", "there is no user");
+        check("interval: 5", "interval");
+        check("interval: soon", "no duration");
+        check("interval: 1ms", "outside 100ms to 1h");
+        check("limits: {pools: 0}", "limits.pools");
+        check("colour: red", "unknown field");
+        check("pools: [{name: a, match: {com: b}}]", "unknown field");
+        check("pools: {", "c.yml");
+    }
+
+    #[test]
+    fn errors_name_the_line() {
+        let error = parse("interval: 1s\nzero_config: true\ncolour: red\n", "c.yml").unwrap_err().to_string();
+        assert!(error.contains('3'), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_gives_an_answer(text in "(pools|name|match|comm|[ :\\-{}\\[\\]\n'a-z0-9$]){0,40}") {
+            let _ = parse(&text, "c.yml");
+        }
+    }
+}
