@@ -1,0 +1,274 @@
+//! A snapshot in which everything occurs that can: the one that golden files and handler tests show.
+
+use std::sync::Arc;
+
+use crate::input::{Comm, ExitStatus, Rss, Sender, TaskState};
+use crate::snapshot::{
+    DeathCertificate, Distribution, EventCounts, ExitCounts, Feature, Master, Own, Pool, ProgramCost,
+    Reading, Snapshot, StateCounts, WindowQuantiles, Worker, WorkerState,
+};
+use crate::units::CpuTime;
+
+/// 2026-01-02T03:04:05.25Z
+pub(crate) const AT: u64 = 1_767_323_045_250_000_000;
+const SECOND: u64 = 1_000_000_000;
+/// Each character that some format escapes, and some that none does.
+pub(crate) const HOSTILE: &str = "a\"b\\c\nd{e}=f,g \u{1b}[31m<i>/%2F\u{fffd}";
+
+pub(crate) fn distribution(bounds: &'static [f64], unit: f64) -> Distribution {
+    let quantiles = |window, count| WindowQuantiles {
+        window,
+        count,
+        p50: unit,
+        p90: unit * 1.5,
+        p95: unit * 2.0,
+        p99: unit * 2.5,
+        p999: unit * 2.75,
+        max: unit * 3.0,
+        coverage: 0.75,
+    };
+    Distribution {
+        bounds,
+        cumulative: (1..=bounds.len() as u64).collect(),
+        count: bounds.len() as u64 + 3,
+        sum: unit * 8.5,
+        discarded: 2,
+        windows: vec![quantiles("1m", 3), quantiles("5m", 6), quantiles("start", 9)],
+    }
+}
+
+pub(crate) fn pool(name: &str) -> Pool {
+    Pool {
+        name: name.into(),
+        origin: "config".into(),
+        masters: Vec::new(),
+        configured_size: None,
+        size: 0,
+        states: StateCounts::default(),
+        defunct: 0,
+        unlisted: 0,
+        spawns_total: 0,
+        exits: ExitCounts::default(),
+        cpu: CpuTime::default(),
+        run_delay_ns: None,
+        read_bytes: None,
+        written_bytes: None,
+        rss_bytes: Some(0),
+        cpu_utilization: Distribution {
+            bounds: &[0.1, 1.0],
+            cumulative: vec![0, 0],
+            ..Distribution::default()
+        },
+        worker_rss_bytes: Distribution {
+            bounds: &[1048576.0],
+            cumulative: vec![0],
+            ..Distribution::default()
+        },
+        lifetime_seconds: Distribution { bounds: &[1.0], cumulative: vec![0], ..Distribution::default() },
+        workers: Vec::new(),
+    }
+}
+
+pub(crate) fn worker(slot: u32) -> Worker {
+    Worker {
+        slot,
+        generation: 17,
+        pid: 4000 + slot,
+        parent: 1000,
+        comm: "gunicorn".into(),
+        app: Some("shop:app".into()),
+        state: WorkerState::Running,
+        since_unix_ns: AT - 50 * SECOND,
+        started_unix_ns: AT - 60 * SECOND,
+        reading: Some(reading()),
+    }
+}
+
+pub(crate) fn reading() -> Reading {
+    Reading {
+        cpu: CpuTime { user_ns: 12_345_678_900, system_ns: 2 * SECOND },
+        cpu_utilization: Some(0.25),
+        rss: Some(Rss {
+            total_bytes: 52_428_800,
+            file_bytes: Some(10_485_760),
+            anonymous_bytes: Some(41_943_040),
+            shmem_bytes: Some(0),
+            swap_bytes: Some(4096),
+        }),
+        threads: 4,
+        minor_faults: 1234,
+        major_faults: 5,
+        voluntary_switches: Some(777),
+        involuntary_switches: Some(88),
+        run_delay_ns: Some(1_500_000),
+        read_bytes: Some(8192),
+        written_bytes: Some(16384),
+        task_state: TaskState::Sleeping,
+    }
+}
+
+pub(crate) fn death(sequence: u64, pool: &str, status: ExitStatus) -> Arc<DeathCertificate> {
+    Arc::new(DeathCertificate {
+        sequence,
+        pool: pool.into(),
+        slot: 3,
+        generation: 16,
+        pid: 3999,
+        comm: "gunicorn".into(),
+        app: Some("shop:app".into()),
+        status,
+        sender: None,
+        oom_killed: Some(false),
+        started_unix_ns: AT - 100 * SECOND,
+        ended_unix_ns: AT - 60 * SECOND,
+        lifetime_ns: 40 * SECOND,
+        cpu: Some(CpuTime { user_ns: 3 * SECOND, system_ns: SECOND / 2 }),
+        cpu_final: true,
+        peak_rss_bytes: Some(62_914_560),
+        last_state: WorkerState::Running,
+    })
+}
+
+/// Four pools: full, full of hostile text, empty by configuration, and one whose facts are withheld.
+pub(crate) fn snapshot() -> Snapshot {
+    let mut web = pool("web");
+    web.origin = "recognized:gunicorn".into();
+    web.masters = vec![Master {
+        pid: 1000,
+        comm: "gunicorn".into(),
+        started_unix_ns: AT - 3600 * SECOND,
+        cpu: Some(CpuTime { user_ns: SECOND / 4, system_ns: SECOND / 8 }),
+        rss_bytes: Some(20_971_520),
+    }];
+    web.configured_size = Some(4);
+    web.size = 4;
+    web.states = StateCounts { creating: 1, running: 2 };
+    web.defunct = 1;
+    web.spawns_total = 20;
+    web.exits = ExitCounts { success: 10, error: 2, signal: 3, oom: 1, unknown: 0, reclassified: 1 };
+    web.cpu = CpuTime { user_ns: 100 * SECOND, system_ns: 25 * SECOND + 1 };
+    web.run_delay_ns = Some(3_000_000_500);
+    web.read_bytes = Some(1 << 20);
+    web.written_bytes = Some(1 << 40);
+    web.rss_bytes = Some(104_857_600);
+    web.cpu_utilization = distribution(&[0.001, 0.05, 0.1, 0.5, 1.0], 0.25);
+    web.worker_rss_bytes = distribution(&[1_048_576.0, 16_777_216.0, 1_073_741_824.0], 52_428_800.0);
+    web.lifetime_seconds = distribution(&[0.00001, 1.0, 60.0, 86_400.0, 1_000_000.0], 40.0);
+    let creating = Worker {
+        generation: 1,
+        state: WorkerState::Creating,
+        app: None,
+        reading: None,
+        since_unix_ns: AT - SECOND / 10,
+        started_unix_ns: AT - SECOND / 10,
+        ..worker(2)
+    };
+    web.workers = vec![worker(0), worker(1), creating];
+
+    let mut hostile = pool(HOSTILE);
+    hostile.origin = "zero-config".into();
+    hostile.size = 5;
+    hostile.states.running = 5;
+    hostile.unlisted = 4;
+    hostile.workers = vec![Worker { comm: HOSTILE.into(), app: Some(HOSTILE.into()), ..worker(0) }];
+
+    let mut withheld = pool("withheld");
+    withheld.size = 1;
+    withheld.states.running = 1;
+    withheld.rss_bytes = None;
+    withheld.workers = vec![Worker {
+        app: None,
+        reading: Some(Reading {
+            cpu_utilization: None,
+            rss: None,
+            voluntary_switches: None,
+            involuntary_switches: None,
+            run_delay_ns: None,
+            read_bytes: None,
+            written_bytes: None,
+            ..reading()
+        }),
+        ..worker(0)
+    }];
+
+    let mut killed = (*death(18, HOSTILE, ExitStatus::Signal { signal: 9, core_dumped: false })).clone();
+    killed.sender = Some(Sender::Process { pid: 77, comm: Comm::from_bytes(b"sh\n\xff") });
+    killed.cpu_final = false;
+    let mut oom = (*death(17, "web", ExitStatus::Signal { signal: 9, core_dumped: false })).clone();
+    oom.sender = Some(Sender::Kernel);
+    oom.oom_killed = Some(true);
+    let mut vanished = (*death(15, "web", ExitStatus::Unknown)).clone();
+    vanished.app = None;
+    vanished.oom_killed = None;
+    vanished.cpu = None;
+    vanished.peak_rss_bytes = None;
+
+    Snapshot {
+        at_unix_ns: AT,
+        started_unix_ns: AT - 7200 * SECOND,
+        source: "ebpf",
+        features: Arc::new([
+            Feature { name: "lifecycle_events", enabled: true, reason: String::new(), remedy: String::new() },
+            Feature {
+                name: "storage_bytes",
+                enabled: false,
+                reason: "permission denied: \"/proc/PID/io\"".into(),
+                remedy: "grant CAP_SYS_PTRACE".into(),
+            },
+        ]),
+        pools: vec![hostile, pool("jobs"), web, withheld],
+        exits: vec![
+            Arc::new(killed),
+            Arc::new(oom),
+            death(16, "web", ExitStatus::Code(3)),
+            Arc::new(vanished),
+        ],
+        exits_total: 18,
+        own: Own {
+            cpu: CpuTime { user_ns: 1_250_000_000, system_ns: 500_000_000 },
+            rss_bytes: Some(9_437_184),
+            virtual_bytes: Some(83_886_080),
+            open_fds: Some(42),
+            max_fds: Some(1024),
+            map_bytes: Some(4_194_304),
+            passes: 7200,
+            pass_cpu_ns: 720_000_000,
+            event_cpu_ns: 36_000_000,
+            events: vec![
+                EventCounts { kind: "fork", counted: 100, delivered: 98, lost: 2 },
+                EventCounts { kind: "exit", counted: 90, delivered: 90, lost: 0 },
+            ],
+            losses: vec![("event_lost", 2), ("pool_limit", 0), ("event_lost", 1)],
+            programs: vec![ProgramCost { name: "sched_process_exit".into(), runs: 90, run_time_ns: 45_000 }],
+            processes: 310,
+            config_loaded_unix_ns: Some(AT - 7200 * SECOND),
+            config_last_reload_successful: true,
+        },
+    }
+}
+
+/// Compares with `tests/golden/<name>`, or writes it when `BLESS` is set.
+pub(crate) fn check_golden(name: &str, actual: &str) {
+    let path = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden")).join(name);
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&path, actual).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        return;
+    }
+    let expected =
+        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    if let Some((line, (expected, actual))) =
+        expected.lines().zip(actual.lines()).enumerate().find(|(_, (expected, actual))| expected != actual)
+    {
+        panic!(
+            "{}:{}\nexpected: {expected}\n  actual: {actual}\nrenew with BLESS=1 cargo test -p collector",
+            path.display(),
+            line + 1
+        );
+    }
+    assert_eq!(
+        expected.len(),
+        actual.len(),
+        "{}: renew with BLESS=1 cargo test -p collector",
+        path.display()
+    );
+}
