@@ -1,1 +1,161 @@
-//! The axum server.
+//! The axum server. Handlers read the latest snapshot and nothing else: no `/proc`, no bpf(2), no waiting for the
+//! aggregator (a reload excepted, which is asked for and awaited).
+//!
+//! | route | answer |
+//! |---|---|
+//! | `GET /` | dashboard, one HTML page without external parts |
+//! | `GET /metrics` (or `--web.telemetry-path`) | Prometheus text 0.0.4 or OpenMetrics 1.0.0 by `Accept`, gzip |
+//! | `GET /api/v1/summary` | pools, uptime |
+//! | `GET /api/v1/stats` | everything, worker by worker; gzip |
+//! | `GET /api/v1/pools/{pool}` | one pool with its workers |
+//! | `GET /api/v1/workers/{pool}/{slot}` | one worker |
+//! | `GET /api/v1/exits?pool=&limit=` | the last deaths, newest first |
+//! | `GET /healthz`, `GET /-/healthy` | 200 while facts are collected |
+//! | `GET /readyz`, `GET /-/ready` | 200 from the first snapshot on |
+//! | `POST`, `PUT /-/reload` | configuration is read again; 200, or 500 with the reason |
+//!
+//! Everything else is a JSON error that lists these.
+
+mod api;
+mod cache;
+mod dashboard;
+mod error;
+mod guard;
+mod health;
+mod metrics;
+mod negotiate;
+mod reload;
+mod server;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::header::{self, HeaderName, HeaderValue};
+use axum::response::Response;
+use axum::routing::{get, post};
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
+
+use self::cache::Cache;
+pub use self::error::Error;
+pub use self::reload::ReloadRequest;
+pub use self::server::{Connections, Limits, serve};
+use crate::snapshot::Snapshot;
+
+/// Every path but that of the metrics, which can be configured.
+const PATHS: [&str; 11] = [
+    "/",
+    "/api/v1/summary",
+    "/api/v1/stats",
+    "/api/v1/pools/{pool}",
+    "/api/v1/workers/{pool}/{slot}",
+    "/api/v1/exits",
+    "/healthz",
+    "/readyz",
+    "/-/healthy",
+    "/-/ready",
+    "/-/reload",
+];
+
+/// What is served under which path.
+#[derive(Clone, Debug)]
+pub struct Config {
+    telemetry_path: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { telemetry_path: "/metrics".to_owned() }
+    }
+}
+
+impl Config {
+    /// Serves metrics under another path than `/metrics`.
+    pub fn with_telemetry_path(path: &str) -> Result<Self, Error> {
+        let refuse = |reason| Err(Error::TelemetryPath { path: path.to_owned(), reason });
+        if !path.starts_with('/') || path == "/" {
+            return refuse("it has to begin with / and to name something");
+        }
+        if !path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte)) {
+            return refuse("only letters, digits and / - _ . ~ may be in it");
+        }
+        if PATHS.contains(&path) || ["/api/", "/debug/", "/-/"].iter().any(|taken| path.starts_with(taken)) {
+            return refuse("something else is served there");
+        }
+        Ok(Self { telemetry_path: path.to_owned() })
+    }
+}
+
+/// What handlers share.
+#[derive(Debug)]
+pub struct Shared {
+    config: Config,
+    /// `None` until the first collection is done.
+    snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+    cache: Cache,
+    reload: Option<mpsc::Sender<ReloadRequest>>,
+    page: Bytes,
+}
+
+impl Shared {
+    /// Serves what comes through `snapshots`. Without `reload` that route answers 403.
+    pub fn new(
+        config: Config,
+        snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+        reload: Option<mpsc::Sender<ReloadRequest>>,
+    ) -> Self {
+        let page = dashboard::page_for(&config.telemetry_path);
+        Self { config, snapshots, cache: Cache::default(), reload, page }
+    }
+
+    fn snapshot(&self) -> Result<Arc<Snapshot>, Error> {
+        self.snapshots.borrow().clone().ok_or(Error::NotReady)
+    }
+
+    fn endpoints(&self) -> Vec<&str> {
+        let mut endpoints = vec![PATHS[0], self.config.telemetry_path.as_str()];
+        endpoints.extend_from_slice(&PATHS[1..]);
+        endpoints
+    }
+}
+
+/// All routes.
+pub fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/", get(dashboard::page))
+        .route(&shared.config.telemetry_path, get(metrics::metrics))
+        .route("/api/v1/summary", get(api::summary))
+        .route("/api/v1/stats", get(api::stats))
+        .route("/api/v1/pools/{pool}", get(api::pool))
+        .route("/api/v1/workers/{pool}/{slot}", get(api::worker))
+        .route("/api/v1/exits", get(api::exits))
+        .route("/healthz", get(health::healthy))
+        .route("/-/healthy", get(health::healthy))
+        .route("/readyz", get(health::ready))
+        .route("/-/ready", get(health::ready))
+        .route("/-/reload", post(reload::reload).put(reload::reload))
+        .fallback(error::not_found)
+        .method_not_allowed_fallback(error::method_not_allowed)
+        .layer(axum::middleware::map_response(add_headers))
+        .with_state(shared)
+}
+
+/// Headers of every answer. A handler's own `Content-Security-Policy` stays.
+async fn add_headers(mut response: Response) -> Response {
+    const HEADERS: [(HeaderName, HeaderValue); 4] = [
+        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+        (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
+        (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+        // Every answer is of this moment.
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    ];
+    let headers = response.headers_mut();
+    headers.extend(HEADERS);
+    headers
+        .entry(header::CONTENT_SECURITY_POLICY)
+        .or_insert(HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"));
+    response
+}
+
+#[cfg(test)]
+mod tests;

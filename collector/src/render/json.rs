@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::io;
 
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
@@ -18,8 +19,10 @@ pub fn summary(snapshot: &Snapshot) -> Vec<u8> {
     bytes(&Summary { head: Head::of(snapshot), pools: snapshot.pools.iter().map(PoolSummary::of).collect() })
 }
 
-/// `/api/v1/stats`: everything but the deaths, worker by worker. Replaces the content of `out`, keeping its memory.
-pub fn stats(snapshot: &Snapshot, out: &mut Vec<u8>) {
+/// `/api/v1/stats`: everything but the deaths, worker by worker.
+///
+/// It is large, so it goes to a writer, in many small pieces; an error of the writer ends the document early.
+pub fn stats(snapshot: &Snapshot, out: &mut impl io::Write) {
     let pools = snapshot.pools.iter().map(|pool| PoolStats::of(pool, snapshot)).collect();
     write(&Stats { head: Head::of(snapshot), pools, collector: Collector::of(snapshot) }, out);
 }
@@ -62,11 +65,10 @@ fn bytes(value: &impl Serialize) -> Vec<u8> {
     out
 }
 
-fn write(value: &impl Serialize, out: &mut Vec<u8>) {
-    out.clear();
-    // Maps have string keys, and a vector takes every byte: neither way to fail exists.
+fn write(value: &impl Serialize, out: &mut impl io::Write) {
+    // Maps have string keys and memory takes every byte: neither way to fail exists.
     let _ = serde_json::to_writer(&mut *out, value);
-    out.push(b'\n');
+    let _ = out.write_all(b"\n");
 }
 
 /// Nanoseconds since the Unix epoch, shown as RFC 3339.
@@ -698,7 +700,7 @@ mod tests {
     }
 
     fn stats_of(snapshot: &Snapshot) -> Value {
-        let mut out = b"leftover".to_vec();
+        let mut out = Vec::new();
         stats(snapshot, &mut out);
         parsed(&out)
     }

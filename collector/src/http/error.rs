@@ -1,0 +1,104 @@
+//! What can go wrong with a request, and what its sender is told to do about it.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use super::Shared;
+
+/// An error with the message that goes outside: it says what to do, and nothing about the inside.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A path that cannot be served.
+    #[error("telemetry path {path:?}: {reason}")]
+    TelemetryPath {
+        /// As given.
+        path: String,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// There is no snapshot yet.
+    #[error("nothing was collected yet; ask again in a moment (/readyz tells when)")]
+    NotReady,
+    /// No pool of this name.
+    #[error("there is no pool {0:?} now; /api/v1/summary lists the names")]
+    UnknownPool(String),
+    /// Nobody has the slot.
+    #[error("pool {pool:?} has no worker with series of its own in slot {slot}; /api/v1/pools/ lists them")]
+    UnknownWorker {
+        /// The pool.
+        pool: String,
+        /// The slot.
+        slot: u32,
+    },
+    /// A parameter that cannot be read.
+    #[error("{0}")]
+    BadRequest(String),
+    /// A page of another site asks for a change.
+    #[error(
+        "a page of another site must not do this; send the request from a program or from this host's own page"
+    )]
+    CrossSite,
+    /// Reloading is not possible.
+    #[error("reloading over HTTP is switched off; send SIGHUP to the process instead")]
+    ReloadOff,
+    /// Another one is being worked on.
+    #[error("a reload is under way; ask again when it is done")]
+    ReloadBusy,
+    /// The new configuration was refused.
+    #[error("the configuration in use stays, because the new one was refused: {0}")]
+    ReloadFailed(String),
+}
+
+impl Error {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::NotReady | Self::ReloadBusy => StatusCode::SERVICE_UNAVAILABLE,
+            Self::UnknownPool(_) | Self::UnknownWorker { .. } => StatusCode::NOT_FOUND,
+            Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::CrossSite | Self::ReloadOff => StatusCode::FORBIDDEN,
+            Self::TelemetryPath { .. } | Self::ReloadFailed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let mut response = json_response(self.status(), &json!({ "error": self.to_string() }));
+        if matches!(self, Self::NotReady) {
+            response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+fn json_response(status: StatusCode, body: &serde_json::Value) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json")], format!("{body}\n")).into_response()
+}
+
+pub(super) async fn not_found(State(shared): State<Arc<Shared>>, uri: Uri) -> Response {
+    let body = json!({
+        "error": format!("nothing is served under {}; see endpoints", uri.path()),
+        "endpoints": shared.endpoints(),
+    });
+    json_response(StatusCode::NOT_FOUND, &body)
+}
+
+pub(super) async fn method_not_allowed(
+    State(shared): State<Arc<Shared>>,
+    method: Method,
+    uri: Uri,
+) -> Response {
+    let (allowed, hint) =
+        if uri.path() == "/-/reload" { ("POST, PUT", "POST or PUT") } else { ("GET, HEAD", "GET") };
+    let body = json!({
+        "error": format!("{} does not take {method}; use {hint}", uri.path()),
+        "endpoints": shared.endpoints(),
+    });
+    let mut response = json_response(StatusCode::METHOD_NOT_ALLOWED, &body);
+    response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static(allowed));
+    response
+}

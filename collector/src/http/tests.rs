@@ -1,0 +1,341 @@
+//! The router from outside: one request in, one answer out.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::io::Read as _;
+use std::time::Duration;
+
+use axum::body::{Body, to_bytes};
+use axum::http::{Method, Request, StatusCode};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tower::ServiceExt as _;
+
+use super::*;
+use crate::render::fixture;
+use crate::snapshot::Pool;
+
+struct Site {
+    publish: watch::Sender<Option<Arc<Snapshot>>>,
+    reloads: mpsc::Receiver<ReloadRequest>,
+    router: Router,
+}
+
+fn site() -> Site {
+    let (publish, snapshots) = watch::channel(Some(Arc::new(fixture::snapshot())));
+    let (reload, reloads) = mpsc::channel(1);
+    let router = router(Arc::new(Shared::new(Config::default(), snapshots, Some(reload))));
+    Site { publish, reloads, router }
+}
+
+struct Answer {
+    status: StatusCode,
+    headers: axum::http::HeaderMap,
+    body: Bytes,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        assert_eq!(self.header("content-type"), "application/json");
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    fn error(&self) -> String {
+        self.json()["error"].as_str().unwrap().to_owned()
+    }
+}
+
+async fn send(router: &Router, method: Method, uri: &str, headers: &[(&str, &str)]) -> Answer {
+    let mut request = Request::builder().method(method).uri(uri);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let response = router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let body = to_bytes(body, usize::MAX).await.unwrap();
+    Answer { status: parts.status, headers: parts.headers, body }
+}
+
+async fn get_with(router: &Router, uri: &str, headers: &[(&str, &str)]) -> Answer {
+    send(router, Method::GET, uri, headers).await
+}
+
+async fn get(router: &Router, uri: &str) -> Answer {
+    get_with(router, uri, &[]).await
+}
+
+fn unzipped(bytes: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    flate2::read::GzDecoder::new(bytes).read_to_end(&mut out).unwrap();
+    out
+}
+
+/// Any text as one segment of a path.
+fn encoded(text: &str) -> String {
+    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
+}
+
+#[tokio::test]
+async fn metrics_come_in_the_form_asked_for() {
+    let site = site();
+    const OPEN: (&str, &str) = ("accept", "application/openmetrics-text; version=1.0.0");
+    const ZIP: (&str, &str) = ("accept-encoding", "gzip");
+    let text = get(&site.router, "/metrics").await;
+    let open = get_with(&site.router, "/metrics", &[OPEN]).await;
+    assert_eq!(text.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
+    assert_eq!(open.header("content-type"), "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    assert!(open.body.ends_with(b"# EOF\n") && !text.body.ends_with(b"# EOF\n"));
+    for (headers, plain) in [(&[ZIP][..], &text), (&[ZIP, OPEN][..], &open)] {
+        let zipped = get_with(&site.router, "/metrics", headers).await;
+        assert_eq!(zipped.header("content-encoding"), "gzip");
+        assert_eq!(zipped.header("content-type"), plain.header("content-type"));
+        assert!(zipped.body.len() < plain.body.len() / 2);
+        assert_eq!(unzipped(&zipped.body), plain.body);
+    }
+    for answer in [&text, &open] {
+        assert_eq!(answer.status, StatusCode::OK);
+        assert_eq!(answer.header("vary"), "Accept, Accept-Encoding");
+        assert_eq!(answer.header("content-encoding"), "");
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_is_rendered_once() {
+    let site = site();
+    for (uri, headers) in [
+        ("/metrics", &[][..]),
+        ("/metrics", &[("accept-encoding", "gzip")][..]),
+        ("/metrics", &[("accept", "application/openmetrics-text")][..]),
+        ("/api/v1/stats", &[][..]),
+        ("/api/v1/stats", &[("accept-encoding", "gzip")][..]),
+    ] {
+        let first = get_with(&site.router, uri, headers).await.body;
+        let second = get_with(&site.router, uri, headers).await.body;
+        assert_eq!(first.as_ptr(), second.as_ptr(), "{uri} {headers:?}");
+        let mut next = fixture::snapshot();
+        next.own.passes += 1;
+        site.publish.send_replace(Some(Arc::new(next)));
+        let third = get_with(&site.router, uri, headers).await.body;
+        assert_ne!(first, third, "{uri} {headers:?}");
+        site.publish.send_replace(Some(Arc::new(fixture::snapshot())));
+    }
+}
+
+#[tokio::test]
+async fn a_buffer_is_filled_again_when_nobody_has_it_any_more() {
+    let site = site();
+    let first = get(&site.router, "/metrics").await.body.as_ptr();
+    site.publish.send_replace(Some(Arc::new(fixture::snapshot())));
+    let held = get(&site.router, "/metrics").await.body;
+    assert_eq!(held.as_ptr(), first);
+    let copy = held.to_vec();
+    site.publish.send_replace(Some(Arc::new(fixture::snapshot())));
+    let third = get(&site.router, "/metrics").await.body;
+    assert_ne!(third.as_ptr(), held.as_ptr());
+    assert_eq!(held, copy, "a body under way does not change");
+}
+
+#[tokio::test]
+async fn documents() {
+    let site = site();
+    let summary = get(&site.router, "/api/v1/summary").await;
+    assert_eq!(summary.status, StatusCode::OK);
+    assert_eq!(summary.json()["pools"][2]["name"], "web");
+    assert!(summary.json()["pools"][2].get("workers").is_none());
+    assert_eq!(get(&site.router, "/api/v1/stats").await.json()["pools"][2]["workers"][0]["id"], "web/0.17");
+    assert_eq!(get(&site.router, "/api/v1/pools/web").await.json()["size"], 4);
+    assert_eq!(get(&site.router, "/api/v1/workers/web/1").await.json()["pid"], 4001);
+    let exits = get(&site.router, "/api/v1/exits?pool=web&limit=1").await.json();
+    assert_eq!(exits["exits"][0]["sequence"], 17);
+    assert_eq!(exits["exits"].as_array().unwrap().len(), 1);
+    let page = get(&site.router, "/").await;
+    assert_eq!(page.header("content-type"), "text/html; charset=utf-8");
+    assert!(page.header("content-security-policy").contains("script-src 'sha256-"));
+}
+
+#[tokio::test]
+async fn any_pool_name_can_be_asked_for() {
+    for name in [fixture::HOSTILE, "a/b", "%2F", "ü ?#&+", "a\0b", "{x}", "*"] {
+        let pool = Pool { workers: vec![fixture::worker(3)], ..fixture::pool(name) };
+        let snapshot = Snapshot { pools: vec![pool], ..fixture::snapshot() };
+        let site = site();
+        site.publish.send_replace(Some(Arc::new(snapshot)));
+        let pool = get(&site.router, &format!("/api/v1/pools/{}", encoded(name))).await;
+        assert_eq!(pool.json()["name"], name);
+        let worker = get(&site.router, &format!("/api/v1/workers/{}/3", encoded(name))).await;
+        assert_eq!(worker.json()["pool"], name);
+        let exits = get(&site.router, &format!("/api/v1/exits?pool={}", encoded(name))).await;
+        assert_eq!(exits.status, StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn errors_say_what_to_do() {
+    let site = site();
+    for (uri, status, hint) in [
+        ("/nothing", StatusCode::NOT_FOUND, "see endpoints"),
+        ("/api/v1/pools/", StatusCode::NOT_FOUND, "see endpoints"),
+        ("/api/v1/pools/nobody", StatusCode::NOT_FOUND, "\"nobody\""),
+        ("/api/v1/workers/nobody/0", StatusCode::NOT_FOUND, "\"nobody\""),
+        ("/api/v1/workers/web/77", StatusCode::NOT_FOUND, "slot 77"),
+        ("/api/v1/workers/web/x", StatusCode::BAD_REQUEST, "x"),
+        ("/api/v1/workers/web/-1", StatusCode::BAD_REQUEST, "-1"),
+        ("/api/v1/pools/%ff", StatusCode::BAD_REQUEST, "UTF-8"),
+        ("/api/v1/exits?limit=x", StatusCode::BAD_REQUEST, "limit"),
+        ("/api/v1/exits?limmit=1", StatusCode::BAD_REQUEST, "limmit"),
+    ] {
+        let answer = get(&site.router, uri).await;
+        assert_eq!(answer.status, status, "{uri}");
+        assert!(answer.error().contains(hint), "{uri}: {}", answer.error());
+    }
+    let answer = send(&site.router, Method::POST, "/metrics", &[]).await;
+    assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(answer.header("allow"), "GET, HEAD");
+    assert!(answer.error().contains("use GET"));
+    let answer = get(&site.router, "/-/reload").await;
+    assert_eq!(answer.header("allow"), "POST, PUT");
+    let endpoints = get(&site.router, "/nothing").await.json();
+    assert!(endpoints["endpoints"].as_array().unwrap().contains(&"/metrics".into()));
+}
+
+#[tokio::test]
+async fn every_answer_has_the_headers() {
+    let site = site();
+    for uri in ["/", "/metrics", "/api/v1/stats", "/nothing", "/healthz"] {
+        let answer = get(&site.router, uri).await;
+        assert_eq!(answer.header("x-content-type-options"), "nosniff", "{uri}");
+        assert_eq!(answer.header("x-frame-options"), "DENY", "{uri}");
+        assert_eq!(answer.header("cache-control"), "no-store", "{uri}");
+        assert!(answer.header("content-security-policy").starts_with("default-src 'none'"), "{uri}");
+    }
+}
+
+#[tokio::test]
+async fn ready_with_the_first_snapshot_and_healthy_until_collecting_ends() {
+    let site = site();
+    site.publish.send_replace(None);
+    for uri in ["/readyz", "/-/ready", "/metrics", "/api/v1/summary", "/api/v1/pools/web"] {
+        assert_eq!(get(&site.router, uri).await.status, StatusCode::SERVICE_UNAVAILABLE, "{uri}");
+    }
+    for uri in ["/healthz", "/-/healthy", "/"] {
+        assert_eq!(get(&site.router, uri).await.status, StatusCode::OK, "{uri}");
+    }
+    site.publish.send_replace(Some(Arc::new(fixture::snapshot())));
+    for uri in ["/readyz", "/-/ready", "/metrics"] {
+        assert_eq!(get(&site.router, uri).await.status, StatusCode::OK, "{uri}");
+    }
+    drop(site.publish);
+    assert_eq!(get(&site.router, "/healthz").await.status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn reload_asks_and_tells() {
+    let mut site = site();
+    for (method, outcome, status) in [
+        (Method::POST, Ok(()), StatusCode::OK),
+        (Method::PUT, Err("line 3: unknown key".to_owned()), StatusCode::INTERNAL_SERVER_ERROR),
+    ] {
+        let (answer, ()) = tokio::join!(send(&site.router, method, "/-/reload", &[]), async {
+            site.reloads.recv().await.unwrap().answer.send(outcome.clone()).unwrap();
+        });
+        assert_eq!(answer.status, status);
+        if let Err(reason) = &outcome {
+            assert!(answer.error().contains(reason));
+        }
+    }
+    let foreign = send(&site.router, Method::POST, "/-/reload", &[("sec-fetch-site", "cross-site")]).await;
+    assert_eq!(foreign.status, StatusCode::FORBIDDEN);
+    drop(site.reloads);
+    let gone = send(&site.router, Method::POST, "/-/reload", &[]).await;
+    assert_eq!(gone.status, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn metrics_can_be_moved() {
+    for bad in ["", "metrics", "/", "/healthz", "/api/v1/summary", "/-/x", "/a{b}", "/a b", "/ä"] {
+        assert!(Config::with_telemetry_path(bad).is_err(), "{bad}");
+    }
+    let (_publish, snapshots) = watch::channel(Some(Arc::new(fixture::snapshot())));
+    let config = Config::with_telemetry_path("/probe/metrics").unwrap();
+    let router = router(Arc::new(Shared::new(config, snapshots, None)));
+    assert_eq!(get(&router, "/probe/metrics").await.status, StatusCode::OK);
+    let missing = get(&router, "/metrics").await;
+    assert_eq!(missing.status, StatusCode::NOT_FOUND);
+    assert!(missing.json()["endpoints"].as_array().unwrap().contains(&"/probe/metrics".into()));
+    let page = get(&router, "/").await.body;
+    assert!(std::str::from_utf8(&page).unwrap().contains("href=\"probe/metrics\""));
+    assert_eq!(send(&router, Method::POST, "/-/reload", &[]).await.status, StatusCode::FORBIDDEN);
+}
+
+struct Running {
+    address: std::net::SocketAddr,
+    connections: Arc<Connections>,
+    stop: tokio::sync::oneshot::Sender<()>,
+    server: tokio::task::JoinHandle<()>,
+}
+
+async fn running(router: Router, limits: Limits) -> Running {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let connections = Arc::new(Connections::default());
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    let server = tokio::spawn(serve(listener, router, limits, Arc::clone(&connections), async {
+        let _ = stopped.await;
+    }));
+    Running { address, connections, stop, server }
+}
+
+async fn read_all(stream: &mut tokio::net::TcpStream) -> Vec<u8> {
+    let mut out = Vec::new();
+    // A reset is an end, too.
+    let _ = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut out)).await.unwrap();
+    out
+}
+
+#[tokio::test]
+async fn slow_clients_and_crowds_are_turned_away() {
+    let limits = Limits {
+        connections: 2,
+        header_wait: Duration::from_millis(300),
+        answer_wait: Duration::from_millis(300),
+        drain: Duration::from_secs(1),
+    };
+    let server = running(site().router, limits).await;
+    let mut slow = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    slow.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n").await.unwrap();
+    let mut idle = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    // Third in the queue of the listener, so the first two were accepted before it.
+    let mut third = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    assert!(read_all(&mut third).await.is_empty());
+    assert_eq!(server.connections.refused(), 1);
+    assert!(!String::from_utf8_lossy(&read_all(&mut slow).await).contains("200 OK"));
+    assert!(read_all(&mut idle).await.is_empty());
+    let mut good = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    good.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    assert!(String::from_utf8_lossy(&read_all(&mut good).await).contains("200 OK"));
+    server.stop.send(()).unwrap();
+    server.server.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_that_stops_reading_is_given_up() {
+    let mut snapshot = fixture::snapshot();
+    snapshot.pools[2].workers = (0..30_000).map(fixture::worker).collect();
+    let site = site();
+    site.publish.send_replace(Some(Arc::new(snapshot)));
+    let limits = Limits {
+        answer_wait: Duration::from_millis(300),
+        drain: Duration::from_secs(20),
+        ..Limits::default()
+    };
+    let server = running(site.router, limits).await;
+    let mut client = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    client.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    // The first bytes show that the answer is under way; the rest is more than the sockets can hold.
+    client.read_exact(&mut [0; 12]).await.unwrap();
+    server.stop.send(()).unwrap();
+    tokio::time::timeout(Duration::from_secs(10), server.server).await.unwrap().unwrap();
+}
