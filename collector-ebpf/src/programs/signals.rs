@@ -1,11 +1,11 @@
 //! Who signals whom, remembered on the receiver until it dies of it.
 
-use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid};
+use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_probe_read_kernel};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use collector_ebpf::slot::SentSignal;
 
-use crate::kernel::{Task, read};
+use crate::kernel::{Task, offset};
 
 const SIGKILL: u32 = 9;
 /// SIGCHLD, SIGCONT, SIGURG and SIGWINCH: ignored by default, so nobody dies of them.
@@ -43,14 +43,18 @@ fn signal_sent(ctx: BtfTracePointContext) -> i32 {
 
 /// `info` is 0 for a signal without information from a process (`SEND_SIG_NOINFO`), 1 for one from the kernel
 /// (`SEND_SIG_PRIV`), else a pointer; codes above 0 are the kernel's (sigaction(2)).
+///
+/// A pointer that may hold a small number is a plain number to the verifier since 6.13 (and 6.12 stable), which
+/// refuses a direct load; the helper takes any address.
 #[inline(always)]
 fn by_process(info: *const u8) -> bool {
     match info as u64 {
         0 => true,
         1 => false,
         _ => {
-            let code: i32 = read!(info, siginfo_code);
-            code <= 0
+            let code = info.wrapping_add(offset!(siginfo_code) as usize).cast::<i32>();
+            // SAFETY: the helper checks the address; `int` has no invalid bit patterns.
+            unsafe { bpf_probe_read_kernel(code) }.is_ok_and(|code| code <= 0)
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use core::ffi::c_void;
 
+use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::helpers::generated::bpf_seq_write;
 use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::task::{TASK_HAS_MEMORY, TASK_KERNEL_THREAD, TASK_MAIN_THREAD, TaskRow};
@@ -134,6 +135,15 @@ fn memory(task: Task, row: &mut TaskRow) {
     row.flags |= TASK_HAS_MEMORY;
     let first = offset!(mm_rss_first) as usize;
     let stride = offset!(mm_rss_stride) as usize;
+    if stride == size_of::<u64>() {
+        // Before 6.2 the counters are `atomic_long_t`, a typedef, and the verifier does not look through a typedef
+        // for the elements of an array. The branch is dead elsewhere, so no helper is asked for there.
+        // SAFETY: the helper checks the address; integers have no invalid bit patterns.
+        if let Ok(pages) = unsafe { bpf_probe_read_kernel(mm.add(first).cast()) } {
+            row.rss_pages = pages;
+        }
+        return;
+    }
     // Unrolled by hand: each address must be the base plus one constant for the verifier.
     // SAFETY: as for every field, checked against the BTF of `mm_struct`.
     unsafe {
