@@ -1,0 +1,134 @@
+//! Debian packages that builds and tests need: which, why, and installing them without leaving servers running.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use crate::command;
+
+/// The step of `cargo xtask test` that needs a package.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Need {
+    /// Building the BPF object.
+    Ebpf,
+    /// Workers of the integration and kernel tests.
+    Workers,
+    /// The kernel matrix.
+    Vm,
+    /// Benchmarks, with the peers they compare with.
+    Bench,
+}
+
+const PACKAGES: [(&str, Need, &str); 17] = [
+    ("rustc-web", Need::Ebpf, "a compiler whose LLVM is the linker's, at /usr/bin/rustc"),
+    ("libstd-rust-web-dev-bpf", Need::Ebpf, "`core`, compiled for BPF"),
+    ("rust-web-clippy", Need::Ebpf, "lints the BPF programs"),
+    ("llvm-22-dev", Need::Ebpf, "bpf-linker is built against it"),
+    ("libzstd-dev", Need::Ebpf, "LLVM links with it"),
+    ("zlib1g-dev", Need::Ebpf, "LLVM links with it"),
+    ("nginx", Need::Workers, "prefork workers that share a listening socket"),
+    ("gunicorn", Need::Workers, "prefork workers of an interpreter"),
+    ("postgresql", Need::Workers, "one process per connection"),
+    ("prometheus", Need::Workers, "promtool judges our exposition"),
+    ("curl", Need::Workers, "a client that is not ours"),
+    ("qemu-system-x86", Need::Vm, "boots other kernels"),
+    ("busybox-static", Need::Vm, "user space of the guest"),
+    ("cpio", Need::Vm, "packs the guest's file system"),
+    ("binutils", Need::Vm, "strips what goes into it"),
+    ("prometheus-process-exporter", Need::Bench, "the peer of the scrape benchmarks"),
+    ("wrk", Need::Bench, "load for the HTTP benchmarks"),
+];
+
+/// Installs everything.
+pub(crate) fn run() -> Result<()> {
+    for need in [Need::Ebpf, Need::Workers, Need::Vm, Need::Bench] {
+        ensure(need)?;
+    }
+    Ok(())
+}
+
+/// Packages of the need that are not installed; none where there is no dpkg to ask.
+pub(crate) fn missing(need: Need) -> Vec<&'static str> {
+    let wanted = PACKAGES.iter().filter(|(_, n, _)| *n == need);
+    wanted.map(|(name, ..)| *name).filter(|name| !installed(name)).collect()
+}
+
+/// Makes the need's packages available, or says how to.
+pub(crate) fn ensure(need: Need) -> Result<()> {
+    let missing = missing(need);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if command::which("apt-get").is_none() {
+        bail!("this is no Debian; install what these packages of Debian 12 have: {}", missing.join(" "));
+    }
+    if !command::is_root() {
+        bail!(
+            "packages are missing; run as root:\n    apt-get update && apt-get install --no-install-recommends {}",
+            missing.join(" ")
+        );
+    }
+    println!("installing packages:");
+    for (name, _, why) in PACKAGES.iter().filter(|(name, ..)| missing.contains(name)) {
+        println!("    {name:<28} {why}");
+    }
+    let _no_services = NoServices::declare()?;
+    // A list of packages that is missing or has aged is the usual reason for a failure; the network is the other.
+    let mut result = install(&missing);
+    for _ in 0..2 {
+        if result.is_ok() {
+            break;
+        }
+        println!("refreshing the list of packages, then once more");
+        result = apt(&["update"]).and_then(|()| install(&missing));
+    }
+    result.with_context(|| format!("installing {}", missing.join(" ")))
+}
+
+fn install(names: &[&str]) -> Result<()> {
+    apt(&[&["install", "--yes", "--no-install-recommends"], names].concat())
+}
+
+fn apt(arguments: &[&str]) -> Result<()> {
+    let mut apt = command::program(
+        "apt-get",
+        ["-qq", "-o", "Acquire::Retries=3", "-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Use-Pty=0"],
+    );
+    command::run(apt.args(arguments).env("DEBIAN_FRONTEND", "noninteractive"))
+}
+
+fn installed(name: &str) -> bool {
+    command::output(&mut command::program("dpkg-query", ["--show", "--showformat=${db:Status-Status}", name]))
+        .is_ok_and(|status| status == "installed")
+}
+
+/// While it lives, installing a server does not start it (the local policy of invoke-rc.d(8)).
+struct NoServices {
+    ours: bool,
+}
+
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+impl NoServices {
+    fn declare() -> Result<Self> {
+        if Path::new(POLICY).exists() {
+            return Ok(Self { ours: false });
+        }
+        fs::write(POLICY, "#!/bin/sh\nexit 101\n").with_context(|| format!("writing {POLICY}"))?;
+        fs::set_permissions(POLICY, fs::Permissions::from_mode(0o755))
+            .with_context(|| format!("making {POLICY} executable"))?;
+        Ok(Self { ours: true })
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.ours
+            && let Err(error) = fs::remove_file(POLICY)
+        {
+            eprintln!("{POLICY} could not be removed ({error}); remove it, or services will not start");
+        }
+    }
+}
