@@ -3,21 +3,44 @@
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::command;
 use crate::ebpf::Toolchain;
 use crate::packages::{self, Need};
 
-/// `cargo xtask lint`
+/// `cargo xtask lint`: every check, also after one has failed.
 pub(crate) fn run() -> Result<()> {
-    command::run(&mut command::cargo(["fmt", "--all", "--check"]))?;
+    let checks: [(&str, fn() -> Result<()>); 5] = [
+        ("format (`cargo fmt --all` mends it)", format),
+        ("clippy", clippy),
+        ("clippy for the BPF programs", programs),
+        ("documentation", documentation),
+        ("paths", paths),
+    ];
+    let mut failed = Vec::new();
+    for (name, check) in checks {
+        if let Err(error) = check() {
+            println!("{error:#}");
+            failed.push(name);
+        }
+    }
+    ensure!(failed.is_empty(), "lint: {}", failed.join(", "));
+    Ok(())
+}
+
+fn format() -> Result<()> {
+    command::run(&mut command::cargo(["fmt", "--all", "--check"]))
+}
+
+fn clippy() -> Result<()> {
     let clippy = ["clippy", "--quiet", "--workspace", "--all-targets", "--locked", "--", "--deny=warnings"];
-    command::run(&mut command::cargo(clippy))?;
-    programs()?;
+    command::run(&mut command::cargo(clippy))
+}
+
+fn documentation() -> Result<()> {
     let mut doc = command::cargo(["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"]);
-    command::run(doc.arg("--locked").env("RUSTDOCFLAGS", "--deny=warnings"))?;
-    paths()
+    command::run(doc.arg("--locked").env("RUSTDOCFLAGS", "--deny=warnings"))
 }
 
 /// The BPF programs, with the clippy that belongs to the compiler that builds them.
