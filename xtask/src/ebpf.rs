@@ -326,7 +326,7 @@ fn source_hash() -> Result<String> {
         let name = file.strip_prefix(command::root())?.to_string_lossy().into_owned();
         let content = fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
         // Lengths keep the end of one file and the start of the next apart.
-        write!(all, "{name} {}\n", content.len())?;
+        writeln!(all, "{name} {}", content.len())?;
         all.extend(content);
     }
     let lock = fs::read_to_string(command::root().join("Cargo.lock")).context("reading Cargo.lock")?;
@@ -335,7 +335,7 @@ fn source_hash() -> Result<String> {
     if locked.is_empty() {
         bail!("Cargo.lock has no aya-ebpf; run `cargo update --workspace`");
     }
-    write!(all, "{locked:?}\n{FLAGS:?}\n{PROFILE:?}\n{TARGET}\n")?;
+    writeln!(all, "{locked:?}\n{FLAGS:?}\n{PROFILE:?}\n{TARGET}")?;
     sha256(&all)
 }
 

@@ -11,7 +11,8 @@ use crate::packages::{self, Need};
 
 /// `cargo xtask lint`: every check, also after one has failed.
 pub(crate) fn run() -> Result<()> {
-    let checks: [(&str, fn() -> Result<()>); 5] = [
+    type Check = fn() -> Result<()>;
+    let checks: [(&str, Check); 5] = [
         ("format (`cargo fmt --all` mends it)", format),
         ("clippy", clippy),
         ("clippy for the BPF programs", programs),

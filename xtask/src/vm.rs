@@ -122,23 +122,10 @@ fn kernel_image(dir: &Path, package: &str) -> Result<PathBuf> {
 
 /// Builds the binaries and packs them with their libraries.
 fn initramfs(dir: &Path) -> Result<PathBuf> {
-    let kernel_tests = executable(&mut command::cargo([
-        "test",
-        "--package",
-        "collector",
-        "--locked",
-        "--test",
-        "kernel",
-        "--no-run",
-    ]))?;
-    let collector = executable(&mut command::cargo([
-        "build",
-        "--package",
-        "collector",
-        "--locked",
-        "--bin",
-        "collector",
-    ]))?;
+    let test = ["test", "--package", "collector", "--locked", "--test", "kernel", "--no-run"];
+    let kernel_tests = executable(&mut command::cargo(test), "test", "kernel")?;
+    let build = ["build", "--package", "collector", "--locked", "--bin", "collector"];
+    let collector = executable(&mut command::cargo(build), "bin", "collector")?;
     let root = dir.join("root");
     if root.exists() {
         fs::remove_dir_all(&root).with_context(|| format!("removing {}", root.display()))?;
@@ -170,13 +157,14 @@ fn initramfs(dir: &Path) -> Result<PathBuf> {
     Ok(image)
 }
 
-/// The executable that a cargo command made, from its JSON messages: the last one named.
-fn executable(cargo: &mut Command) -> Result<PathBuf> {
+/// The executable of a target that a cargo command builds, from its JSON messages.
+fn executable(cargo: &mut Command, kind: &str, name: &str) -> Result<PathBuf> {
     cargo.args(["--quiet", "--message-format=json-render-diagnostics"]).stderr(Stdio::inherit());
     let messages = command::output(cargo)?;
-    let path =
-        messages.lines().filter_map(|line| line.split("\"executable\":\"").nth(1)?.split('"').next()).last();
-    path.map(PathBuf::from).context("cargo named no executable")
+    let (kind, wanted) = (format!("\"kind\":[\"{kind}\"]"), format!("\"name\":\"{name}\""));
+    let message = messages.lines().find(|line| line.contains(&kind) && line.contains(&wanted));
+    let path = message.and_then(|line| line.split("\"executable\":\"").nth(1)?.split('"').next());
+    path.map(PathBuf::from).with_context(|| format!("cargo built no executable {name}"))
 }
 
 /// What the dynamic loader would map, the loader included.
