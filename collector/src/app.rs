@@ -1,1 +1,147 @@
-//! Config to running service.
+//! Config to running service: bind, attach, drop privileges, collect, serve, drain.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+use anyhow::{Context, bail};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{broadcast, watch};
+use tokio::task::JoinSet;
+
+use crate::collect::{Collector, Command};
+use crate::config;
+use crate::config::cli::Flags;
+use crate::http;
+use crate::kernel::support::Support;
+use crate::procfs::ProgramReader;
+use crate::snapshot::Snapshot;
+use crate::units::{HostFacts, unix_ns};
+use crate::{privileges, source};
+
+/// Runs until SIGTERM or SIGINT.
+pub fn run(flags: Flags) -> anyhow::Result<()> {
+    let file = config::load_file(&flags)?;
+    // Before anything that costs: a port that is taken is the commonest mistake.
+    let listeners = flags.listen_addresses.iter().map(|a| bind(*a)).collect::<anyhow::Result<Vec<_>>>()?;
+
+    let host = HostFacts::of_this_host();
+    let support = Support::probe(&flags.sysfs);
+    let opened = source::open(flags.source, &support, &flags.procfs, host)?;
+    for feature in opened.obstacles.iter().filter(|f| !f.enabled) {
+        tracing::warn!(feature = feature.name, reason = %feature.reason, remedy = %feature.remedy, "reduced");
+    }
+    let facts = ProgramReader::open(&flags.procfs)
+        .with_context(|| format!("reading programs from {}", flags.procfs.display()))?;
+    match privileges::drop_all_but_needed() {
+        Ok(kept) => tracing::debug!(kept = kept.join(","), "dropped capabilities"),
+        Err(error) => tracing::warn!(%error, "dropping capabilities failed; all are kept"),
+    }
+
+    let (publisher, snapshots) = watch::channel(None);
+    let loaded_unix_ns = flags.config_file.is_some().then(unix_ns);
+    let source_name = opened.source.name();
+    let collector = Collector::new(
+        opened.source,
+        Box::new(facts),
+        opened.obstacles,
+        file.aggregate(),
+        loaded_unix_ns,
+        host,
+        publisher,
+    );
+    let (commands, inbox) = mpsc::channel();
+    let thread = thread::Builder::new()
+        .name("collect".into())
+        .spawn(move || collector.run(&inbox))
+        .context("starting the collecting thread")?;
+
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the server")?;
+    let result = runtime.block_on(serve(&flags, listeners, snapshots, &commands, source_name));
+    // The collecting thread ends with the last of these.
+    drop(commands);
+    if thread.join().is_err() {
+        bail!("the collecting thread panicked");
+    }
+    result
+}
+
+fn bind(address: SocketAddr) -> anyhow::Result<std::net::TcpListener> {
+    let listener = std::net::TcpListener::bind(address).with_context(|| {
+        format!(
+            "listening on {address} (is another collector running? --web.listen-address takes another one)"
+        )
+    })?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+type Snapshots = watch::Receiver<Option<Arc<Snapshot>>>;
+
+async fn serve(
+    flags: &Flags,
+    listeners: Vec<std::net::TcpListener>,
+    snapshots: Snapshots,
+    commands: &mpsc::Sender<Command>,
+    source: &'static str,
+) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+
+    let (reload, mut reload_requests) = tokio::sync::mpsc::channel(1);
+    let shared = Arc::new(http::Shared::new(flags.http.clone(), snapshots, Some(reload)));
+    let router = http::router(shared);
+    let connections = Arc::new(http::Connections::default());
+    let (shutdown, _) = broadcast::channel::<()>(1);
+    let mut servers = JoinSet::new();
+    for listener in listeners {
+        let listener = TcpListener::from_std(listener)?;
+        let address = listener.local_addr()?;
+        tracing::info!(%address, source, "listening");
+        let mut stopped = shutdown.subscribe();
+        let (router, connections) = (router.clone(), Arc::clone(&connections));
+        servers.spawn(async move {
+            let stopped = async move {
+                let _ = stopped.recv().await;
+            };
+            http::serve(listener, router, http::Limits::default(), connections, stopped).await;
+        });
+    }
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => {
+                // Whatever came of it is in the log.
+                let _ = reload_config(flags, commands);
+            }
+            Some(request) = reload_requests.recv() => {
+                // Whoever asked may have gone away.
+                let _ = request.answer.send(reload_config(flags, commands));
+            }
+        }
+    }
+    tracing::info!("shutting down");
+    drop(shutdown);
+    while servers.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// Reads the configuration file again. The old one stays when the new one is refused.
+fn reload_config(flags: &Flags, commands: &mpsc::Sender<Command>) -> Result<(), String> {
+    let (command, result) = match config::load_file(flags) {
+        Ok(file) => {
+            tracing::info!(pools = file.matcher.rules().len(), "configuration reloaded");
+            (Command::Reconfigure(file.aggregate()), Ok(()))
+        }
+        Err(error) => {
+            tracing::error!(%error, "configuration refused; the old one stays");
+            (Command::ReloadFailed, Err(error.to_string()))
+        }
+    };
+    commands.send(command).map_err(|_| "the collecting thread has ended".to_owned())?;
+    result
+}

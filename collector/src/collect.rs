@@ -1,0 +1,184 @@
+//! The collecting thread: drains events by timer, reads figures when their turn comes, publishes snapshots.
+//!
+//! A thread of its own and not a task, because reading an iterator or `/proc` occupies a CPU; the HTTP server must
+//! never wait for it. It is the only place where the source is called.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::time::ClockId;
+use tokio::sync::watch;
+
+use crate::aggregate::{self, Aggregate};
+use crate::input::{FactReader, Source};
+use crate::procfs;
+use crate::snapshot::{Feature, Own, Snapshot};
+use crate::units::{CpuTime, HostFacts, NANOS_PER_SECOND, monotonic_ns, unix_ns};
+
+/// Time between two drains of the event buffer. It holds several times what the fastest fork storm writes meanwhile
+/// (see [`collector_ebpf::limits::EVENT_RING_BYTES`]).
+const DRAIN_EVERY_NS: u64 = 50_000_000;
+
+/// What the service asks of the collecting thread.
+#[derive(Debug)]
+pub enum Command {
+    /// A new configuration was read and is valid.
+    Reconfigure(aggregate::Config),
+    /// A configuration was refused; the old one stays.
+    ReloadFailed,
+}
+
+/// What the snapshots of this service are published on.
+pub type Publisher = watch::Sender<Option<Arc<Snapshot>>>;
+
+/// State of the collecting thread.
+pub struct Collector {
+    source: Box<dyn Source + Send>,
+    facts: Box<dyn FactReader + Send>,
+    features: Arc<[Feature]>,
+    aggregate: Aggregate,
+    publisher: Publisher,
+    /// Records to be given back to the source.
+    release: Vec<u32>,
+    passes: u64,
+    pass_cpu_ns: u64,
+    event_cpu_ns: u64,
+    config_loaded_unix_ns: Option<u64>,
+    config_last_reload_successful: bool,
+}
+
+impl Collector {
+    /// `features` is what the host allows besides what the source says of itself.
+    pub fn new(
+        source: Box<dyn Source + Send>,
+        facts: Box<dyn FactReader + Send>,
+        mut features: Vec<Feature>,
+        config: aggregate::Config,
+        config_loaded_unix_ns: Option<u64>,
+        host: HostFacts,
+        publisher: Publisher,
+    ) -> Self {
+        features.extend(source.features());
+        Self {
+            source,
+            facts,
+            features: features.into(),
+            aggregate: Aggregate::new(config, host),
+            publisher,
+            release: Vec::new(),
+            passes: 0,
+            pass_cpu_ns: 0,
+            event_cpu_ns: 0,
+            config_loaded_unix_ns,
+            config_last_reload_successful: true,
+        }
+    }
+
+    /// Works until the other end of `commands` is dropped.
+    pub fn run(mut self, commands: &Receiver<Command>) {
+        let mut next_pass_ns = self.turn(0);
+        loop {
+            let now = monotonic_ns();
+            let wait = next_pass_ns.saturating_sub(now).clamp(1, DRAIN_EVERY_NS);
+            match commands.recv_timeout(Duration::from_nanos(wait)) {
+                Ok(command) => self.obey(command),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            next_pass_ns = self.turn(next_pass_ns);
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Reconfigure(config) => {
+                self.aggregate.reconfigure(config, &mut *self.source);
+                self.config_loaded_unix_ns = Some(unix_ns());
+                self.config_last_reload_successful = true;
+            }
+            Command::ReloadFailed => self.config_last_reload_successful = false,
+        }
+    }
+
+    /// Takes events, decides about whom they concern, and reads and publishes when it is time. Returns when it is time
+    /// next, `CLOCK_MONOTONIC` ns.
+    fn turn(&mut self, next_pass_ns: u64) -> u64 {
+        let cpu_before = thread_cpu_ns();
+        let (aggregate, release) = (&mut self.aggregate, &mut self.release);
+        self.source.drain(&mut |input| aggregate.apply(input, release));
+        let now = monotonic_ns();
+        self.aggregate.classify(now, &mut *self.source, &mut *self.facts);
+        self.give_back();
+        let cpu_events = thread_cpu_ns();
+        self.event_cpu_ns += cpu_events.saturating_sub(cpu_before);
+        if now < next_pass_ns {
+            return next_pass_ns;
+        }
+        let next = self.aggregate.pass_begins(now);
+        let (aggregate, release) = (&mut self.aggregate, &mut self.release);
+        self.source.pass(&mut |input| aggregate.apply(input, release));
+        self.give_back();
+        self.passes += 1;
+        self.publish();
+        self.pass_cpu_ns += thread_cpu_ns().saturating_sub(cpu_events);
+        next
+    }
+
+    fn give_back(&mut self) {
+        for record in self.release.drain(..) {
+            self.source.release(record);
+        }
+    }
+
+    fn publish(&mut self) {
+        let own = self.own();
+        let snapshot = self.aggregate.snapshot(monotonic_ns(), self.source.name(), &self.features, own);
+        self.publisher.send_replace(Some(Arc::new(snapshot)));
+    }
+
+    fn own(&self) -> Own {
+        let process = procfs::own::own();
+        Own {
+            cpu: own_cpu(),
+            rss_bytes: process.rss_bytes,
+            virtual_bytes: process.virtual_bytes,
+            open_fds: process.open_fds,
+            max_fds: process.max_fds,
+            map_bytes: self.source.map_bytes(),
+            passes: self.passes,
+            pass_cpu_ns: self.pass_cpu_ns,
+            event_cpu_ns: self.event_cpu_ns,
+            events: self.source.event_counts(),
+            losses: self.source.losses(),
+            programs: self.source.programs(),
+            processes: 0,
+            config_loaded_unix_ns: self.config_loaded_unix_ns,
+            config_last_reload_successful: self.config_last_reload_successful,
+        }
+    }
+}
+
+impl std::fmt::Debug for Collector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Collector").field("source", &self.source.name()).finish_non_exhaustive()
+    }
+}
+
+fn thread_cpu_ns() -> u64 {
+    ClockId::CLOCK_THREAD_CPUTIME_ID.now().map_or(0, |t| {
+        u64::try_from(t.tv_sec()).unwrap_or(0) * NANOS_PER_SECOND + u64::try_from(t.tv_nsec()).unwrap_or(0)
+    })
+}
+
+fn own_cpu() -> CpuTime {
+    let ns = |t: nix::sys::time::TimeVal| {
+        u64::try_from(t.tv_sec()).unwrap_or(0) * NANOS_PER_SECOND
+            + u64::try_from(t.tv_usec()).unwrap_or(0) * 1000
+    };
+    getrusage(UsageWho::RUSAGE_SELF).map_or(CpuTime::default(), |usage| CpuTime {
+        user_ns: ns(usage.user_time()),
+        system_ns: ns(usage.system_time()),
+    })
+}

@@ -1,0 +1,48 @@
+//! Chooses where facts come from: eBPF, or `/proc` when this host does not let us.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+
+use crate::config::cli::SourceChoice;
+use crate::input::Source;
+use crate::kernel::KernelSource;
+use crate::kernel::support::Support;
+use crate::procfs::{self, ProcfsSource};
+use crate::snapshot::Feature;
+use crate::units::HostFacts;
+
+/// A source that works.
+pub struct Opened {
+    /// The source.
+    pub source: Box<dyn Source + Send>,
+    /// What stood in the way of a better one.
+    pub obstacles: Vec<Feature>,
+}
+
+impl std::fmt::Debug for Opened {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Opened").field("source", &self.source.name()).finish_non_exhaustive()
+    }
+}
+
+/// Opens the source that was asked for. With `auto` a refused eBPF is named as a feature that is off.
+pub fn open(choice: SourceChoice, support: &Support, root: &Path, host: HostFacts) -> anyhow::Result<Opened> {
+    let ebpf = Feature { name: "ebpf", enabled: true, reason: String::new(), remedy: String::new() };
+    let off = |reason: String, remedy: String| Feature { enabled: false, reason, remedy, ..ebpf.clone() };
+    let by_procfs = |obstacle: Feature| {
+        let source = ProcfsSource::open(root, host, procfs::Config::default())
+            .with_context(|| format!("reading processes from {}", root.display()))?;
+        Ok(Opened { source: Box::new(source), obstacles: vec![obstacle] })
+    };
+    if choice == SourceChoice::Procfs {
+        return by_procfs(off("switched off by --source=procfs".into(), "--source=auto".into()));
+    }
+    match KernelSource::open(support, root, host) {
+        Ok(source) => Ok(Opened { source: Box::new(source), obstacles: vec![ebpf] }),
+        Err(error) if choice == SourceChoice::Ebpf => {
+            bail!("eBPF does not work here: {error}\nwhat would help: {}", error.remedy())
+        }
+        Err(error) => by_procfs(off(error.to_string(), error.remedy())),
+    }
+}

@@ -1,0 +1,14 @@
+//! Real programs in a real kernel, and ground truth that the test itself makes. Runs as root.
+//!
+//! `portable` needs nothing but a kernel and our own programs: it also runs in the virtual machines of
+//! `cargo xtask vm`, on older kernels. The other modules start servers from distribution packages.
+#![allow(missing_docs, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod portable;
+mod prometheus;
+mod servers;
+mod storm;

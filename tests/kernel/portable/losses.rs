@@ -1,0 +1,52 @@
+//! Nothing is lost silently: what the kernel counted is what was delivered and what was lost.
+
+use nix::sys::signal::{Signal, kill};
+use serde_json::Value;
+
+use crate::support::{Collector, Workload, eventually, pool_of};
+
+pub(crate) fn events(stats: &Value, kind: &str) -> (u64, u64, u64) {
+    let event = stats["collector"]["events"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|e| e["kind"] == kind)
+        .unwrap_or_else(|| panic!("no events of kind {kind}"));
+    let number = |name: &str| event[name].as_u64().unwrap();
+    (number("counted"), number("delivered"), number("lost"))
+}
+
+#[test]
+fn a_reader_that_stands_still_loses_only_what_is_counted() {
+    let mut master = Workload::start();
+    master.spawn("sleep");
+    master.spawn("sleep");
+    let collector = Collector::start(&["--source=ebpf"]);
+    collector.pool_of(master.pid(), 2);
+    kill(collector.pid(), Signal::SIGSTOP).unwrap();
+    // More than the ring buffer holds: 232 bytes for each that is forked, exits and is reaped.
+    master.tell("storm 14000 0");
+    let _ = master.answer();
+    kill(collector.pid(), Signal::SIGCONT).unwrap();
+
+    let stats = eventually("it has caught up", || {
+        let stats = collector.stats();
+        let (counted, delivered, lost) = events(&stats, "fork");
+        (counted >= 14_000 && counted == delivered + lost).then_some(stats)
+    });
+    for kind in ["fork", "exec", "rename", "exit", "reap"] {
+        let (counted, delivered, lost) = events(&stats, kind);
+        assert_eq!(counted, delivered + lost, "{kind}");
+    }
+    let (.., lost) = events(&stats, "fork");
+    assert!(lost > 0, "the buffer was meant to overflow");
+    assert!(stats["collector"]["losses"]["event_lost"].as_u64().unwrap() > 0);
+    // And it goes on: who comes now is seen.
+    let later = master.spawn("sleep");
+    eventually("a worker that comes later is seen", || {
+        let stats = collector.stats();
+        crate::support::worker(pool_of(&stats, master.pid())?, later).map(|_| ())
+    });
+    let text = collector.text("/metrics", "text/plain");
+    assert!(text.contains("collector_events_lost_total{kind=\"fork\"}"), "losses are metrics");
+}

@@ -1,0 +1,11 @@
+//! The built program as its users meet it, without privileges: `/proc` is the source.
+#![allow(missing_docs, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod command_line;
+mod procfs;
+mod reload;
+mod serving;

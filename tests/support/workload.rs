@@ -1,0 +1,195 @@
+//! A master with workers that do what a test tells them: the ground truth of the kernel tests.
+//!
+//! Reads commands from standard input, one a line, and answers each with one line on standard output:
+//!
+//! | command | does | answer |
+//! |---|---|---|
+//! | `spawn BEHAVIOUR…` | forks a worker | its pid |
+//! | `storm COUNT BURN_US` | forks and reaps so many, as fast as it can, each burning CPU for so long | `USER_US SYSTEM_US`, what wait(2) accounted for them |
+//! | `children` | — | `USER_US SYSTEM_US` of all that were reaped |
+//! | `reap` | reaps who has ended | how many |
+//! | `exit` | ends at once, without its workers | |
+//!
+//! Behaviours: `sleep`, `burn MS` (one core, then sleep), `duty PERCENT MS`, `touch BYTES` (then sleep), `name HEX`
+//! (sets its comm to these bytes), `exec PROGRAM ARGS…`, `exit CODE`, `abort`, `threads COUNT BURN_MS`, `last-thread MS CODE` (the
+//! main thread ends first), `thread-exec PROGRAM ARGS…` (execve from another thread than the main one). A worker dies
+//! with its master, but `orphan BEHAVIOUR…` does not.
+#![allow(
+    unsafe_code,
+    reason = "fork(2) and friends; the process has one thread and its children keep to what is theirs"
+)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test program fails loudly")]
+
+use std::ffi::CString;
+use std::io::{BufRead, Write};
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork, pause};
+
+fn main() {
+    let mut out = std::io::stdout().lock();
+    for line in std::io::stdin().lock().lines() {
+        let line = line.expect("standard input is text");
+        let words: Vec<&str> = line.split(' ').collect();
+        let answer = match words[0] {
+            "spawn" => spawn(&words[1..]).to_string(),
+            "storm" => storm(number(&words, 1), number(&words, 2)),
+            "children" => format_usage(children()),
+            "reap" => reap().to_string(),
+            "exit" => std::process::exit(0),
+            other => panic!("unknown command {other:?}"),
+        };
+        writeln!(out, "{answer}").and_then(|()| out.flush()).expect("somebody reads");
+    }
+}
+
+fn number(words: &[&str], at: usize) -> u64 {
+    words[at].parse().expect("a number")
+}
+
+/// User and system microseconds of reaped children.
+fn children() -> (i64, i64) {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("getrusage");
+    let us = |t: nix::sys::time::TimeVal| t.tv_sec() * 1_000_000 + t.tv_usec();
+    (us(usage.user_time()), us(usage.system_time()))
+}
+
+fn format_usage((user, system): (i64, i64)) -> String {
+    format!("{user} {system}")
+}
+
+fn storm(count: u64, burn_us: u64) -> String {
+    let before = children();
+    let mut running = 0;
+    for _ in 0..count {
+        // SAFETY: one thread.
+        match unsafe { fork() }.expect("fork") {
+            ForkResult::Child => {
+                burn(Duration::from_micros(burn_us));
+                // SAFETY: ends the child without running what belongs to its parent.
+                unsafe { libc::_exit(0) }
+            }
+            ForkResult::Parent { .. } => running += 1,
+        }
+        while running > 64 {
+            waitpid(None, None).expect("waitpid");
+            running -= 1;
+        }
+        while running > 0 && matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::Exited(..))) {
+            running -= 1;
+        }
+    }
+    while running > 0 {
+        waitpid(None, None).expect("waitpid");
+        running -= 1;
+    }
+    let after = children();
+    format_usage((after.0 - before.0, after.1 - before.1))
+}
+
+fn reap() -> u32 {
+    let mut count = 0;
+    while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+        if status == WaitStatus::StillAlive {
+            break;
+        }
+        count += 1;
+    }
+    count
+}
+
+fn spawn(behaviour: &[&str]) -> Pid {
+    // SAFETY: one thread.
+    match unsafe { fork() }.expect("fork") {
+        ForkResult::Parent { child } => child,
+        ForkResult::Child => {
+            let (orphan, behaviour) = match behaviour {
+                ["orphan", rest @ ..] => (true, rest),
+                rest => (false, rest),
+            };
+            if !orphan {
+                nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).expect("prctl");
+            }
+            behave(behaviour);
+            loop {
+                pause();
+            }
+        }
+    }
+}
+
+fn behave(words: &[&str]) {
+    let ms = |at: usize| Duration::from_millis(number(words, at));
+    match words[0] {
+        "sleep" => {}
+        "burn" => burn(ms(1)),
+        "duty" => {
+            let until = Instant::now() + ms(2);
+            let busy = Duration::from_micros(number(words, 1) * 100);
+            while Instant::now() < until {
+                burn(busy);
+                std::thread::sleep(Duration::from_millis(10).saturating_sub(busy));
+            }
+        }
+        "touch" => {
+            let bytes = usize::try_from(number(words, 1)).expect("fits");
+            std::mem::forget(std::hint::black_box(vec![1u8; bytes]));
+        }
+        "name" => {
+            let bytes: Vec<u8> = words[1]
+                .as_bytes()
+                .chunks(2)
+                .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+                .collect();
+            nix::sys::prctl::set_name(&CString::new(bytes).expect("no zero")).expect("prctl");
+        }
+        "exec" => exec(&words[1..]),
+        "exit" => std::process::exit(number(words, 1) as i32),
+        "abort" => std::process::abort(),
+        "threads" => {
+            let (count, time) = (number(words, 1), ms(2));
+            for _ in 0..count {
+                std::thread::spawn(move || {
+                    burn(time);
+                    loop {
+                        pause();
+                    }
+                });
+            }
+        }
+        "last-thread" => {
+            let (time, code) = (ms(1), number(words, 2) as i32);
+            std::thread::spawn(move || {
+                burn(time);
+                std::process::exit(code);
+            });
+            // exit(2) as the kernel has it: this thread alone. The library's pthread_exit would unwind through us.
+            // SAFETY: nothing of this thread is needed any more.
+            unsafe { libc::syscall(libc::SYS_exit, 0) };
+        }
+        "thread-exec" => {
+            let words: Vec<String> = words[1..].iter().map(|w| (*w).to_owned()).collect();
+            std::thread::spawn(move || exec(&words.iter().map(String::as_str).collect::<Vec<_>>()));
+        }
+        other => panic!("unknown behaviour {other:?}"),
+    }
+}
+
+fn exec(words: &[&str]) {
+    let words: Vec<CString> = words.iter().map(|w| CString::new(*w).unwrap()).collect();
+    let Err(error) = nix::unistd::execv(&words[0], &words);
+    panic!("execv: {error}");
+}
+
+/// Spins until this thread has used so much CPU.
+fn burn(time: Duration) {
+    if time.is_zero() {
+        return;
+    }
+    let used = || Duration::from(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID.now().expect("a clock"));
+    let until = used() + time;
+    while used() < until {}
+}
