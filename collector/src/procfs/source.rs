@@ -404,7 +404,7 @@ impl ProcfsSource {
         out: &mut dyn FnMut(Input),
     ) {
         let Some(tracked) = self.tracked.get_mut(&pid).filter(|t| t.phase != Phase::Ended) else { return };
-        tracked.ended(&mut self.allowance);
+        tracked.ended(cpu, &mut self.allowance);
         let process = tracked.key;
         if self.known.get(&pid).is_some_and(|known| known.start_ticks == process.start_ticks) {
             self.known.remove(&pid);
@@ -426,7 +426,7 @@ impl ProcfsSource {
         let Some(tracked) = self.tracked.get(&pid) else { return };
         let process = tracked.key;
         let status = status.or(tracked.main_ended).map_or(ExitStatus::Unknown, ExitStatus::from_wait_status);
-        let cpu = (tracked.phase == Phase::Ended).then(|| tracked.cpu_so_far()).flatten();
+        let cpu = tracked.final_cpu;
         self.ended(pid, status, None, at_ns, out);
         self.forget(pid);
         self.told.reap += 1;

@@ -77,6 +77,8 @@ pub(super) struct Tracked {
     /// It has or had more than one thread: `schedstat` does not tell all.
     threaded: bool,
     last: Option<Figures>,
+    /// CPU as read after its end.
+    pub(super) final_cpu: Option<CpuTime>,
     /// Total of the last sample: the figure never goes back.
     cpu_total_ns: u64,
     /// We may read what only a tracer may, the exit code for one.
@@ -103,6 +105,7 @@ impl Tracked {
             refused: [false; FILES],
             threaded: false,
             last: None,
+            final_cpu: None,
             cpu_total_ns: 0,
             may_trace: false,
         }
@@ -154,8 +157,9 @@ impl Tracked {
     }
 
     /// Closes what a process that ended does not need any more.
-    pub(super) fn ended(&mut self, allowance: &mut Allowance) {
+    pub(super) fn ended(&mut self, cpu: Option<CpuTime>, allowance: &mut Allowance) {
         self.phase = Phase::Ended;
+        self.final_cpu = cpu;
         if let Some(handles) = &mut self.kept {
             for which in [Which::Statm, Which::Io] {
                 handles.close(which, allowance);
