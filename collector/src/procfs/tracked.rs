@@ -3,7 +3,8 @@
 //! A thread that did not get on a CPU has done nothing. So for a process of one thread `schedstat` is read first, and
 //! when neither its run time nor its count of slices moved since the last pass, everything that only running can
 //! change (CPU, faults, IO, threads, its end) is as it was and is not read again; resident memory, which others
-//! can take away, is. What is lost by this: a process that was woken and has waited for a CPU ever since shows as
+//! can take away, is. (`io` is best read seldom anyway: it waits for an exec that is under way in the target,
+//! `exec_update_lock` in `do_io_accounting`.) What is lost by this: a process that was woken and has waited for a CPU ever since shows as
 //! sleeping until it runs.
 
 use std::fs::File;
@@ -390,4 +391,71 @@ fn rss(stat: &Stat, statm: Option<Statm>, page_size: u64) -> Option<Rss> {
         rss.anonymous_bytes = Some(bytes(statm.resident.saturating_sub(statm.shared)));
     }
     Some(rss)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const HOST: HostFacts = HostFacts { ticks_per_second: 100, page_size: 4096, cpus: 2 };
+    const TICK: u64 = 10_000_000;
+
+    fn stat(utime: u64, stime: u64) -> Stat {
+        let text = format!("1 (a) S 1 1 1 0 -1 0 0 0 0 0 {utime} {stime} 0 0 20 0 1 0 7 4096 1 0 4096");
+        Stat::parse(text.as_bytes()).expect("well formed")
+    }
+
+    fn tracked() -> Tracked {
+        Tracked::new(ProcessKey { pid: 1, start_ticks: 7 }, 1, Role::Worker)
+    }
+
+    proptest! {
+        /// A process of two threads, as the kernel would print it: never back, never above the truth, at most two
+        /// ticks below it.
+        #[test]
+        fn cpu_is_near_the_truth_and_never_goes_back(
+            steps in prop::collection::vec((0..50 * TICK, 0..50 * TICK, 0u64..=100), 1..20),
+        ) {
+            let mut tracked = tracked();
+            let (mut main, mut others, mut before) = (0u64, 0u64, 0u64);
+            for (by_main, by_others, user_percent) in steps {
+                main += by_main;
+                others += by_others;
+                let truth = main + others;
+                let user = truth / 100 * user_percent;
+                let stat = stat(user / TICK, (truth - user) / TICK);
+                let schedstat = Some(Schedstat { run_ns: main, delay_ns: 0, slices: 1 });
+                let told = tracked.cpu(&stat, schedstat, HOST).total_ns();
+                prop_assert!(told <= truth && truth - told < 2 * TICK, "{told} for {truth}");
+                prop_assert!(told >= before);
+                before = told;
+            }
+        }
+
+        #[test]
+        fn any_figures_never_panic(utime in any::<u64>(), stime in any::<u64>(), run_ns in any::<u64>()) {
+            let schedstat = Some(Schedstat { run_ns, delay_ns: 0, slices: 1 });
+            let _ = tracked().cpu(&stat(utime, stime), schedstat, HOST);
+        }
+    }
+
+    #[test]
+    fn an_exec_by_another_thread_does_not_set_the_figure_back() {
+        let mut tracked = tracked();
+        let schedstat = |run_ns| Some(Schedstat { run_ns, delay_ns: 0, slices: 1 });
+        assert_eq!(tracked.cpu(&stat(0, 0), schedstat(9_999_999), HOST).total_ns(), 9_999_999);
+        assert_eq!(tracked.cpu(&stat(0, 0), schedstat(1000), HOST).total_ns(), 9_999_999);
+    }
+
+    #[test]
+    fn a_zero_status_is_believed_only_with_the_right_to_see_it() {
+        let mut tracked = tracked();
+        let ended = |exit_code| Stat { exit_code, ..stat(0, 0) };
+        assert_eq!(tracked.wait_status(&ended(Some(0))), None);
+        assert_eq!(tracked.wait_status(&ended(Some(9))), Some(9));
+        tracked.may_trace = true;
+        assert_eq!(tracked.wait_status(&ended(Some(0))), Some(0));
+        assert_eq!(tracked.wait_status(&ended(None)), None);
+    }
 }
