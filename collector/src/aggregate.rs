@@ -102,7 +102,7 @@ impl Aggregate {
     }
 
     fn started_unix_ns(&self, key: ProcessKey) -> u64 {
-        self.boot_unix_ns.saturating_add(self.host.nanos_from_ticks(key.start_ticks))
+        self.boot_unix_ns.saturating_add(key.start_ns)
     }
 
     fn unix_from_monotonic(&self, at_ns: u64) -> u64 {
@@ -704,6 +704,11 @@ impl Aggregate {
         }
         let Some(comm) = self.processes.get(key).map(|p| p.comm) else { return };
         let Some(facts) = self.facts(key, Needs::PROGRAM, true, reader) else { return };
+        if facts.exe.is_none() {
+            // It is ending (its main thread at least has no program any more), or we have no right to look: no reason
+            // to change anything.
+            return;
+        }
         let Some(pool) = self.registry.pools.get(&pool_id) else { return };
         let facts_now = as_facts(comm.as_bytes(), &facts);
         let belongs = match pool.program {

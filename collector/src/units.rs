@@ -9,24 +9,34 @@ pub const NANOS_PER_SECOND: u64 = 1_000_000_000;
 /// A process as the kernel numbers it (a thread group id), in the pid namespace of `--path.procfs`.
 pub type Pid = u32;
 
+/// Nanoseconds per clock tick of `/proc`: `USER_HZ` is 100 on every architecture that Rust has Linux for.
+pub const NANOS_PER_TICK: u64 = NANOS_PER_SECOND / 100;
+
 /// The identity of a process. Pids come back, so the start time is part of it.
-///
-/// `start_ticks` is field 22 (`starttime`) of `/proc/PID/stat`, in clock ticks since boot (proc_pid_stat(5)). A
-/// source that knows nanoseconds (`task_struct::start_boottime`) rounds them down with
-/// [`HostFacts::ticks_from_nanos`], as the kernel does when it prints the field, so that both sources name one
-/// process alike. Two processes can share a pid within one tick (10 ms) only if the whole pid space was used up
-/// in between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProcessKey {
     /// The thread group id.
     pub pid: Pid,
-    /// When it started, in clock ticks since boot.
-    pub start_ticks: u64,
+    /// When it started, `CLOCK_BOOTTIME` ns: as exact as the source tells it. eBPF gives
+    /// `task_struct::start_boottime`, `/proc` the start of a tick, so keys are compared within one source only.
+    pub start_ns: u64,
+}
+
+impl ProcessKey {
+    /// From field 22 (`starttime`) of `/proc/PID/stat` (proc_pid_stat(5)).
+    pub const fn from_ticks(pid: Pid, start_ticks: u64) -> Self {
+        Self { pid, start_ns: start_ticks.saturating_mul(NANOS_PER_TICK) }
+    }
+
+    /// What that field shows for this process: the kernel rounds down (`nsec_to_clock_t`).
+    pub const fn start_ticks(self) -> u64 {
+        self.start_ns / NANOS_PER_TICK
+    }
 }
 
 impl fmt::Display for ProcessKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{}", self.pid, self.start_ticks)
+        write!(f, "{}@{}", self.pid, self.start_ns)
     }
 }
 
@@ -67,8 +77,6 @@ impl CpuTime {
 /// Constants of this host, read once at start.
 #[derive(Clone, Copy, Debug)]
 pub struct HostFacts {
-    /// Clock ticks per second in `/proc` (`sysconf(_SC_CLK_TCK)`, 100 on every current architecture).
-    pub ticks_per_second: u64,
     /// Bytes per page (`sysconf(_SC_PAGESIZE)`).
     pub page_size: u64,
     /// CPUs the kernel can schedule on now (`sysconf(_SC_NPROCESSORS_ONLN)`).
@@ -88,20 +96,9 @@ impl HostFacts {
                 .unwrap_or(otherwise)
         };
         Self {
-            ticks_per_second: ask(SysconfVar::CLK_TCK, 100),
             page_size: ask(SysconfVar::PAGE_SIZE, 4096),
             cpus: u32::try_from(ask(SysconfVar::_NPROCESSORS_ONLN, 1)).unwrap_or(1),
         }
-    }
-
-    /// `nsec_to_clock_t` of the kernel: rounds down.
-    pub fn ticks_from_nanos(&self, nanos: u64) -> u64 {
-        nanos / (NANOS_PER_SECOND / self.ticks_per_second)
-    }
-
-    /// The start of a clock tick, in nanoseconds.
-    pub fn nanos_from_ticks(&self, ticks: u64) -> u64 {
-        ticks.saturating_mul(NANOS_PER_SECOND / self.ticks_per_second)
     }
 }
 
@@ -142,8 +139,8 @@ mod tests {
 
     #[test]
     fn start_time_rounds_down_as_proc_does() {
-        let host = HostFacts { ticks_per_second: 100, page_size: 4096, cpus: 1 };
-        assert_eq!(host.ticks_from_nanos(19_999_999), 1);
-        assert_eq!(host.nanos_from_ticks(1), 10_000_000);
+        let key = ProcessKey { pid: 1, start_ns: 19_999_999 };
+        assert_eq!(key.start_ticks(), 1);
+        assert_eq!(ProcessKey::from_ticks(1, 1).start_ns, 10_000_000);
     }
 }

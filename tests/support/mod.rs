@@ -215,11 +215,10 @@ pub struct Workload {
 impl Workload {
     pub fn start() -> Self {
         let path = workload_binary();
-        let mut child = Command::new(&path)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|e| panic!("{}: {e}; `cargo build --example workload` makes it", path.display()));
+        let mut child =
+            Command::new(&path).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap_or_else(|e| {
+                panic!("{}: {e}; `cargo build --example workload` makes it", path.display())
+            });
         let input = child.stdin.take().expect("piped");
         let output = BufReader::new(child.stdout.take().expect("piped"));
         Self { child, input, output }

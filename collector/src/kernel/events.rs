@@ -49,7 +49,7 @@ fn read<T: Copy>(bytes: &[u8]) -> Option<T> {
 
 fn decode(bytes: &[u8], host: HostFacts) -> Option<(u32, Input)> {
     let header: Header = read(bytes.get(..size_of::<Header>())?)?;
-    let process = key(&header, host);
+    let process = key(&header);
     let at_ns = header.at_ns;
     let input = match header.kind {
         FORK => {
@@ -92,8 +92,8 @@ pub(super) fn cpu(cpu: collector_ebpf::event::Cpu) -> CpuTime {
     CpuTime::from_total(cpu.runtime_ns, cpu.user_ns, cpu.system_ns)
 }
 
-fn key(header: &Header, host: HostFacts) -> ProcessKey {
-    ProcessKey { pid: header.pid, start_ticks: host.ticks_from_nanos(header.start_ns) }
+fn key(header: &Header) -> ProcessKey {
+    ProcessKey { pid: header.pid, start_ns: header.start_ns }
 }
 
 pub(super) fn death(
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const HOST: HostFacts = HostFacts { ticks_per_second: 100, page_size: 4096, cpus: 2 };
+    const HOST: HostFacts = HostFacts { page_size: 4096, cpus: 2 };
 
     proptest! {
         #[test]

@@ -80,7 +80,7 @@ impl KernelSource {
     /// before; what still arrives for these processes is older than their slot.
     fn recover(&mut self, out: &mut dyn FnMut(Input)) {
         for (number, slot) in self.slots.in_use() {
-            let child = ProcessKey { pid: slot.pid, start_ticks: self.host.ticks_from_nanos(slot.start_ns) };
+            let child = ProcessKey { pid: slot.pid, start_ns: slot.start_ns };
             out(Input::Fork(input::Fork {
                 child,
                 parent: slot.parent,
@@ -110,7 +110,7 @@ impl KernelSource {
         // While we hold the pidfd the process is either the one whose start we read now, or gone.
         let started = ::procfs::process::Process::new_with_root(self.procfs.join(process.pid.to_string()))
             .and_then(|p| p.stat());
-        Ok(started.is_ok_and(|stat| stat.starttime == process.start_ticks).then_some(pidfd))
+        Ok(started.is_ok_and(|stat| stat.starttime == process.start_ticks()).then_some(pidfd))
     }
 }
 
@@ -174,10 +174,15 @@ impl Source for KernelSource {
         };
         let (role, slot) = match role {
             Role::Master => (ROLE_MASTER, None),
-            Role::Worker => {
-                let start_ns = self.host.nanos_from_ticks(process.start_ticks);
-                (ROLE_WORKER, self.slots.take(Slot { pid: process.pid, start_ns, pool, ..Slot::default() }))
-            }
+            Role::Worker => (
+                ROLE_WORKER,
+                self.slots.take(Slot {
+                    pid: process.pid,
+                    start_ns: process.start_ns,
+                    pool,
+                    ..Slot::default()
+                }),
+            ),
         };
         let tag = Tag { pool, role, slot: slot.unwrap_or(NONE), ..Tag::default() };
         match sys::task_storage_set(self.tags.fd().as_fd(), pidfd.as_fd(), &tag) {

@@ -113,7 +113,7 @@ impl TaskReader {
         while let Some(rows) = fill(&mut iterator, &mut self.buffer)? {
             for row in rows {
                 out(Listed {
-                    process: key(&row, self.host),
+                    process: key(&row),
                     parent: row.parent,
                     comm: Comm(row.comm),
                     kernel_thread: row.flags & TASK_KERNEL_THREAD != 0,
@@ -156,8 +156,8 @@ fn fill<'a>(
     })))
 }
 
-fn key(row: &TaskRow, host: HostFacts) -> ProcessKey {
-    ProcessKey { pid: row.pid, start_ticks: host.ticks_from_nanos(row.start_ns) }
+fn key(row: &TaskRow) -> ProcessKey {
+    ProcessKey { pid: row.pid, start_ns: row.start_ns }
 }
 
 fn sample(leader: &TaskRow, sums: &Sums, missing: Missing, host: HostFacts, at_ns: u64) -> Sample {
@@ -165,7 +165,7 @@ fn sample(leader: &TaskRow, sums: &Sums, missing: Missing, host: HostFacts, at_n
         |kind: usize| u64::try_from(leader.rss_pages[kind]).unwrap_or(0).saturating_mul(host.page_size);
     let (file, anonymous, shmem) = (bytes(RSS_FILE), bytes(RSS_ANON), bytes(RSS_SHMEM));
     Sample {
-        process: key(leader, host),
+        process: key(leader),
         cpu: CpuTime::from_total(sums.runtime_ns, sums.user_ns, sums.system_ns),
         rss: (leader.flags & TASK_HAS_MEMORY != 0).then_some(Rss {
             total_bytes: file + anonymous + shmem,

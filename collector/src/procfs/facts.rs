@@ -43,7 +43,7 @@ impl ProgramReader {
     fn directory(&mut self, process: ProcessKey) -> Option<ProcessDirectory> {
         let directory = self.root.process(process.pid).ok()?;
         let stat = directory.stat(&mut self.buffer).ok()?;
-        (stat.starttime == process.start_ticks).then_some(directory)
+        (stat.starttime == process.start_ticks()).then_some(directory)
     }
 
     fn text(&mut self, directory: &ProcessDirectory, name: &str) -> Result<&[u8], ReadError> {
@@ -156,7 +156,7 @@ mod tests {
     fn key(pid: u32) -> ProcessKey {
         let root = Root::open(Path::new("/proc")).expect("/proc is mounted");
         let stat = root.stat(pid, &mut Buffer::default()).expect("it lives");
-        ProcessKey { pid, start_ticks: stat.starttime }
+        ProcessKey::from_ticks(pid, stat.starttime)
     }
 
     const ALL: Needs = Needs { exe: true, cmdline: true, uid: true, cgroup: true, parent: false };
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn another_process_under_the_same_pid_is_no_answer() {
         let own = key(std::process::id());
-        let other = ProcessKey { start_ticks: own.start_ticks + 1, ..own };
+        let other = ProcessKey::from_ticks(own.pid, own.start_ticks() + 1);
         assert_eq!(reader().read(other, ALL), None);
         assert_eq!(reader().config_text(other, Path::new("/etc/passwd")), None);
     }

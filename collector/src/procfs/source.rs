@@ -21,7 +21,7 @@ use super::scan::Scan;
 use super::tracked::{Allowance, FILES, Phase, Tracked};
 use crate::input::{self, Comm, ExitStatus, Input, Listed, Role, SlotRecord, Source};
 use crate::snapshot::{EventCounts, Feature};
-use crate::units::{CpuTime, HostFacts, Pid, ProcessKey, boottime_ns, monotonic_ns};
+use crate::units::{CpuTime, HostFacts, NANOS_PER_TICK, Pid, ProcessKey, boottime_ns, monotonic_ns};
 
 /// `PROC_PID_INIT_INO` of `include/linux/proc_ns.h`: the inode of the initial pid namespace.
 const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
@@ -252,7 +252,7 @@ impl ProcfsSource {
         boot_minus_monotonic: u64,
         out: &mut dyn FnMut(Input),
     ) {
-        let at_ticks = self.host.ticks_from_nanos(at_ns.saturating_add(boot_minus_monotonic));
+        let at_ticks = at_ns.saturating_add(boot_minus_monotonic) / NANOS_PER_TICK;
         let master = self.tracked.get(&parent).filter(|t| t.role == Role::Master);
         let pool = master.map(|master| master.pool);
         let read = match self.root.stat(child, &mut self.buffer) {
@@ -268,14 +268,15 @@ impl ProcfsSource {
                 // Of strangers nothing is known, and nothing is said. A worker counts although it is gone: its start
                 // is told by the message, within a tick, and nobody can be mistaken for it any more.
                 let Some(master) = self.tracked.get(&parent).filter(|_| pool.is_some()) else { return };
-                (ProcessKey { pid: child, start_ticks: at_ticks }, master.comm.unwrap_or_default())
+                (ProcessKey::from_ticks(child, at_ticks), master.comm.unwrap_or_default())
             }
         };
         // A listing may have come before the message.
-        let threaded = self.known.get(&child).is_some_and(|k| k.start_ticks == key.start_ticks && k.threaded);
+        let threaded =
+            self.known.get(&child).is_some_and(|k| k.start_ticks == key.start_ticks() && k.threaded);
         self.displace(key, out);
         let known = Known {
-            start_ticks: key.start_ticks,
+            start_ticks: key.start_ticks(),
             comm,
             inode: 0,
             listing: self.listing,
@@ -324,7 +325,7 @@ impl ProcfsSource {
     fn renamed(&mut self, pid: Pid, comm: Comm, out: &mut dyn FnMut(Input)) {
         let Some(known) = self.known.get_mut(&pid) else { return };
         known.comm = comm;
-        let process = ProcessKey { pid, start_ticks: known.start_ticks };
+        let process = ProcessKey::from_ticks(pid, known.start_ticks);
         if let Some(tracked) = self.tracked.get_mut(&pid).filter(|t| t.key == process) {
             tracked.comm = Some(comm);
         }
@@ -348,7 +349,7 @@ impl ProcfsSource {
             return;
         }
         self.known.remove(&pid);
-        let process = ProcessKey { pid, start_ticks: known.start_ticks };
+        let process = ProcessKey::from_ticks(pid, known.start_ticks);
         self.told.exit += 1;
         out(Input::Exit(input::Exit {
             process,
@@ -373,7 +374,7 @@ impl ProcfsSource {
         if tracked.phase == Phase::Ended || !main && tracked.main_ended.is_none() {
             return;
         }
-        match tracked.last_stat(&self.root, self.host, &mut self.buffer) {
+        match tracked.last_stat(&self.root, &mut self.buffer) {
             Ok((stat, _)) if !stat.is_over() => {
                 // Others go on, or an exec by another thread has just replaced the main thread.
                 if stat.task_state() == input::TaskState::Zombie {
@@ -406,7 +407,7 @@ impl ProcfsSource {
         let Some(tracked) = self.tracked.get_mut(&pid).filter(|t| t.phase != Phase::Ended) else { return };
         tracked.ended(cpu, &mut self.allowance);
         let process = tracked.key;
-        if self.known.get(&pid).is_some_and(|known| known.start_ticks == process.start_ticks) {
+        if self.known.get(&pid).is_some_and(|known| known.start_ticks == process.start_ticks()) {
             self.known.remove(&pid);
         }
         self.told.exit += 1;
@@ -467,7 +468,7 @@ impl ProcfsSource {
             pids.extend(missing.map(|(pid, _)| *pid));
             for pid in pids.drain(..) {
                 let Some(known) = self.known.remove(&pid) else { continue };
-                let process = ProcessKey { pid, start_ticks: known.start_ticks };
+                let process = ProcessKey::from_ticks(pid, known.start_ticks);
                 // The pass finds out about those that are tracked.
                 if !self.is_tracked(process) {
                     self.vanished(process, now_ns, out);
@@ -513,11 +514,11 @@ impl ProcfsSource {
         let process = key(&stat);
         let before = self.known.get(&pid).copied();
         let same = before.is_some_and(|known| known.start_ticks == stat.starttime);
-        let started_ns = self.host.nanos_from_ticks(stat.starttime).saturating_sub(boot_minus_monotonic);
+        let started_ns = (stat.starttime.saturating_mul(NANOS_PER_TICK)).saturating_sub(boot_minus_monotonic);
         let young = now_ns.saturating_sub(started_ns) < SETTLED_NS;
         let known = Known { inode, listing: self.listing, young, ..of(&stat) };
         if let Some(before) = before.filter(|_| !same) {
-            let old = ProcessKey { pid, start_ticks: before.start_ticks };
+            let old = ProcessKey::from_ticks(pid, before.start_ticks);
             if !self.is_tracked(old) && self.connector.is_err() {
                 self.vanished(old, now_ns, out);
             }
@@ -781,7 +782,7 @@ impl Source for ProcfsSource {
 }
 
 fn key(stat: &Stat) -> ProcessKey {
-    ProcessKey { pid: stat.pid, start_ticks: stat.starttime }
+    ProcessKey::from_ticks(stat.pid, stat.starttime)
 }
 
 fn of(stat: &Stat) -> Known {
@@ -1019,7 +1020,7 @@ mod tests {
     #[test]
     fn one_that_was_never_there_is_gone() {
         let own = key_of(std::process::id());
-        let other = ProcessKey { start_ticks: own.start_ticks + 1, ..own };
+        let other = ProcessKey::from_ticks(own.pid, own.start_ticks() + 1);
         let mut source = source(64);
         source.track(other, 1, Role::Worker);
         assert!(pass(&mut source).iter().find_map(exit_of(other)).is_some());
@@ -1127,12 +1128,12 @@ mod tests {
         for (name, text) in files {
             std::fs::write(root.path().join("42").join(name), text).expect("written");
         }
-        let host = HostFacts { ticks_per_second: 100, page_size: 4096, cpus: 1 };
+        let host = HostFacts { page_size: 4096, cpus: 1 };
         let source = ProcfsSource::open(root.path(), host, Config::default()).expect("it is a directory");
         (root, source)
     }
 
-    const MADE: ProcessKey = ProcessKey { pid: 42, start_ticks: 4242 };
+    const MADE: ProcessKey = ProcessKey::from_ticks(42, 4242);
     const STAT: &str = "42 (web) S 1 42 42 0 -1 4194560 111 222 5 6 70 80 9 10 20 0 1 0 4242 8192000 500 \
         18446744073709551615 4096 1 1 0 0 0 0 0 0 0 0 0 0 17 1 0 0 0 0 0 0 0 0 0 0 0 0 0\n";
 

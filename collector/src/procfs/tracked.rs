@@ -15,7 +15,7 @@ use super::parse::stat::Stat;
 use super::parse::statm::Statm;
 use super::root::{Buffer, ProcessDirectory, ReadError, Root};
 use crate::input::{Comm, Role, Rss, Sample, TaskState};
-use crate::units::{CpuTime, HostFacts, ProcessKey, monotonic_ns};
+use crate::units::{CpuTime, HostFacts, NANOS_PER_TICK, ProcessKey, monotonic_ns};
 
 /// Files of one process, in the order in which they are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +140,6 @@ impl Tracked {
     pub(super) fn last_stat(
         &mut self,
         root: &Root,
-        host: HostFacts,
         buffer: &mut Buffer,
     ) -> Result<(Stat, CpuTime), ReadError> {
         let kept = self.kept.take();
@@ -151,7 +150,7 @@ impl Tracked {
         };
         let result = handles.stat(buffer).and_then(|stat| {
             let schedstat = self.schedstat(&mut handles, buffer)?;
-            Ok((stat, self.cpu(&stat, schedstat, host)))
+            Ok((stat, self.cpu(&stat, schedstat)))
         });
         self.kept = is_kept.then_some(handles);
         result
@@ -223,7 +222,7 @@ impl Tracked {
         let directory = root.process(self.key.pid)?;
         let mut handles = Handles { directory: Some(directory), files: Default::default() };
         let stat = handles.stat(buffer)?;
-        if stat.starttime == self.key.start_ticks { Ok(handles) } else { Err(ReadError::Gone) }
+        if stat.starttime == self.key.start_ticks() { Ok(handles) } else { Err(ReadError::Gone) }
     }
 
     fn open_all(&mut self, handles: &mut Handles) -> Result<(), ReadError> {
@@ -272,7 +271,7 @@ impl Tracked {
         };
         self.last = Some(figures);
         let stat = &figures.stat;
-        let cpu = self.cpu(stat, schedstat, host);
+        let cpu = self.cpu(stat, schedstat);
         Ok(Sample {
             process: self.key,
             cpu,
@@ -294,8 +293,8 @@ impl Tracked {
     /// Both figures are lower bounds of the truth: `stat` counts all threads, rounded down to ticks (each part by
     /// less than one), `schedstat` counts the main thread exactly. So the larger is nearer, exact for a process that
     /// never had a second thread, at most two ticks short otherwise; and it cannot go back when threads come and go.
-    fn cpu(&mut self, stat: &Stat, schedstat: Option<Schedstat>, host: HostFacts) -> CpuTime {
-        let ticks = host.nanos_from_ticks(stat.utime.saturating_add(stat.stime));
+    fn cpu(&mut self, stat: &Stat, schedstat: Option<Schedstat>) -> CpuTime {
+        let ticks = stat.utime.saturating_add(stat.stime).saturating_mul(NANOS_PER_TICK);
         let main = schedstat.map_or(0, |s| s.run_ns);
         self.cpu_total_ns = self.cpu_total_ns.max(ticks).max(main);
         CpuTime::from_total(self.cpu_total_ns, stat.utime, stat.stime)
@@ -398,7 +397,6 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const HOST: HostFacts = HostFacts { ticks_per_second: 100, page_size: 4096, cpus: 2 };
     const TICK: u64 = 10_000_000;
 
     fn stat(utime: u64, stime: u64) -> Stat {
@@ -407,7 +405,7 @@ mod tests {
     }
 
     fn tracked() -> Tracked {
-        Tracked::new(ProcessKey { pid: 1, start_ticks: 7 }, 1, Role::Worker)
+        Tracked::new(ProcessKey::from_ticks(1, 7), 1, Role::Worker)
     }
 
     proptest! {
@@ -426,7 +424,7 @@ mod tests {
                 let user = truth / 100 * user_percent;
                 let stat = stat(user / TICK, (truth - user) / TICK);
                 let schedstat = Some(Schedstat { run_ns: main, delay_ns: 0, slices: 1 });
-                let told = tracked.cpu(&stat, schedstat, HOST).total_ns();
+                let told = tracked.cpu(&stat, schedstat).total_ns();
                 prop_assert!(told <= truth && truth - told < 2 * TICK, "{told} for {truth}");
                 prop_assert!(told >= before);
                 before = told;
@@ -436,7 +434,7 @@ mod tests {
         #[test]
         fn any_figures_never_panic(utime in any::<u64>(), stime in any::<u64>(), run_ns in any::<u64>()) {
             let schedstat = Some(Schedstat { run_ns, delay_ns: 0, slices: 1 });
-            let _ = tracked().cpu(&stat(utime, stime), schedstat, HOST);
+            let _ = tracked().cpu(&stat(utime, stime), schedstat);
         }
     }
 
@@ -444,8 +442,8 @@ mod tests {
     fn an_exec_by_another_thread_does_not_set_the_figure_back() {
         let mut tracked = tracked();
         let schedstat = |run_ns| Some(Schedstat { run_ns, delay_ns: 0, slices: 1 });
-        assert_eq!(tracked.cpu(&stat(0, 0), schedstat(9_999_999), HOST).total_ns(), 9_999_999);
-        assert_eq!(tracked.cpu(&stat(0, 0), schedstat(1000), HOST).total_ns(), 9_999_999);
+        assert_eq!(tracked.cpu(&stat(0, 0), schedstat(9_999_999)).total_ns(), 9_999_999);
+        assert_eq!(tracked.cpu(&stat(0, 0), schedstat(1000)).total_ns(), 9_999_999);
     }
 
     #[test]

@@ -228,7 +228,7 @@ mod tests {
     }
 
     fn key(pid: u32) -> ProcessKey {
-        ProcessKey { pid, start_ticks: 1 }
+        ProcessKey { pid, start_ns: 1 }
     }
 
     #[test]

@@ -168,8 +168,8 @@ impl ProcessTable {
 mod tests {
     use super::*;
 
-    fn key(pid: Pid, start_ticks: u64) -> ProcessKey {
-        ProcessKey { pid, start_ticks }
+    fn key(pid: Pid, start_ns: u64) -> ProcessKey {
+        ProcessKey { pid, start_ns }
     }
 
     #[test]
