@@ -12,7 +12,7 @@ use collector_ebpf::event::{
 use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::slot::{EXITED, LIVE, REAPED, ROLE_MASTER, ROLE_WORKER, SentSignal, Slot, Tag};
 
-use crate::kernel::{Task, add, offset, read};
+use crate::kernel::{Signal, Task, add, offset, read};
 use crate::{FREE_SLOTS, SLOTS, count, emit};
 
 /// `SIGNAL_GROUP_EXIT` of `include/linux/sched/signal.h`.
@@ -128,7 +128,7 @@ fn process_exit(ctx: BtfTracePointContext) -> i32 {
     }
     let leader = task.leader();
     let at_ns = now();
-    let mut death = Death { wait_status: wait_status(leader), ..Death::default() };
+    let mut death = Death { wait_status: wait_status(leader, signal), ..Death::default() };
     death.peak_rss_pages = read!(signal.0, signal_maxrss);
     if offset!(signal_oom_mm) != ABSENT {
         let oom_mm: u64 = read!(signal.0, signal_oom_mm);
@@ -170,8 +170,7 @@ fn process_exit(ctx: BtfTracePointContext) -> i32 {
 
 /// As `wait_task_zombie` in `kernel/exit.c` computes it.
 #[inline(always)]
-fn wait_status(leader: Task) -> u32 {
-    let signal = leader.signal();
+fn wait_status(leader: Task, signal: Signal) -> u32 {
     let flags: u32 = read!(signal.0, signal_flags);
     if flags & SIGNAL_GROUP_EXIT != 0 {
         read!(signal.0, signal_group_exit_code)

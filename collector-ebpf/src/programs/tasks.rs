@@ -7,7 +7,7 @@ use aya_ebpf::helpers::generated::bpf_seq_write;
 use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::task::{TASK_HAS_MEMORY, TASK_KERNEL_THREAD, TASK_MAIN_THREAD, TaskRow};
 
-use crate::kernel::{Task, add, offset, read, read_if_present};
+use crate::kernel::{Task, add, offset, read, read_if_present, read_pointer};
 
 /// `PF_KTHREAD` of `include/linux/sched.h`.
 const PF_KTHREAD: u32 = 0x0020_0000;
@@ -35,7 +35,7 @@ fn write(ctx: &IterTask, row: &TaskRow) {
 }
 
 #[inline(always)]
-fn identity(task: Task, leader: Task) -> TaskRow {
+fn identity(task: Task, leader: Task, parent: Task) -> TaskRow {
     let flags: u32 = read!(task.0, task_flags);
     let mut row = TaskRow {
         pid: task.pid(),
@@ -50,7 +50,7 @@ fn identity(task: Task, leader: Task) -> TaskRow {
     }
     if row.tid == row.pid {
         row.flags |= TASK_MAIN_THREAD;
-        row.parent = task.parent().pid();
+        row.parent = parent.pid();
         row.comm = task.comm();
     }
     row
@@ -73,7 +73,7 @@ extern "C" fn all_processes(ctx: &IterTask) -> i32 {
     if task.tid() != task.pid() {
         return 0;
     }
-    let row = identity(task, task);
+    let row = identity(task, task, task.parent());
     write(ctx, &row);
     0
 }
@@ -91,7 +91,9 @@ extern "C" fn tracked_tasks(ctx: &IterTask) -> i32 {
     if leader.tag().is_none() {
         return 0;
     }
-    let mut row = identity(task, leader);
+    let (parent, signal) = (task.parent(), task.signal());
+    let mm = read_pointer!(task.0, task_mm);
+    let mut row = identity(task, leader, parent);
     let mut cpu = task.cpu();
     row.minor_faults = read!(task.0, task_min_flt);
     row.major_faults = read!(task.0, task_maj_flt);
@@ -101,7 +103,6 @@ extern "C" fn tracked_tasks(ctx: &IterTask) -> i32 {
     row.read_bytes = read_if_present!(task.0, task_read_bytes);
     row.written_bytes = read_if_present!(task.0, task_write_bytes);
     if row.flags & TASK_MAIN_THREAD != 0 {
-        let signal = task.signal();
         cpu = add(cpu, signal.dead_cpu());
         row.threads = read!(signal.0, signal_nr_threads);
         row.minor_faults += u64_of(read!(signal.0, signal_min_flt));
@@ -112,7 +113,7 @@ extern "C" fn tracked_tasks(ctx: &IterTask) -> i32 {
             row.read_bytes += u64_of(read!(signal.0, signal_read_bytes));
             row.written_bytes += u64_of(read!(signal.0, signal_write_bytes));
         }
-        memory(task, &mut row);
+        memory(mm, &mut row);
     }
     row.runtime_ns = cpu.runtime_ns;
     row.user_ns = cpu.user_ns;
@@ -124,12 +125,8 @@ extern "C" fn tracked_tasks(ctx: &IterTask) -> i32 {
 /// Reads the address space without holding it: a task that ends at this moment may give zeros (a load from memory
 /// that is gone), never a fault.
 #[inline(always)]
-fn memory(task: Task, row: &mut TaskRow) {
-    if offset!(mm_rss_first) == ABSENT {
-        return;
-    }
-    let mm: *const u8 = read!(task.0, task_mm);
-    if mm.is_null() {
+fn memory(mm: *const u8, row: &mut TaskRow) {
+    if offset!(mm_rss_first) == ABSENT || mm.is_null() {
         return;
     }
     row.flags |= TASK_HAS_MEMORY;
