@@ -64,8 +64,8 @@ pub(crate) fn build() -> Result<()> {
     Ok(())
 }
 
-/// `cargo xtask verify-ebpf`
-pub(crate) fn verify() -> Result<Verified> {
+/// The committed object belongs to its manifest, and the manifest to the source. Needs no toolchain for BPF.
+pub(crate) fn fresh() -> Result<()> {
     let recorded = Recorded::read()?;
     ensure!(
         recorded.get("source")? == source_hash()?,
@@ -78,6 +78,14 @@ pub(crate) fn verify() -> Result<Verified> {
         "the committed BPF object is not the one its manifest describes; run `cargo xtask build-ebpf` and commit \
          collector-ebpf/prebuilt"
     );
+    Ok(())
+}
+
+/// `cargo xtask verify-ebpf`
+pub(crate) fn verify() -> Result<Verified> {
+    fresh()?;
+    let recorded = Recorded::read()?;
+    let object = fs::read(committed()).with_context(|| format!("reading {}", committed().display()))?;
     let toolchain = Toolchain::find()?;
     let rebuilt = compile(&toolchain)?;
     for (key, value) in toolchain.named() {

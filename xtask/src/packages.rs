@@ -65,8 +65,9 @@ pub(crate) fn ensure(need: Need) -> Result<()> {
         bail!("this is no Debian; install what these packages of Debian 12 have: {}", missing.join(" "));
     }
     if !command::is_root() {
+        // On one line: it ends up in the summary of `cargo xtask test`.
         bail!(
-            "packages are missing; run as root:\n    apt-get update && apt-get install --no-install-recommends {}",
+            "packages are missing; as root: apt-get update && apt-get install --no-install-recommends {}",
             missing.join(" ")
         );
     }

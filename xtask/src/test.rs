@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::command;
-use crate::ebpf::{self, Verified};
+use crate::ebpf::{self, Toolchain, Verified};
 use crate::lint;
 use crate::packages::{self, Need};
 use crate::vm;
@@ -50,6 +50,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     });
     let mut rebuilt = None;
     steps.step("BPF object from source", || {
+        ebpf::fresh()?;
+        if let Err(error) = Toolchain::find()
+            && !command::is_root()
+        {
+            return Ok(Outcome::LeftOut(format!("as new as its source, but not rebuilt: {error:#}")));
+        }
         if let Verified::OtherToolchain(object) = ebpf::verify()? {
             rebuilt = Some(object);
         }
