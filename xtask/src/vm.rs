@@ -79,12 +79,20 @@ pub(crate) fn run() -> Result<()> {
 
 /// The package that a metapackage stands for.
 fn newest(metapackage: &str) -> Result<String> {
-    let depends = command::output(&mut command::program("apt-cache", ["depends", metapackage]))?;
-    let name = depends.lines().find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
-    let name = name.with_context(|| {
+    let look = || {
+        let depends = command::output(&mut command::program("apt-cache", ["depends", metapackage])).ok()?;
+        let name = depends.lines().find_map(|line| line.trim().strip_prefix("Depends: linux-image-"))?;
+        Some(format!("linux-image-{name}"))
+    };
+    if let Some(package) = look() {
+        return Ok(package);
+    }
+    if command::is_root() {
+        command::run(&mut command::program("apt-get", ["-qq", "update"]))?;
+    }
+    look().with_context(|| {
         format!("no package {metapackage}; the matrix takes kernels of Debian 12: `apt-get update`, or run it there")
-    })?;
-    Ok(format!("linux-image-{name}"))
+    })
 }
 
 /// Downloads and unpacks a kernel once.
