@@ -20,8 +20,10 @@ pub mod maps {
     pub const TAGS: &str = "TAGS";
     /// Mappable array of [`crate::slot::Slot`].
     pub const SLOTS: &str = "SLOTS";
-    /// Queue of slot numbers nobody uses.
+    /// Queue of slot numbers that were given back.
     pub const FREE_SLOTS: &str = "FREE_SLOTS";
+    /// Mappable array of one `u32`: the lowest slot number that nobody has had.
+    pub const NEXT_SLOT: &str = "NEXT_SLOT";
     /// Per-CPU array of counters, indexed by [`crate::event::Counter`].
     pub const COUNTERS: &str = "COUNTERS";
 }

@@ -21,7 +21,8 @@ pub const TASK_HAS_MEMORY: u32 = 2;
 /// In [`TaskRow::flags`]: the main thread of its process; counters include dead threads.
 pub const TASK_MAIN_THREAD: u32 = 4;
 
-/// Cumulative figures of one thread; rows of one process add up to the process. 168 bytes.
+/// Cumulative figures of one thread; those of all threads add up to the process. Memory is the process's and the same
+/// in each row that has it (a main thread that ended before the others has not). 168 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TaskRow {
@@ -35,7 +36,7 @@ pub struct TaskRow {
     pub flags: u32,
     /// `task_struct::__state`.
     pub state: u32,
-    /// `task_struct::exit_state`.
+    /// `task_struct::exit_state`; 0 as long as any thread of the process lives.
     pub exit_state: u32,
     /// Living threads of the process.
     pub threads: u32,

@@ -9,11 +9,12 @@ use collector_ebpf::event::{
     Counter, DEATH_OOM, DEATH_OOM_KNOWN, DEATH_SENT_BY_KERNEL, DEATH_SENT_BY_PROCESS, Death, EXEC, EXIT,
     Exec, Exit, FORK, Fork, Header, NONE, REAP, RENAME, Reap, Rename,
 };
+use collector_ebpf::limits::MAX_SLOTS;
 use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::slot::{EXITED, LIVE, REAPED, ROLE_MASTER, ROLE_WORKER, SentSignal, Slot, Tag};
 
 use crate::kernel::{Signal, Task, add, offset, read};
-use crate::{FREE_SLOTS, SLOTS, count, emit};
+use crate::{FREE_SLOTS, NEXT_SLOT, SLOTS, count, emit};
 
 /// `SIGNAL_GROUP_EXIT` of `include/linux/sched/signal.h`.
 const SIGNAL_GROUP_EXIT: u32 = 4;
@@ -37,6 +38,24 @@ fn publish(slot: *mut Slot, phase: u32) {
     unsafe { atomic_xchg::<u32, { AtomicOrdering::SeqCst }>(&raw mut (*slot).phase, phase) };
 }
 
+/// A slot that was given back, or the next one that nobody has had.
+#[inline(always)]
+fn free_slot() -> Option<u32> {
+    if let Some(number) = FREE_SLOTS.pop().ok().flatten() {
+        return Some(number);
+    }
+    let next = NEXT_SLOT.get_ptr_mut(0)?;
+    // Looked at before it is raised, so that it never wraps around.
+    // SAFETY: valid, aligned pointers into the array; user space raises it atomically, too.
+    let number = unsafe {
+        if next.read_volatile() >= MAX_SLOTS as u32 {
+            return None;
+        }
+        atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(next, 1)
+    };
+    (number < MAX_SLOTS as u32).then_some(number)
+}
+
 #[btf_tracepoint(function = "sched_process_fork")]
 fn process_fork(ctx: BtfTracePointContext) -> i32 {
     let child = Task(ctx.arg(1));
@@ -52,12 +71,12 @@ fn process_fork(ctx: BtfTracePointContext) -> i32 {
         && tag.role & ROLE_MASTER != 0
     {
         pool = tag.pool;
-        match FREE_SLOTS.pop().ok().flatten() {
+        match free_slot() {
             Some(number) => slot_number = number,
             None => count(Counter::NO_SLOT),
         }
         if let Some(slot) = SLOTS.get_ptr_mut(slot_number) {
-            // SAFETY: the number came off the free list, so until it is published nobody else looks at it.
+            // SAFETY: the slot was free, so until it is published nobody else looks at it.
             unsafe {
                 (*slot).pid = child.pid();
                 (*slot).start_ns = child.start_ns();

@@ -42,6 +42,9 @@ static SLOTS: Array<Slot, MAX_SLOTS, { BPF_F_MMAPABLE as usize }> = Array::new()
 static FREE_SLOTS: Queue<u32, MAX_SLOTS> = Queue::new();
 
 #[btf_map]
+static NEXT_SLOT: Array<u32, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+#[btf_map]
 static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
 
 /// Task storage, which aya-ebpf has no wrapper for.

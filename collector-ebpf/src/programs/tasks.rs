@@ -7,7 +7,7 @@ use aya_ebpf::helpers::generated::bpf_seq_write;
 use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::task::{TASK_HAS_MEMORY, TASK_KERNEL_THREAD, TASK_MAIN_THREAD, TaskRow};
 
-use crate::kernel::{Task, add, offset, read, read_if_present, read_pointer};
+use crate::kernel::{Signal, Task, add, offset, read, read_if_present, read_pointer};
 
 /// `PF_KTHREAD` of `include/linux/sched.h`.
 const PF_KTHREAD: u32 = 0x0020_0000;
@@ -35,7 +35,7 @@ fn write(ctx: &IterTask, row: &TaskRow) {
 }
 
 #[inline(always)]
-fn identity(task: Task, leader: Task, parent: Task) -> TaskRow {
+fn identity(task: Task, leader: Task, parent: Task, signal: Signal) -> TaskRow {
     let flags: u32 = read!(task.0, task_flags);
     let mut row = TaskRow {
         pid: task.pid(),
@@ -47,6 +47,11 @@ fn identity(task: Task, leader: Task, parent: Task) -> TaskRow {
     };
     if flags & PF_KTHREAD != 0 {
         row.flags |= TASK_KERNEL_THREAD;
+    }
+    let live: i32 = read!(signal.0, signal_live);
+    if live > 0 {
+        // A main thread that ended before the others waits for them; the process lives.
+        row.exit_state = 0;
     }
     if row.tid == row.pid {
         row.flags |= TASK_MAIN_THREAD;
@@ -73,7 +78,7 @@ extern "C" fn all_processes(ctx: &IterTask) -> i32 {
     if task.tid() != task.pid() {
         return 0;
     }
-    let row = identity(task, task, task.parent());
+    let row = identity(task, task, task.parent(), task.signal());
     write(ctx, &row);
     0
 }
@@ -93,7 +98,7 @@ extern "C" fn tracked_tasks(ctx: &IterTask) -> i32 {
     }
     let (parent, signal) = (task.parent(), task.signal());
     let mm = read_pointer!(task.0, task_mm);
-    let mut row = identity(task, leader, parent);
+    let mut row = identity(task, leader, parent, signal);
     let mut cpu = task.cpu();
     row.minor_faults = read!(task.0, task_min_flt);
     row.major_faults = read!(task.0, task_maj_flt);
@@ -113,8 +118,8 @@ extern "C" fn tracked_tasks(ctx: &IterTask) -> i32 {
             row.read_bytes += u64_of(read!(signal.0, signal_read_bytes));
             row.written_bytes += u64_of(read!(signal.0, signal_write_bytes));
         }
-        memory(mm, &mut row);
     }
+    memory(mm, &mut row);
     row.runtime_ns = cpu.runtime_ns;
     row.user_ns = cpu.user_ns;
     row.system_ns = cpu.system_ns;

@@ -1,73 +1,99 @@
-//! The slot table: shared memory that the programs write, and the list of slots nobody uses.
+//! The slot table: shared memory that the programs write, and which of its slots are free.
 
 use std::io;
 use std::num::NonZero;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use aya::maps::{MapData, Queue};
 use collector_ebpf::limits::MAX_SLOTS;
 use collector_ebpf::slot::{FREE, LIVE, Slot};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-pub(super) struct SlotTable {
-    free: Queue<MapData, u32>,
-    memory: NonNull<Slot>,
+/// A mappable array of `length` values, mapped.
+struct Shared<T> {
+    memory: NonNull<T>,
+    length: usize,
     /// Keeps the array alive; its descriptor is not used again.
     _array: MapData,
 }
 
 // SAFETY: the mapping belongs to this value alone and can be read from any thread.
-unsafe impl Send for SlotTable {}
+unsafe impl<T> Send for Shared<T> {}
 
-const LENGTH: NonZero<usize> = NonZero::new(MAX_SLOTS * size_of::<Slot>()).expect("there are slots");
+impl<T> Shared<T> {
+    /// The array must have been made with `BPF_F_MMAPABLE` and `length` values of the size of `T`, a multiple of 8 or
+    /// the only one.
+    fn map(array: MapData, length: usize) -> io::Result<Self> {
+        let bytes = NonZero::new(length * size_of::<T>()).ok_or(io::ErrorKind::InvalidInput)?;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a fresh shared mapping at an address that the kernel chooses.
+        let memory = unsafe { mmap(None, bytes, protection, MapFlags::MAP_SHARED, array.fd().as_fd(), 0) }?;
+        Ok(Self { memory: memory.cast(), length, _array: array })
+    }
+
+    fn at(&self, index: usize) -> Option<*mut T> {
+        // SAFETY: in bounds of the mapping.
+        (index < self.length).then(|| unsafe { self.memory.as_ptr().add(index) })
+    }
+}
+
+impl<T> Drop for Shared<T> {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made in `map`, with its length; nothing borrows from it.
+        let _ = unsafe { munmap(self.memory.cast(), self.length * size_of::<T>()) };
+    }
+}
+
+pub(super) struct SlotTable {
+    free: Queue<MapData, u32>,
+    next: Shared<AtomicU32>,
+    slots: Shared<Slot>,
+}
 
 impl SlotTable {
-    /// Maps the array and puts every slot on the free list.
-    pub(super) fn new(array: MapData, mut free: Queue<MapData, u32>) -> io::Result<Self> {
-        // SAFETY: a fresh shared mapping at an address that the kernel chooses. The map was made with
-        // BPF_F_MMAPABLE and MAX_SLOTS values of 128 bytes, so it is at least LENGTH long.
-        let memory = unsafe {
-            mmap(
-                None,
-                LENGTH,
-                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-                MapFlags::MAP_SHARED,
-                array.fd().as_fd(),
-                0,
-            )
-        }?
-        .cast::<Slot>();
-        for number in 0..MAX_SLOTS as u32 {
-            free.push(number, 0).map_err(io::Error::other)?;
-        }
-        Ok(Self { free, memory, _array: array })
+    pub(super) fn new(slots: MapData, next: MapData, free: Queue<MapData, u32>) -> io::Result<Self> {
+        Ok(Self { free, next: Shared::map(next, 1)?, slots: Shared::map(slots, MAX_SLOTS)? })
+    }
+
+    fn next(&self) -> &AtomicU32 {
+        // SAFETY: mapped, aligned, as long as `self`; the programs change it by atomic instructions.
+        unsafe { self.next.memory.as_ref() }
     }
 
     /// Reads a slot; the phase first, then what it vouches for.
     pub(super) fn get(&self, number: u32) -> Option<Slot> {
-        let index = usize::try_from(number).ok().filter(|n| *n < MAX_SLOTS)?;
-        // SAFETY: in bounds of the mapping, aligned to 128 bytes. The kernel may write at the same time, hence
-        // volatile reads; all fields are integers, so any mixture is a valid value, and the phase tells which are
-        // complete.
-        let phase = unsafe { (&raw const (*self.memory.as_ptr().add(index)).phase).read_volatile() };
+        let slot = self.slots.at(usize::try_from(number).ok()?)?;
+        // SAFETY: a pointer into the mapping.
+        let phase = unsafe { &raw const (*slot).phase };
+        // SAFETY: valid and aligned. The kernel may write at the same time, hence volatile reads; all fields are
+        // integers, so any mixture is a valid value, and the phase tells which are complete.
+        let phase = unsafe { phase.read_volatile() };
         fence(Ordering::Acquire);
         // SAFETY: as above.
-        let slot = unsafe { self.memory.as_ptr().add(index).read_volatile() };
+        let slot = unsafe { slot.read_volatile() };
         Some(Slot { phase, ..slot })
     }
 
     /// Slots that belong to a worker.
     pub(super) fn in_use(&self) -> impl Iterator<Item = (u32, Slot)> + '_ {
-        (0..MAX_SLOTS as u32)
+        (0..self.next().load(Ordering::Acquire).min(MAX_SLOTS as u32))
             .filter_map(|n| self.get(n).map(|slot| (n, slot)))
             .filter(|(_, s)| s.phase != FREE)
     }
 
     /// Takes a slot for a worker that lived before it was tracked.
     pub(super) fn take(&mut self, worker: Slot) -> Option<u32> {
-        let number = self.free.pop(0).ok()?;
+        let number = match self.free.pop(0) {
+            Ok(number) => number,
+            Err(_) => self
+                .next()
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {
+                    (n < MAX_SLOTS as u32).then_some(n + 1)
+                })
+                .ok()?,
+        };
         self.put(number, Slot { phase: LIVE, ..worker });
         Some(number)
     }
@@ -83,16 +109,9 @@ impl SlotTable {
     }
 
     fn put(&mut self, number: u32, slot: Slot) {
-        if (number as usize) < MAX_SLOTS {
-            // SAFETY: in bounds; a slot that is not on the free list and has no tagged process is ours alone.
-            unsafe { self.memory.as_ptr().add(number as usize).write_volatile(slot) };
+        if let Some(place) = self.slots.at(number as usize) {
+            // SAFETY: in bounds; a slot that is not free and has no tagged process is ours alone.
+            unsafe { place.write_volatile(slot) };
         }
-    }
-}
-
-impl Drop for SlotTable {
-    fn drop(&mut self) {
-        // SAFETY: the mapping made in `new`, with its length; nothing borrows from it.
-        let _ = unsafe { munmap(self.memory.cast(), LENGTH.get()) };
     }
 }

@@ -6,7 +6,8 @@ use std::io::{self, Read};
 use std::os::fd::AsFd;
 
 use collector_ebpf::task::{
-    RSS_ANON, RSS_FILE, RSS_SHMEM, RSS_SWAP, TASK_HAS_MEMORY, TASK_KERNEL_THREAD, TASK_MAIN_THREAD, TaskRow,
+    RSS_ANON, RSS_FILE, RSS_KINDS, RSS_SHMEM, RSS_SWAP, TASK_HAS_MEMORY, TASK_KERNEL_THREAD,
+    TASK_MAIN_THREAD, TaskRow,
 };
 
 use super::load::Attached;
@@ -25,8 +26,16 @@ pub(super) struct TaskReader {
     all: Attached,
     host: HostFacts,
     buffer: Box<[u8]>,
-    /// Processes of several threads: sums of the rows so far.
-    groups: HashMap<Pid, (Option<TaskRow>, Sums)>,
+    /// Processes of several threads.
+    groups: HashMap<Pid, Group>,
+}
+
+/// What the rows of one process have told so far.
+#[derive(Default)]
+struct Group {
+    main: Option<TaskRow>,
+    sums: Sums,
+    rss_pages: Option<[i64; RSS_KINDS]>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -90,18 +99,25 @@ impl TaskReader {
                     out(sample(&row, &sums, missing, host, at_ns));
                     continue;
                 }
-                let (leader, sums) = self.groups.entry(row.pid).or_default();
-                sums.add(&row);
+                let group = self.groups.entry(row.pid).or_default();
+                group.sums.add(&row);
+                if row.flags & TASK_HAS_MEMORY != 0 {
+                    group.rss_pages = Some(row.rss_pages);
+                }
                 if main {
-                    *leader = Some(row);
+                    group.main = Some(row);
                 }
             }
             at_ns = monotonic_ns();
         }
-        for (leader, sums) in self.groups.values() {
+        for group in self.groups.values() {
             // Without a row of the main thread the process ended while it was read.
-            if let Some(leader) = leader {
-                out(sample(leader, sums, missing, host, at_ns));
+            if let Some(mut main) = group.main {
+                if let Some(rss_pages) = group.rss_pages {
+                    main.flags |= TASK_HAS_MEMORY;
+                    main.rss_pages = rss_pages;
+                }
+                out(sample(&main, &group.sums, missing, host, at_ns));
             }
         }
         Ok(())
