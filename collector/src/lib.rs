@@ -1,6 +1,7 @@
 //! `collector` sees inside worker processes from outside.
 pub mod aggregate;
 pub mod app;
+pub mod auth;
 pub mod collect;
 pub mod config;
 pub mod doctor;

@@ -1,7 +1,8 @@
-//! What was typed ([`cli`]), what the file says ([`file`]), and the validated result.
+//! What was typed ([`cli`]), what the files say ([`file`], [`web`]), and the validated result.
 
 pub mod cli;
 pub mod file;
+pub mod web;
 
 use crate::aggregate;
 use cli::Flags;

@@ -37,6 +37,14 @@ pub enum Error {
     /// A parameter that cannot be read.
     #[error("{0}")]
     BadRequest(String),
+    /// Credentials are missing or wrong.
+    #[error(
+        "a user and a password are needed here; they are in the web configuration file (health paths are free)"
+    )]
+    Unauthorized,
+    /// More than the configured rate.
+    #[error("more requests than the configured rate; ask again later, or less often")]
+    TooManyRequests,
     /// A page of another site asks for a change.
     #[error(
         "a page of another site must not do this; send the request from a program or from this host's own page"
@@ -59,6 +67,8 @@ impl Error {
             Self::NotReady | Self::ReloadBusy => StatusCode::SERVICE_UNAVAILABLE,
             Self::UnknownPool(_) | Self::UnknownWorker { .. } => StatusCode::NOT_FOUND,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::CrossSite | Self::ReloadOff => StatusCode::FORBIDDEN,
             Self::TelemetryPath { .. } | Self::ReloadFailed(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -68,9 +78,12 @@ impl Error {
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let mut response = json_response(self.status(), &json!({ "error": self.to_string() }));
-        if matches!(self, Self::NotReady) {
-            response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
-        }
+        let hint = match self {
+            Self::NotReady | Self::TooManyRequests => (header::RETRY_AFTER, "1"),
+            Self::Unauthorized => (header::WWW_AUTHENTICATE, "Basic realm=\"collector\", charset=\"UTF-8\""),
+            _ => return response,
+        };
+        response.headers_mut().insert(hint.0, header::HeaderValue::from_static(hint.1));
         response
     }
 }

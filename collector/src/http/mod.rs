@@ -14,8 +14,10 @@
 //! | `GET /readyz`, `GET /-/ready` | 200 from the first snapshot on |
 //! | `POST`, `PUT /-/reload` | configuration is read again; 200, or 500 with the reason |
 //!
-//! Everything else is a JSON error that lists these.
+//! Everything else is a JSON error that lists these. Health and readiness are free; all other routes, unknown ones
+//! included, ask for credentials if users are configured.
 
+mod access;
 mod api;
 mod cache;
 mod dashboard;
@@ -26,16 +28,21 @@ mod metrics;
 mod negotiate;
 mod reload;
 mod server;
+pub mod tls;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::Router;
+use axum::extract::State;
 use axum::http::header::{self, HeaderName, HeaderValue};
+use axum::middleware::{from_fn_with_state, map_response_with_state};
 use axum::response::Response;
 use axum::routing::{get, post};
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
+use self::access::Access;
+pub use self::access::{AccessConfig, RateLimit};
 use self::cache::Cache;
 pub use self::error::Error;
 pub use self::reload::ReloadRequest;
@@ -95,17 +102,29 @@ pub struct Shared {
     cache: Cache,
     reload: Option<mpsc::Sender<ReloadRequest>>,
     page: Bytes,
+    access: RwLock<Arc<Access>>,
 }
 
 impl Shared {
     /// Serves what comes through `snapshots`. Without `reload` that route answers 403.
     pub fn new(
         config: Config,
+        access: AccessConfig,
         snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
         reload: Option<mpsc::Sender<ReloadRequest>>,
     ) -> Self {
         let page = dashboard::page_for(&config.telemetry_path);
-        Self { config, snapshots, cache: Cache::default(), reload, page }
+        let access = RwLock::new(Arc::new(Access::new(access)));
+        Self { config, snapshots, cache: Cache::default(), reload, page, access }
+    }
+
+    /// From the next request on; who was verified before is verified again.
+    pub fn set_access(&self, access: AccessConfig) {
+        *self.access.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Access::new(access));
+    }
+
+    fn access(&self) -> Arc<Access> {
+        Arc::clone(&self.access.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn snapshot(&self) -> Result<Arc<Snapshot>, Error> {
@@ -136,12 +155,13 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route("/-/reload", post(reload::reload).put(reload::reload))
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::method_not_allowed)
-        .layer(axum::middleware::map_response(add_headers))
+        .layer(from_fn_with_state(Arc::clone(&shared), access::admit))
+        .layer(map_response_with_state(Arc::clone(&shared), add_headers))
         .with_state(shared)
 }
 
-/// Headers of every answer. A handler's own `Content-Security-Policy` stays.
-async fn add_headers(mut response: Response) -> Response {
+/// Headers of every answer. A handler's own `Content-Security-Policy` stays; what is configured replaces all.
+async fn add_headers(State(shared): State<Arc<Shared>>, mut response: Response) -> Response {
     const HEADERS: [(HeaderName, HeaderValue); 4] = [
         (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
         (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
@@ -154,6 +174,7 @@ async fn add_headers(mut response: Response) -> Response {
     headers
         .entry(header::CONTENT_SECURITY_POLICY)
         .or_insert(HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"));
+    shared.access().set_headers(&mut response);
     response
 }
 

@@ -8,12 +8,14 @@ use std::time::Duration;
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use super::guard::Guard;
+use super::tls::Tls;
 
 /// What a client may cost.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +25,8 @@ pub struct Limits {
     /// From the opening of a connection, or the end of an answer, to the end of the next request's headers. Also the
     /// longest time a connection may idle, hence longer than the usual scrape intervals.
     pub header_wait: Duration,
+    /// From the opening of a connection to the end of the TLS handshake.
+    pub handshake_wait: Duration,
     /// From the first stall of an answer to its end.
     pub answer_wait: Duration,
     /// What answers under way are given to end when the server shuts down.
@@ -34,6 +38,7 @@ impl Default for Limits {
         Self {
             connections: 512,
             header_wait: Duration::from_secs(75),
+            handshake_wait: Duration::from_secs(10),
             answer_wait: Duration::from_secs(60),
             drain: Duration::from_secs(5),
         }
@@ -57,6 +62,7 @@ impl Connections {
 pub async fn serve(
     listener: TcpListener,
     router: Router,
+    tls: Arc<Tls>,
     limits: Limits,
     connections: Arc<Connections>,
     shutdown: impl Future<Output = ()>,
@@ -87,12 +93,20 @@ pub async fn serve(
         };
         // Answers are written as a whole: waiting to fill a packet would only delay the last one.
         let _ = stream.set_nodelay(true);
-        let io = TokioIo::new(Guard::new(stream, limits.answer_wait));
-        let connection = builder.serve_connection(io, TowerToHyperService::new(router.clone()));
-        let connection = graceful.watch(connection);
+        let tls = tls.acceptor();
+        let (builder, watcher) = (builder.clone(), graceful.watcher());
+        let service = TowerToHyperService::new(router.clone());
         tokio::spawn(async move {
             let _permit = permit;
-            if let Err(error) = connection.await {
+            let served = match tls {
+                None => attend(stream, &builder, watcher, service, limits).await,
+                Some(tls) => match tokio::time::timeout(limits.handshake_wait, tls.accept(stream)).await {
+                    Ok(Ok(stream)) => attend(stream, &builder, watcher, service, limits).await,
+                    Ok(Err(error)) => return tracing::debug!(%error, "a TLS handshake failed"),
+                    Err(_) => return tracing::debug!("a TLS handshake took too long"),
+                },
+            };
+            if let Err(error) = served {
                 tracing::debug!(%error, "a connection ended early");
             }
         });
@@ -101,4 +115,16 @@ pub async fn serve(
     if tokio::time::timeout(limits.drain, graceful.shutdown()).await.is_err() {
         tracing::warn!("some answers were cut off by the shutdown");
     }
+}
+
+/// Serves one connection to its end.
+async fn attend(
+    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    builder: &http1::Builder,
+    watcher: Watcher,
+    service: TowerToHyperService<Router>,
+    limits: Limits,
+) -> hyper::Result<()> {
+    let io = TokioIo::new(Guard::new(io, limits.answer_wait));
+    watcher.watch(builder.serve_connection(io, service)).await
 }

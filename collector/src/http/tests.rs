@@ -18,13 +18,14 @@ struct Site {
     publish: watch::Sender<Option<Arc<Snapshot>>>,
     reloads: mpsc::Receiver<ReloadRequest>,
     router: Router,
+    shared: Arc<Shared>,
 }
 
 fn site() -> Site {
     let (publish, snapshots) = watch::channel(Some(Arc::new(fixture::snapshot())));
     let (reload, reloads) = mpsc::channel(1);
-    let router = router(Arc::new(Shared::new(Config::default(), snapshots, Some(reload))));
-    Site { publish, reloads, router }
+    let shared = Arc::new(Shared::new(Config::default(), AccessConfig::default(), snapshots, Some(reload)));
+    Site { publish, reloads, router: router(Arc::clone(&shared)), shared }
 }
 
 struct Answer {
@@ -260,7 +261,7 @@ async fn metrics_can_be_moved() {
     }
     let (_publish, snapshots) = watch::channel(Some(Arc::new(fixture::snapshot())));
     let config = Config::with_telemetry_path("/probe/metrics").unwrap();
-    let router = router(Arc::new(Shared::new(config, snapshots, None)));
+    let router = router(Arc::new(Shared::new(config, AccessConfig::default(), snapshots, None)));
     assert_eq!(get(&router, "/probe/metrics").await.status, StatusCode::OK);
     let missing = get(&router, "/metrics").await;
     assert_eq!(missing.status, StatusCode::NOT_FOUND);
@@ -268,6 +269,57 @@ async fn metrics_can_be_moved() {
     let page = get(&router, "/").await.body;
     assert!(std::str::from_utf8(&page).unwrap().contains("href=\"probe/metrics\""));
     assert_eq!(send(&router, Method::POST, "/-/reload", &[]).await.status, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn users_are_asked_for_everywhere_but_at_health() {
+    let site = site();
+    let hash = bcrypt::hash("secret", 4).unwrap();
+    let users = crate::auth::Users::new([("alice".to_owned(), hash)].into()).unwrap();
+    site.shared.set_access(AccessConfig { users, ..AccessConfig::default() });
+    let right: &[(&str, &str)] = &[("authorization", "Basic YWxpY2U6c2VjcmV0")];
+    let wrong: &[(&str, &str)] = &[("authorization", "Basic YWxpY2U6d3Jvbmc=")];
+    for uri in ["/", "/metrics", "/api/v1/stats", "/api/v1/pools/web", "/nothing", "/metrics/", "//healthz"] {
+        for headers in [&[][..], wrong, wrong] {
+            let answer = get_with(&site.router, uri, headers).await;
+            assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{uri}");
+            assert!(answer.header("www-authenticate").starts_with("Basic "), "{uri}");
+            assert!(answer.error().contains("password"), "{uri}");
+        }
+    }
+    let post = send(&site.router, Method::POST, "/-/reload", &[]).await;
+    assert_eq!(post.status, StatusCode::UNAUTHORIZED);
+    for _ in 0..2 {
+        assert_eq!(get_with(&site.router, "/metrics", right).await.status, StatusCode::OK);
+    }
+    for uri in ["/healthz", "/readyz", "/-/healthy", "/-/ready"] {
+        assert_eq!(get(&site.router, uri).await.status, StatusCode::OK, "{uri}");
+    }
+    site.shared.set_access(AccessConfig::default());
+    assert_eq!(get(&site.router, "/metrics").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn configured_headers_replace_ours_and_rates_are_kept() {
+    let site = site();
+    let access = AccessConfig {
+        headers: vec![
+            (header::X_FRAME_OPTIONS, Some(HeaderValue::from_static("sameorigin"))),
+            (header::X_CONTENT_TYPE_OPTIONS, None),
+        ],
+        rate_limit: Some(RateLimit { interval: Duration::from_secs(60), burst: 2 }),
+        ..AccessConfig::default()
+    };
+    site.shared.set_access(access);
+    let mut statuses = Vec::new();
+    for _ in 0..3 {
+        let answer = get(&site.router, "/metrics").await;
+        assert_eq!(answer.header("x-frame-options"), "sameorigin");
+        assert_eq!(answer.header("x-content-type-options"), "");
+        statuses.push(answer.status);
+    }
+    assert_eq!(statuses, [StatusCode::OK, StatusCode::OK, StatusCode::TOO_MANY_REQUESTS]);
+    assert_eq!(get(&site.router, "/healthz").await.status, StatusCode::OK);
 }
 
 struct Running {
@@ -282,9 +334,10 @@ async fn running(router: Router, limits: Limits) -> Running {
     let address = listener.local_addr().unwrap();
     let connections = Arc::new(Connections::default());
     let (stop, stopped) = tokio::sync::oneshot::channel();
-    let server = tokio::spawn(serve(listener, router, limits, Arc::clone(&connections), async {
-        let _ = stopped.await;
-    }));
+    let server =
+        tokio::spawn(serve(listener, router, Arc::default(), limits, Arc::clone(&connections), async {
+            let _ = stopped.await;
+        }));
     Running { address, connections, stop, server }
 }
 
@@ -300,8 +353,8 @@ async fn slow_clients_and_crowds_are_turned_away() {
     let limits = Limits {
         connections: 2,
         header_wait: Duration::from_millis(300),
-        answer_wait: Duration::from_millis(300),
         drain: Duration::from_secs(1),
+        ..Limits::default()
     };
     let server = running(site().router, limits).await;
     let mut slow = tokio::net::TcpStream::connect(server.address).await.unwrap();

@@ -1,0 +1,142 @@
+//! What happens to every request before its handler: rate limit, credentials, configured headers.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::extract::{Request, State};
+use axum::http::header::{self, HeaderName, HeaderValue};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use tokio::sync::Semaphore;
+
+use super::{Error, Shared};
+use crate::auth::{Check, Decision, Policy, Users};
+
+/// Orchestrators that probe these have no credentials.
+const FREE: [&str; 4] = ["/healthz", "/readyz", "/-/healthy", "/-/ready"];
+
+/// Requests that are let through.
+#[derive(Clone, Copy, Debug)]
+pub struct RateLimit {
+    /// One more every so often.
+    pub interval: Duration,
+    /// So many at once after a pause.
+    pub burst: u32,
+}
+
+/// Who may ask for what, and what answers carry.
+#[derive(Clone, Debug, Default)]
+pub struct AccessConfig {
+    /// Who has to name themselves; without any everyone is let in.
+    pub users: Users,
+    /// Headers of every answer, instead of ours; `None` takes ours away.
+    pub headers: Vec<(HeaderName, Option<HeaderValue>)>,
+    /// `None` limits nothing.
+    pub rate_limit: Option<RateLimit>,
+}
+
+/// A configuration at work.
+#[derive(Debug)]
+pub(super) struct Access {
+    policy: Policy,
+    headers: Vec<(HeaderName, Option<HeaderValue>)>,
+    bucket: Option<Bucket>,
+    /// Hashes are computed one at a time: guessers get one core at most, and wait for each other.
+    computing: Semaphore,
+}
+
+impl Access {
+    pub(super) fn new(config: AccessConfig) -> Self {
+        Self {
+            policy: Policy::new(config.users),
+            headers: config.headers,
+            bucket: config.rate_limit.map(|limit| Bucket::new(limit, Instant::now())),
+            computing: Semaphore::new(1),
+        }
+    }
+
+    async fn compute(&self, check: Check) -> bool {
+        let Ok(_permit) = self.computing.acquire().await else { return false };
+        // Eight connections that open at once bring the same credentials; the first has answered for all.
+        if let Some(outcome) = self.policy.recall(&check) {
+            return outcome;
+        }
+        let Ok((check, outcome)) = tokio::task::spawn_blocking(move || {
+            let outcome = check.run();
+            (check, outcome)
+        })
+        .await
+        else {
+            return false;
+        };
+        self.policy.remember(&check, outcome);
+        outcome
+    }
+
+    pub(super) fn set_headers(&self, response: &mut Response) {
+        for (name, value) in &self.headers {
+            match value {
+                Some(value) => response.headers_mut().insert(name.clone(), value.clone()),
+                None => response.headers_mut().remove(name),
+            };
+        }
+    }
+}
+
+/// Lets a request in, or answers it.
+pub(super) async fn admit(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+    if FREE.contains(&request.uri().path()) {
+        return next.run(request).await;
+    }
+    let access = shared.access();
+    if access.bucket.as_ref().is_some_and(|bucket| !bucket.take(Instant::now())) {
+        return Error::TooManyRequests.into_response();
+    }
+    let authorization = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+    let allowed = match access.policy.decide(authorization) {
+        Decision::Allow => true,
+        Decision::Deny => false,
+        Decision::Unknown(check) => access.compute(check).await,
+    };
+    if allowed { next.run(request).await } else { Error::Unauthorized.into_response() }
+}
+
+/// A token bucket, kept as the time when it will be full again.
+#[derive(Debug)]
+struct Bucket {
+    limit: RateLimit,
+    full_at: Mutex<Instant>,
+}
+
+impl Bucket {
+    fn new(limit: RateLimit, now: Instant) -> Self {
+        Self { limit, full_at: Mutex::new(now) }
+    }
+
+    fn take(&self, now: Instant) -> bool {
+        let mut full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = (*full_at).max(now) + self.limit.interval;
+        let allowed = next - now <= self.limit.interval.saturating_mul(self.limit.burst);
+        if allowed {
+            *full_at = next;
+        }
+        allowed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bucket_gives_a_burst_and_then_one_per_interval() {
+        let start = Instant::now();
+        let second = Duration::from_secs(1);
+        let bucket = Bucket::new(RateLimit { interval: second, burst: 3 }, start);
+        let taken = |at: Duration| (0..10).filter(|_| bucket.take(start + at)).count();
+        assert_eq!(taken(Duration::ZERO), 3);
+        assert_eq!(taken(second), 1);
+        assert_eq!(taken(second * 3 + second / 2), 2);
+        assert_eq!(taken(second * 60), 3, "pauses do not add up");
+    }
+}
