@@ -13,6 +13,8 @@ use tokio::task::JoinSet;
 use crate::collect::{Collector, Command};
 use crate::config;
 use crate::config::cli::Flags;
+use crate::config::file::FileConfig;
+use crate::config::web::WebConfig;
 use crate::http;
 use crate::kernel::support::Support;
 use crate::procfs::ProgramReader;
@@ -23,6 +25,7 @@ use crate::{privileges, source};
 /// Runs until SIGTERM or SIGINT.
 pub fn run(flags: Flags) -> anyhow::Result<()> {
     let file = config::load_file(&flags)?;
+    let web = config::load_web(&flags)?;
     // Before anything that costs: a port that is taken is the commonest mistake.
     let listeners = flags.listen_addresses.iter().map(|a| bind(*a)).collect::<anyhow::Result<Vec<_>>>()?;
 
@@ -40,6 +43,7 @@ pub fn run(flags: Flags) -> anyhow::Result<()> {
     }
 
     let (publisher, snapshots) = watch::channel(None);
+    let connections = Arc::new(http::Connections::default());
     let loaded_unix_ns = flags.config_file.is_some().then(unix_ns);
     let source_name = opened.source.name();
     let collector = Collector::new(
@@ -50,6 +54,7 @@ pub fn run(flags: Flags) -> anyhow::Result<()> {
         loaded_unix_ns,
         host,
         publisher,
+        connections.refused_counter(),
     );
     let (commands, inbox) = mpsc::channel();
     let thread = thread::Builder::new()
@@ -59,7 +64,8 @@ pub fn run(flags: Flags) -> anyhow::Result<()> {
 
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the server")?;
-    let result = runtime.block_on(serve(&flags, listeners, snapshots, &commands, source_name));
+    let result =
+        runtime.block_on(serve(&flags, web, listeners, snapshots, &connections, &commands, source_name));
     // The collecting thread ends with the last of these.
     drop(commands);
     if thread.join().is_err() {
@@ -82,8 +88,10 @@ type Snapshots = watch::Receiver<Option<Arc<Snapshot>>>;
 
 async fn serve(
     flags: &Flags,
+    web: WebConfig,
     listeners: Vec<std::net::TcpListener>,
     snapshots: Snapshots,
+    connections: &Arc<http::Connections>,
     commands: &mpsc::Sender<Command>,
     source: &'static str,
 ) -> anyhow::Result<()> {
@@ -92,9 +100,10 @@ async fn serve(
     let mut hangup = signal(SignalKind::hangup())?;
 
     let (reload, mut reload_requests) = tokio::sync::mpsc::channel(1);
-    let shared = Arc::new(http::Shared::new(flags.http.clone(), snapshots, Some(reload)));
-    let router = http::router(shared);
-    let connections = Arc::new(http::Connections::default());
+    let shared = Arc::new(http::Shared::new(flags.http.clone(), web.access, snapshots, Some(reload)));
+    let tls = Arc::new(http::tls::Tls::new(web.tls)?);
+    let reloader = Reloader { flags, shared: &shared, tls: &tls, commands };
+    let router = http::router(Arc::clone(&shared));
     let (shutdown, _) = broadcast::channel::<()>(1);
     let mut servers = JoinSet::new();
     for listener in listeners {
@@ -102,12 +111,12 @@ async fn serve(
         let address = listener.local_addr()?;
         tracing::info!(%address, source, "listening");
         let mut stopped = shutdown.subscribe();
-        let (router, connections) = (router.clone(), Arc::clone(&connections));
+        let (router, tls, connections) = (router.clone(), Arc::clone(&tls), Arc::clone(connections));
         servers.spawn(async move {
             let stopped = async move {
                 let _ = stopped.recv().await;
             };
-            http::serve(listener, router, http::Limits::default(), connections, stopped).await;
+            http::serve(listener, router, tls, http::Limits::default(), connections, stopped).await;
         });
     }
     loop {
@@ -116,11 +125,11 @@ async fn serve(
             _ = interrupt.recv() => break,
             _ = hangup.recv() => {
                 // Whatever came of it is in the log.
-                let _ = reload_config(flags, commands);
+                let _ = reloader.reload();
             }
             Some(request) = reload_requests.recv() => {
                 // Whoever asked may have gone away.
-                let _ = request.answer.send(reload_config(flags, commands));
+                let _ = request.answer.send(reloader.reload());
             }
         }
     }
@@ -130,18 +139,37 @@ async fn serve(
     Ok(())
 }
 
-/// Reads the configuration file again. The old one stays when the new one is refused.
-fn reload_config(flags: &Flags, commands: &mpsc::Sender<Command>) -> Result<(), String> {
-    let (command, result) = match config::load_file(flags) {
-        Ok(file) => {
-            tracing::info!(pools = file.matcher.rules().len(), "configuration reloaded");
-            (Command::Reconfigure(file.aggregate()), Ok(()))
-        }
-        Err(error) => {
-            tracing::error!(%error, "configuration refused; the old one stays");
-            (Command::ReloadFailed, Err(error.to_string()))
-        }
-    };
-    commands.send(command).map_err(|_| "the collecting thread has ended".to_owned())?;
-    result
+/// What a reload touches.
+struct Reloader<'a> {
+    flags: &'a Flags,
+    shared: &'a http::Shared,
+    tls: &'a http::tls::Tls,
+    commands: &'a mpsc::Sender<Command>,
+}
+
+impl Reloader<'_> {
+    /// Reads the configuration files again. All stays as it was when one of them is refused.
+    fn reload(&self) -> Result<(), String> {
+        let result = self.read();
+        let command = match &result {
+            Ok(file) => {
+                tracing::info!(pools = file.matcher.rules().len(), "configuration reloaded");
+                Command::Reconfigure(file.aggregate())
+            }
+            Err(error) => {
+                tracing::error!(error = format!("{error:#}"), "configuration refused; the old one stays");
+                Command::ReloadFailed
+            }
+        };
+        self.commands.send(command).map_err(|_| "the collecting thread has ended".to_owned())?;
+        result.map(drop).map_err(|error| format!("{error:#}"))
+    }
+
+    fn read(&self) -> anyhow::Result<FileConfig> {
+        let file = config::load_file(self.flags)?;
+        let web = config::load_web(self.flags)?;
+        self.tls.replace(web.tls)?;
+        self.shared.set_access(web.access);
+        Ok(file)
+    }
 }

@@ -4,6 +4,7 @@
 //! never wait for it. It is the only place where the source is called.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
@@ -47,6 +48,7 @@ pub struct Collector {
     event_cpu_ns: u64,
     config_loaded_unix_ns: Option<u64>,
     config_last_reload_successful: bool,
+    refused_connections: Arc<AtomicU64>,
 }
 
 impl Collector {
@@ -59,6 +61,7 @@ impl Collector {
         config_loaded_unix_ns: Option<u64>,
         host: HostFacts,
         publisher: Publisher,
+        refused_connections: Arc<AtomicU64>,
     ) -> Self {
         features.extend(source.features());
         Self {
@@ -73,6 +76,7 @@ impl Collector {
             event_cpu_ns: 0,
             config_loaded_unix_ns,
             config_last_reload_successful: true,
+            refused_connections,
         }
     }
 
@@ -140,6 +144,8 @@ impl Collector {
 
     fn own(&self) -> Own {
         let process = procfs::own::own();
+        let mut losses = self.source.losses();
+        losses.push(("http_connection_refused", self.refused_connections.load(Ordering::Relaxed)));
         Own {
             cpu: own_cpu(),
             rss_bytes: process.rss_bytes,
@@ -151,7 +157,7 @@ impl Collector {
             pass_cpu_ns: self.pass_cpu_ns,
             event_cpu_ns: self.event_cpu_ns,
             events: self.source.event_counts(),
-            losses: self.source.losses(),
+            losses,
             programs: self.source.programs(),
             processes: 0,
             config_loaded_unix_ns: self.config_loaded_unix_ns,

@@ -7,10 +7,16 @@ pub mod web;
 use crate::aggregate;
 use cli::Flags;
 use file::{FileConfig, FileError};
+use web::WebConfig;
 
 /// Reads the configuration file, if one was named; otherwise the built-in defaults.
 pub fn load_file(flags: &Flags) -> Result<FileConfig, FileError> {
     flags.config_file.as_deref().map_or_else(|| Ok(FileConfig::default()), file::load)
+}
+
+/// Reads the web configuration file, if one was named; otherwise plain HTTP without authentication.
+pub fn load_web(flags: &Flags) -> Result<WebConfig, web::Error> {
+    flags.web_config_file.as_deref().map_or_else(|| Ok(WebConfig::default()), web::load)
 }
 
 impl FileConfig {

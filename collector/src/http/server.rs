@@ -48,13 +48,18 @@ impl Default for Limits {
 /// Counts connections over the life of the process; shared by all listeners.
 #[derive(Debug, Default)]
 pub struct Connections {
-    refused: AtomicU64,
+    refused: Arc<AtomicU64>,
 }
 
 impl Connections {
     /// Closed at once, because too many were open.
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
+    }
+
+    /// The counter itself, for whoever shows it.
+    pub fn refused_counter(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.refused)
     }
 }
 
