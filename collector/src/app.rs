@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
 
-use crate::collect::{Collector, Command};
+use crate::collect::{Collector, Command, Setup};
 use crate::config;
 use crate::config::cli::Flags;
 use crate::config::file::FileConfig;
@@ -46,16 +46,16 @@ pub fn run(flags: Flags) -> anyhow::Result<()> {
     let connections = Arc::new(http::Connections::default());
     let loaded_unix_ns = flags.config_file.is_some().then(unix_ns);
     let source_name = opened.source.name();
-    let collector = Collector::new(
-        opened.source,
-        Box::new(facts),
-        opened.obstacles,
-        file.aggregate(),
-        loaded_unix_ns,
+    let collector = Collector::new(Setup {
+        source: opened.source,
+        facts: Box::new(facts),
+        features: opened.obstacles,
+        config: file.aggregate(),
+        config_loaded_unix_ns: loaded_unix_ns,
         host,
         publisher,
-        connections.refused_counter(),
-    );
+        refused_connections: connections.refused_counter(),
+    });
     let (commands, inbox) = mpsc::channel();
     let thread = thread::Builder::new()
         .name("collect".into())

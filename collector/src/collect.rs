@@ -34,6 +34,26 @@ pub enum Command {
 /// What the snapshots of this service are published on.
 pub type Publisher = watch::Sender<Option<Arc<Snapshot>>>;
 
+/// What a collector is made of.
+pub struct Setup {
+    /// Where facts come from.
+    pub source: Box<dyn Source + Send>,
+    /// What tells about programs.
+    pub facts: Box<dyn FactReader + Send>,
+    /// What the host allows, besides what the source says of itself.
+    pub features: Vec<Feature>,
+    /// Rules and limits.
+    pub config: aggregate::Config,
+    /// When they were read from a file, nanoseconds since the Unix epoch.
+    pub config_loaded_unix_ns: Option<u64>,
+    /// Constants of this host.
+    pub host: HostFacts,
+    /// Where snapshots go.
+    pub publisher: Publisher,
+    /// Connections that the server closed because too many were open.
+    pub refused_connections: Arc<AtomicU64>,
+}
+
 /// State of the collecting thread.
 pub struct Collector {
     source: Box<dyn Source + Send>,
@@ -52,17 +72,9 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// `features` is what the host allows besides what the source says of itself.
-    pub fn new(
-        source: Box<dyn Source + Send>,
-        facts: Box<dyn FactReader + Send>,
-        mut features: Vec<Feature>,
-        config: aggregate::Config,
-        config_loaded_unix_ns: Option<u64>,
-        host: HostFacts,
-        publisher: Publisher,
-        refused_connections: Arc<AtomicU64>,
-    ) -> Self {
+    /// Nothing is read yet.
+    pub fn new(setup: Setup) -> Self {
+        let Setup { source, facts, mut features, config, config_loaded_unix_ns, host, publisher, .. } = setup;
         features.extend(source.features());
         Self {
             source,
@@ -76,7 +88,7 @@ impl Collector {
             event_cpu_ns: 0,
             config_loaded_unix_ns,
             config_last_reload_successful: true,
-            refused_connections,
+            refused_connections: setup.refused_connections,
         }
     }
 
@@ -187,4 +199,10 @@ fn own_cpu() -> CpuTime {
         user_ns: ns(usage.user_time()),
         system_ns: ns(usage.system_time()),
     })
+}
+
+impl std::fmt::Debug for Setup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Setup").field("source", &self.source.name()).finish_non_exhaustive()
+    }
 }

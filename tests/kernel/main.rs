@@ -4,6 +4,7 @@
 //! `cargo xtask vm`, on older kernels. The other modules start servers from distribution packages.
 #![allow(missing_docs, reason = "tests")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
+#![allow(clippy::disallowed_methods, reason = "conditions are asked for again after a pause")]
 
 #[path = "../support/mod.rs"]
 mod support;

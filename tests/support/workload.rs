@@ -19,6 +19,7 @@
     reason = "fork(2) and friends; the process has one thread and its children keep to what is theirs"
 )]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test program fails loudly")]
+#![allow(clippy::disallowed_methods, reason = "its work is to sleep")]
 
 use std::ffi::CString;
 use std::io::{BufRead, Write};

@@ -32,7 +32,7 @@ const PACKAGES: [(&str, Need, &str); 17] = [
     ("gunicorn", Need::Workers, "prefork workers of an interpreter"),
     ("postgresql", Need::Workers, "one process per connection"),
     ("prometheus", Need::Workers, "promtool judges our exposition"),
-    ("curl", Need::Workers, "a client that is not ours"),
+    ("python3-prometheus-client", Need::Workers, "its parser judges our OpenMetrics text"),
     ("qemu-system-x86", Need::Vm, "boots other kernels"),
     ("busybox-static", Need::Vm, "user space of the guest"),
     ("cpio", Need::Vm, "packs the guest's file system"),

@@ -40,6 +40,7 @@ mount -t bpf bpf /sys/fs/bpf
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 ip link set lo up
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/tmp RUST_BACKTRACE=1
+export COLLECTOR_BINARY=/tests/collector WORKLOAD_BINARY=/tests/workload
 # Into files first, so that no kernel message lands in the middle of a line.
 /tests/kernel portable --test-threads=1 >/tmp/tests 2>&1
 echo "exit status $?" >>/tmp/tests
@@ -134,6 +135,8 @@ fn initramfs(dir: &Path) -> Result<PathBuf> {
     let kernel_tests = executable(&mut command::cargo(test), "test", "kernel")?;
     let build = ["build", "--package", "collector", "--locked", "--bin", "collector"];
     let collector = executable(&mut command::cargo(build), "bin", "collector")?;
+    let build = ["build", "--package", "collector", "--locked", "--example", "workload"];
+    let workload = executable(&mut command::cargo(build), "example", "workload")?;
     let root = dir.join("root");
     if root.exists() {
         fs::remove_dir_all(&root).with_context(|| format!("removing {}", root.display()))?;
@@ -142,7 +145,9 @@ fn initramfs(dir: &Path) -> Result<PathBuf> {
         fs::create_dir_all(root.join(sub))?;
     }
     fs::copy("/bin/busybox", root.join("bin/busybox")).context("copying busybox (package busybox-static)")?;
-    for (binary, name) in [(kernel_tests, "tests/kernel"), (collector, "tests/collector")] {
+    let binaries =
+        [(kernel_tests, "tests/kernel"), (collector, "tests/collector"), (workload, "tests/workload")];
+    for (binary, name) in binaries {
         for library in libraries(&binary)? {
             let copy = root.join(library.strip_prefix("/")?);
             fs::create_dir_all(copy.parent().context("a library has a directory")?)?;

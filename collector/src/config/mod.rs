@@ -1,4 +1,4 @@
-//! What was typed ([`cli`]), what the files say ([`file`], [`web`]), and the validated result.
+//! What was typed ([`cli`]), what the files say ([`mod@file`], [`web`]), and the validated result.
 
 pub mod cli;
 pub mod file;

@@ -243,7 +243,7 @@ impl Source for KernelSource {
             .chain(iterators)
             .filter_map(|attached| {
                 let (runs, run_time_ns) = sys::program_cost(attached.program.as_fd()).ok()?;
-                (runs > 0).then(|| ProgramCost { name: attached.name, runs, run_time_ns })
+                (runs > 0).then_some(ProgramCost { name: attached.name, runs, run_time_ns })
             })
             .collect()
     }

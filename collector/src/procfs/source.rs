@@ -886,6 +886,7 @@ mod tests {
             if let Some(found) = pass(source).iter().find_map(&mut find) {
                 return found;
             }
+            #[expect(clippy::disallowed_methods, reason = "between two looks at a condition")]
             std::thread::sleep(Duration::from_millis(5));
         }
         panic!("it did not come in time");

@@ -239,7 +239,7 @@ pub(crate) fn snapshot() -> Snapshot {
                 EventCounts { kind: "exit", counted: 90, delivered: 90, lost: 0 },
             ],
             losses: vec![("event_lost", 2), ("pool_limit", 0), ("event_lost", 1)],
-            programs: vec![ProgramCost { name: "sched_process_exit".into(), runs: 90, run_time_ns: 45_000 }],
+            programs: vec![ProgramCost { name: "sched_process_exit", runs: 90, run_time_ns: 45_000 }],
             processes: 310,
             config_loaded_unix_ns: Some(AT - 7200 * SECOND),
             config_last_reload_successful: true,
@@ -250,7 +250,9 @@ pub(crate) fn snapshot() -> Snapshot {
 /// Compares with `tests/golden/<name>`, or writes it when `BLESS` is set.
 pub(crate) fn check_golden(name: &str, actual: &str) {
     let path = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden")).join(name);
-    if std::env::var_os("BLESS").is_some() {
+    #[expect(clippy::disallowed_methods, reason = "how a developer renews the files")]
+    let bless = std::env::var_os("BLESS").is_some();
+    if bless {
         std::fs::write(&path, actual).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         return;
     }

@@ -676,7 +676,7 @@ impl<'a> Collector<'a> {
                 programs: own
                     .programs
                     .iter()
-                    .map(|p| Program { name: &p.name, runs: p.runs, run_seconds: Seconds(p.run_time_ns) })
+                    .map(|p| Program { name: p.name, runs: p.runs, run_seconds: Seconds(p.run_time_ns) })
                     .collect(),
             },
             config: Config {

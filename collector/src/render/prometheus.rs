@@ -591,7 +591,7 @@ fn write_programs(writer: &mut Writer<'_>, own: &Own) {
                 *runs += program.runs;
                 *run_time_ns += program.run_time_ns;
             }
-            None => programs.push((&program.name, program.runs, program.run_time_ns)),
+            None => programs.push((program.name, program.runs, program.run_time_ns)),
         }
     }
     let mut labels = Vec::new();

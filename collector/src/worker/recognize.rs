@@ -350,7 +350,7 @@ mod tests {
         check(python, "gunicorn: master [shop.wsgi]\0", "gunicorn", Some("shop.wsgi"), None);
         check(
             python,
-            "/v/bin/python\0/v/bin/gunicorn\0-w\04\0shop:app\0",
+            "/v/bin/python\0/v/bin/gunicorn\0-w\x004\0shop:app\0",
             "gunicorn",
             Some("shop:app"),
             Some(4),
@@ -362,7 +362,7 @@ mod tests {
             Some("shop:app"),
             Some(3),
         );
-        check("/usr/bin/uwsgi-core", "uwsgi\0--processes\06\0", "uwsgi", None, Some(6));
+        check("/usr/bin/uwsgi-core", "uwsgi\0--processes\x006\0", "uwsgi", None, Some(6));
         check(
             "/usr/sbin/php-fpm8.2",
             "php-fpm: master process (/etc/php/8.2/fpm/php-fpm.conf)\0",
@@ -379,8 +379,8 @@ mod tests {
             None,
         );
         check("/usr/bin/ruby3.1", "puma 5.6.5 (tcp://0.0.0.0:9292) [shop]\0", "puma", Some("shop"), None);
-        check("/usr/bin/ruby3.1", "/usr/bin/ruby\0/usr/bin/puma\0-w\02\0", "puma", None, Some(2));
-        check(python, "python\0/v/bin/celery\0-A\0proj\0worker\0-c\08\0", "celery", Some("proj"), Some(8));
+        check("/usr/bin/ruby3.1", "/usr/bin/ruby\0/usr/bin/puma\0-w\x002\0", "puma", None, Some(2));
+        check(python, "python\0/v/bin/celery\0-A\0proj\0worker\0-c\x008\0", "celery", Some("proj"), Some(8));
         check(
             python,
             "[celeryd: celery@host:MainProcess] -active- (-A proj worker -c 8)\0",
@@ -397,7 +397,7 @@ mod tests {
         none("/usr/bin/python3", "gunicorn: worker [shop]\0");
         none("/usr/lib/postgresql/15/bin/postgres", "postgres: checkpointer \0");
         none("/usr/bin/ruby", "puma: cluster worker 0: 12 [shop]\0");
-        none("/bin/sleep", "sleep\0100\0");
+        none("/bin/sleep", "sleep\x00100\0");
         none("", "");
     }
 
@@ -444,7 +444,7 @@ mod tests {
         let of = |exe, line| program_of(&facts(exe, line));
         let python = "/usr/bin/python3";
         assert_ne!(of(python, "python3\0a.py\0"), of(python, "python3\0b.py\0"));
-        assert_eq!(of("/bin/sleep", "sleep\01\0"), of("/bin/sleep", "sleep\02\0"));
+        assert_eq!(of("/bin/sleep", "sleep\x001\0"), of("/bin/sleep", "sleep\x002\0"));
         assert_eq!(program_of(&Facts::default()), None);
     }
 

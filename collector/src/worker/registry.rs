@@ -346,7 +346,7 @@ impl Registry {
 
     /// The kernel let go of it. Returns its record, to be given back.
     pub fn reaped(&mut self, reap: &Reap) -> SlotRecord {
-        let Some(mut worker) = self.workers.remove(&reap.process) else { return None };
+        let mut worker = self.workers.remove(&reap.process)?;
         let Some(pool) = self.pools.get_mut(&worker.pool) else { return worker.record };
         worker.account(pool, reap.cpu, reap.at_ns);
         let Some(sequence) = worker.certificate else {
