@@ -9,6 +9,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod fallback;
 mod portable;
 mod prometheus;
 mod servers;

@@ -45,3 +45,33 @@ fn twenty_thousand_children_are_counted_exactly_and_to_the_last_percent_of_cpu()
     }
     println!("20,000 children: the parent reaped {reaped:.3} s of CPU, the pool has {ours:.3} s");
 }
+
+#[test]
+fn five_thousand_processes_beside_change_nothing_for_a_pool() {
+    let mut crowd = Workload::start();
+    for _ in 0..5000 {
+        crowd.tell("spawn sleep");
+    }
+    for _ in 0..5000 {
+        crowd.answer();
+    }
+    let mut master = Workload::start();
+    master.spawn("sleep");
+    master.spawn("touch 5000000");
+    let collector = Collector::start(&["--source=ebpf"]);
+    let pool = collector.pool_of(master.pid(), 2);
+    assert_eq!(pool["unlisted"], 0);
+    assert_eq!(collector.certificate(master.spawn("exit 3"))["exit_code"], 3);
+
+    // The crowd is a pool as well; it has a ceiling of series and says how many are beyond it.
+    let stats = collector.stats();
+    let pool = pool_of(&stats, crowd.pid()).unwrap();
+    assert_eq!(pool["total"], 5000);
+    let listed = pool["workers"].as_array().unwrap().len() as u64;
+    assert_eq!(listed + pool["unlisted"].as_u64().unwrap(), 5000);
+    assert!(listed <= 2000, "{listed}");
+    assert!(stats["collector"]["processes"].as_u64().unwrap() > 5000);
+    for (reason, count) in stats["collector"]["losses"].as_object().unwrap() {
+        assert_eq!(count, 0, "{reason}");
+    }
+}

@@ -185,11 +185,13 @@ impl Collector {
 
 impl Drop for Collector {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
         if std::thread::panicking() {
+            let last = self.request("/api/v1/stats", &[]).and_then(|mut r| r.body_mut().read_to_string());
+            eprintln!("the collector's last figures:\n{}", last.unwrap_or_else(|e| e.to_string()));
             eprintln!("the collector's log:\n{}", self.log());
         }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

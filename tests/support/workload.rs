@@ -10,10 +10,11 @@
 //! | `reap` | reaps who has ended | how many |
 //! | `exit` | ends at once, without its workers | |
 //!
-//! Behaviours: `sleep`, `burn MS` (one core, then sleep), `duty PERCENT MS`, `touch BYTES` (then sleep), `name HEX`
-//! (sets its comm to these bytes), `exec PROGRAM ARGS…`, `exit CODE`, `abort`, `threads COUNT BURN_MS`, `last-thread MS CODE` (the
-//! main thread ends first), `thread-exec PROGRAM ARGS…` (execve from another thread than the main one). A worker dies
-//! with its master, but `orphan BEHAVIOUR…` does not.
+//! Behaviours: `sleep`, `burn MS` (one core, then sleep), `duty PERCENT MS`, `touch BYTES` (then sleep),
+//! `touch-in CGROUP_PROCS BYTES` (joins a control group first), `name HEX` (sets its comm to these bytes), `exec PROGRAM
+//! ARGS…`, `exit CODE`, `abort`, `dump-core DIRECTORY`, `threads COUNT BURN_MS`, `last-thread MS CODE` (the main thread
+//! ends first), `thread-exec PROGRAM ARGS…` (execve from another thread than the main one). A worker dies with its
+//! master, but `orphan BEHAVIOUR…` does not.
 #![allow(
     unsafe_code,
     reason = "fork(2) and friends; the process has one thread and its children keep to what is theirs"
@@ -135,9 +136,17 @@ fn behave(words: &[&str]) {
                 std::thread::sleep(Duration::from_millis(10).saturating_sub(busy));
             }
         }
-        "touch" => {
-            let bytes = usize::try_from(number(words, 1)).expect("fits");
-            std::mem::forget(std::hint::black_box(vec![1u8; bytes]));
+        "touch" => touch(number(words, 1)),
+        "touch-in" => {
+            std::fs::write(words[1], std::process::id().to_string()).expect("joining a control group");
+            touch(number(words, 2));
+        }
+        "dump-core" => {
+            nix::unistd::chdir(words[1]).expect("a directory");
+            let limit = nix::sys::resource::RLIM_INFINITY;
+            nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, limit, limit)
+                .expect("root may");
+            std::process::abort();
         }
         "name" => {
             let bytes: Vec<u8> = words[1]
@@ -177,6 +186,11 @@ fn behave(words: &[&str]) {
         }
         other => panic!("unknown behaviour {other:?}"),
     }
+}
+
+fn touch(bytes: u64) {
+    let bytes = usize::try_from(bytes).expect("fits");
+    std::mem::forget(std::hint::black_box(vec![1u8; bytes]));
 }
 
 fn exec(words: &[&str]) {
