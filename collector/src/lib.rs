@@ -1,4 +1,62 @@
-//! `collector` sees inside worker processes from outside.
+//! `collector` follows every worker process of a host from fork to exit, from outside: no agent in the application, no
+//! blocking sample, no `/proc` walk inside a scrape. This page is the map; the README is for users.
+//!
+//! # One direction, kernel to reader
+//!
+//! ```text
+//!  kernel (collector-ebpf)                        user space (this crate)
+//!  lifecycle probes ── ring buffer ──────────▶ kernel::events ─┐
+//!  fork probe ── slot table (mmap) ──────────▶ kernel::slots ──┤  input::Source
+//!  task iterator ── one read(2) for all ─────▶ kernel::tasks ──┼─▶ aggregate ─▶ snapshot (Arc) ─▶ render ─▶ http
+//!  /proc, process connector (fallback) ──────▶ procfs ─────────┘      owns worker::registry
+//! ```
+//!
+//! A fact enters once, as an [`input::Input`]; [`aggregate`] applies it to [`worker::registry`] in the order in which it
+//! came; [`collect`], the only thread that calls a source, publishes an immutable [`snapshot::Snapshot`] after each
+//! pass; [`http`] renders the latest one, at most once per format, and never waits for anything else.
+//!
+//! # Who lives where
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`units`] | process identity, clocks, CPU time |
+//! | [`input`] | the closed set of facts a source can state, and what a source has to be able to do |
+//! | [`snapshot`] | the immutable view that readers get |
+//! | [`histogram`] | windows over the bucket layout of `collector_ebpf::histogram`; quantiles with their coverage |
+//! | [`procfs`] | pure parsers, the `/proc` source with its process connector, facts about programs |
+//! | [`kernel`] | the eBPF source: BTF offsets, loading, ring buffer, slots, iterators. All `unsafe` is here |
+//! | [`worker`] | who is a worker, of which pool, in which slot. No IO |
+//! | [`aggregate`] | the one owner of registry and process table |
+//! | [`source`] | eBPF, or `/proc` with the reason why |
+//! | [`collect`] | the collecting thread |
+//! | [`render`] | snapshot to Prometheus text, OpenMetrics, JSON. The only home of wire types |
+//! | [`auth`], [`http`] | who may ask; the server |
+//! | [`config`] | what was typed, what the files say, the validated result |
+//! | [`privileges`], [`app`], [`doctor`] | giving up rights; wiring; the report of what works here |
+//!
+//! # What must stay true
+//!
+//! - A worker is (pool, slot, generation); a process is ([pid, start](units::ProcessKey)). Pids come back, slots are
+//!   taken over, and neither may be mistaken for the other.
+//! - Totals of a pool never fall. What a worker used is added reading by reading and completed when the kernel lets go
+//!   of it; only then is its slot record given back.
+//! - Missing is `None` all the way, and an absent series; never 0.
+//! - Whatever is dropped is counted, by reason, in [`snapshot::Own`].
+//! - Nothing grows without bound: processes, pools, slots, certificates, label length, connections have ceilings.
+//! - Nothing below [`collect`] sleeps or blocks; nothing in [`http`] touches `/proc`, bpf(2) or the registry.
+//! - Names, titles, command lines and configuration files of others are hostile bytes.
+//!
+//! # Dependencies, and why each
+//!
+//! aya, aya-obj: maps and object files of eBPF · procfs: `/proc` where it is not hot · tokio, axum, hyper, hyper-util: the
+//! server, with the header timeout that `axum::serve` lacks · tokio-rustls, rustls-pki-types, rustls-webpki, ring: TLS and
+//! keyed digests · bcrypt, base64: basic authentication as exporters have it · serde, serde_json, serde-saphyr: JSON and a
+//! maintained YAML · clap: flags with environment twins · regex: linear time on hostile command lines · hdrhistogram:
+//! quantiles · nix, libc, socket2, caps: system calls, netlink, capabilities · jiff: RFC 3339 times and durations · flate2:
+//! gzip · itoa, ryu: numbers without allocation · bytes · thiserror, anyhow: errors of modules, errors of the program ·
+//! tracing, tracing-subscriber, tracing-logfmt: logs.
+#![warn(missing_docs)]
+
 pub mod aggregate;
 pub mod app;
 pub mod auth;
