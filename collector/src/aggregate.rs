@@ -22,6 +22,9 @@ use crate::worker::registry::{Arrival, Registry, Vanished};
 /// soon after the fork, and no event tells.
 const SETTLED_NS: u64 = NANOS_PER_SECOND;
 
+/// Time between two looks for pools that no rule names: each looks at every process of the host.
+const DISCOVERY_EVERY_NS: u64 = NANOS_PER_SECOND;
+
 /// A discovered pool without worker and master is forgotten after this time.
 const EMPTY_POOL_KEPT_NS: u64 = 600 * NANOS_PER_SECOND;
 
@@ -63,6 +66,7 @@ pub struct Aggregate {
     boot_unix_ns: u64,
     /// `listing` when a full listing is wanted: at start and after losses.
     listing_wanted: bool,
+    next_discovery_ns: u64,
     lost_events: u64,
     refused_pools: u64,
     vanished: Vec<Vanished>,
@@ -86,6 +90,7 @@ impl Aggregate {
             unix_minus_monotonic: 0,
             boot_unix_ns: 0,
             listing_wanted: true,
+            next_discovery_ns: 0,
             lost_events: 0,
             refused_pools: 0,
             vanished: Vec::new(),
@@ -285,14 +290,14 @@ impl Aggregate {
     pub fn pass_begins(&mut self, now_ns: u64) -> u64 {
         self.set_clocks();
         self.registry.pass_begins();
-        let mut next = now_ns + self.config.interval_ns;
+        let mut next = (now_ns / self.config.interval_ns + 1) * self.config.interval_ns;
         for pool in self.registry.pools.values_mut() {
-            // A turn may come a little early, when it falls together with another pool's.
-            pool.due = pool.due_ns <= now_ns + pool.interval_ns / 20;
+            // Turns lie on a grid that all pools of one interval share, or each pool would bring passes of its own. One
+            // may come a little early, when it falls together with another interval's.
+            let early = pool.interval_ns / 20;
+            pool.due = pool.due_ns <= now_ns + early;
             if pool.due {
-                // Turns keep their rhythm; those that were slept through are left out.
-                let late = now_ns.saturating_sub(pool.due_ns) / pool.interval_ns.max(1);
-                pool.due_ns += (late + 1) * pool.interval_ns;
+                pool.due_ns = ((now_ns + early) / pool.interval_ns.max(1) + 1) * pool.interval_ns;
             }
             next = next.min(pool.due_ns);
         }
@@ -328,8 +333,9 @@ impl Aggregate {
         if !queue.is_empty() {
             self.by_rules(&queue, now_ns, source, facts);
         }
-        if self.config.zero_config && self.processes.topology_changed {
+        if self.config.zero_config && self.processes.topology_changed && now_ns >= self.next_discovery_ns {
             self.processes.topology_changed = false;
+            self.next_discovery_ns = now_ns + DISCOVERY_EVERY_NS;
             self.discover(now_ns, source, facts);
         }
         if !queue.is_empty() {
