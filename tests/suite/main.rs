@@ -8,5 +8,6 @@ mod support;
 
 mod command_line;
 mod procfs;
+mod readme;
 mod reload;
 mod serving;
