@@ -180,13 +180,9 @@ pub fn load(path: &Path) -> Result<FileConfig, FileError> {
 /// Validates the text of a file called `path`.
 pub fn parse(text: &str, path: &str) -> Result<FileConfig, FileError> {
     // An empty document is null, not an empty mapping.
-    let only_comments = text.lines().all(|line| line.trim().is_empty() || line.trim().starts_with('#'));
-    let written: Written = if only_comments {
-        Written::default()
-    } else {
-        serde_saphyr::from_str(text)
-            .map_err(|e| FileError::Syntax { path: path.into(), message: e.to_string() })?
-    };
+    let written: Option<Written> = serde_saphyr::from_str(text)
+        .map_err(|e| FileError::Syntax { path: path.into(), message: e.to_string() })?;
+    let written = written.unwrap_or_default();
     let at =
         |place: &str, message: String| FileError::Value { path: path.into(), place: place.into(), message };
 
