@@ -1,0 +1,184 @@
+//! Ways to read CPU and memory of many processes, called in this process: ours, two libraries, and the floor.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::hint::black_box;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use collector::input::{Input, Role, Source};
+use collector::kernel::KernelSource;
+use collector::kernel::support::Support;
+use collector::procfs::{self, ProcfsSource};
+use collector::units::HostFacts;
+use nix::time::ClockId;
+use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
+
+use crate::programs::cpu_of;
+use crate::workers::{Activity, Workers};
+
+/// One way, and what it took per process in each round.
+pub(crate) struct Measured {
+    pub(crate) name: &'static str,
+    rounds: Vec<Duration>,
+    processes: usize,
+}
+
+impl Measured {
+    /// The median round, per process, microseconds.
+    pub(crate) fn us_per_process(&self) -> f64 {
+        let mut rounds = self.rounds.clone();
+        rounds.sort_unstable();
+        rounds[rounds.len() / 2].as_secs_f64() * 1e6 / self.processes as f64
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Before {
+    /// Others have read since, so what is read has left the caches, as it does in a second of real life.
+    Others,
+    /// The same way has just read: nobody has run since, and caches are warm.
+    Itself,
+    Activity(Activity),
+}
+
+struct Way {
+    name: &'static str,
+    /// What the workers do before each reading.
+    before: Before,
+    /// Reads all; returns how many it read.
+    read: Box<dyn FnMut() -> anyhow::Result<usize>>,
+    rounds: Vec<Duration>,
+}
+
+pub(crate) const EBPF: &str = "eBPF";
+pub(crate) const EBPF_WARM: &str = "eBPF, again at once";
+pub(crate) const PROCFS_IDLE: &str = "/proc, none ran";
+pub(crate) const PROCFS_RAN: &str = "/proc, all ran";
+pub(crate) const PROCFS_FAULTED: &str = "/proc, all ran and faulted";
+pub(crate) const PROCFS_CRATE: &str = "procfs crate";
+pub(crate) const SYSINFO: &str = "sysinfo";
+pub(crate) const PREAD: &str = "pread of kept stat";
+
+/// Measures all ways in turn, so many rounds.
+pub(crate) fn measure(workers: &Workers, rounds: usize) -> anyhow::Result<Vec<Measured>> {
+    let count = workers.pids.len();
+    let pids: Vec<u32> = workers.pids.iter().map(|pid| pid.as_raw().cast_unsigned()).collect();
+    let host = HostFacts::of_this_host();
+    let kernel = || {
+        KernelSource::open(&Support::probe(Path::new("/sys")), Path::new("/proc"), host)
+            .context("eBPF does not work here")
+    };
+    let procfs = || ProcfsSource::open(Path::new("/proc"), host, procfs::Config::default());
+    let way = |name, before, read| Way { name, before, read, rounds: Vec::new() };
+    let mut ways = vec![
+        way(EBPF, Before::Others, pass_of(kernel()?, &pids)),
+        way(EBPF_WARM, Before::Itself, pass_of(kernel()?, &pids)),
+        way(PROCFS_IDLE, Before::Itself, pass_of(procfs()?, &pids)),
+        way(PROCFS_CRATE, Before::Others, procfs_crate(&pids)?),
+        way(SYSINFO, Before::Others, sysinfo_crate(&pids)?),
+        way(PREAD, Before::Others, kept_stat(&pids)?),
+        way(PROCFS_RAN, Before::Activity(Activity::Runs), pass_of(procfs()?, &pids)),
+        way(PROCFS_FAULTED, Before::Activity(Activity::Faults), pass_of(procfs()?, &pids)),
+    ];
+    for round in 0..=rounds {
+        for way in &mut ways {
+            match way.before {
+                Before::Others => {}
+                Before::Itself => {
+                    (way.read)()?;
+                }
+                Before::Activity(activity) => {
+                    workers.wake(activity)?;
+                    until_quiet(workers)?;
+                }
+            }
+            let before = cpu_of(ClockId::CLOCK_PROCESS_CPUTIME_ID)?;
+            let read = (way.read)()?;
+            let took = cpu_of(ClockId::CLOCK_PROCESS_CPUTIME_ID)? - before;
+            ensure!(read == count, "{} read {read} of {count} processes", way.name);
+            // The first round opens what is kept.
+            if round > 0 {
+                way.rounds.push(took);
+            }
+        }
+    }
+    Ok(ways.into_iter().map(|w| Measured { name: w.name, rounds: w.rounds, processes: count }).collect())
+}
+
+/// Waits until every worker waits again. The last one woken is the last to run on its CPU, but there are several.
+fn until_quiet(workers: &Workers) -> anyhow::Result<()> {
+    for pid in &workers.pids {
+        loop {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+            if stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S')) {
+                break;
+            }
+            std::thread::yield_now();
+        }
+    }
+    Ok(())
+}
+
+/// A pass of one of our sources over these processes.
+fn pass_of(mut source: impl Source + 'static, pids: &[u32]) -> Box<dyn FnMut() -> anyhow::Result<usize>> {
+    let wanted: HashSet<u32> = pids.iter().copied().collect();
+    let mut found = Vec::new();
+    source.list(&mut |listed| {
+        if wanted.contains(&listed.process.pid) {
+            found.push(listed.process);
+        }
+    });
+    for process in found {
+        source.track(process, 1, Role::Worker);
+    }
+    Box::new(move || {
+        let (mut read, mut complete) = (0, false);
+        source.pass(&mut |input| match input {
+            Input::Sample(sample) if sample.rss.is_some() => {
+                black_box(&sample);
+                read += 1;
+            }
+            Input::PassComplete { .. } => complete = true,
+            _ => {}
+        });
+        ensure!(complete, "the pass failed");
+        Ok(read)
+    })
+}
+
+/// The files that our source reads, by the crate; with its process directories kept open, which favours it.
+fn procfs_crate(pids: &[u32]) -> anyhow::Result<Box<dyn FnMut() -> anyhow::Result<usize>>> {
+    let open = |pid: &u32| ::procfs::process::Process::new(pid.cast_signed());
+    let processes = pids.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    Ok(Box::new(move || {
+        for process in &processes {
+            black_box((process.stat()?, process.statm()?, process.schedstat()?, process.io()?));
+        }
+        Ok(processes.len())
+    }))
+}
+
+fn sysinfo_crate(pids: &[u32]) -> anyhow::Result<Box<dyn FnMut() -> anyhow::Result<usize>>> {
+    let mut system = System::new()?;
+    let pids: Vec<sysinfo::Pid> = pids.iter().map(|pid| sysinfo::Pid::from_u32(*pid)).collect();
+    let wanted = ProcessRefreshKind::nothing().with_cpu().with_memory().without_tasks();
+    Ok(Box::new(move || {
+        Ok(system.refresh_processes_specifics(ProcessesToUpdate::Some(&pids), false, wanted))
+    }))
+}
+
+/// The least that reading CPU from `/proc` can cost: no open, no close, nothing parsed.
+fn kept_stat(pids: &[u32]) -> anyhow::Result<Box<dyn FnMut() -> anyhow::Result<usize>>> {
+    let open = |pid: &u32| File::open(format!("/proc/{pid}/stat"));
+    let files = pids.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    let mut buffer = [0; 1024];
+    Ok(Box::new(move || {
+        for file in &files {
+            black_box(file.read_at(&mut buffer, 0)?);
+        }
+        Ok(files.len())
+    }))
+}
