@@ -11,7 +11,9 @@ use std::sync::Arc;
 use crate::histogram::Scratch;
 use crate::input::{FactReader, Input, Needs, ProgramFacts, Role, Source};
 use crate::snapshot::{self, Own, Snapshot, StateCounts, WorkerState};
-use crate::units::{HostFacts, NANOS_PER_SECOND, Pid, ProcessKey, boottime_ns, monotonic_ns, unix_ns};
+use crate::units::{
+    ByProcess, HostFacts, NANOS_PER_SECOND, Pid, ProcessKey, Processes, boottime_ns, monotonic_ns, unix_ns,
+};
 use crate::worker::matcher::{Facts, Matcher};
 use crate::worker::pool::PoolId;
 use crate::worker::process::{Process, ProcessTable};
@@ -55,11 +57,11 @@ pub struct Aggregate {
     /// Processes whose place is to be decided, in the order in which they came.
     queue: Vec<Pid>,
     /// Masters by process; a process can fork the workers of one pool.
-    masters: HashMap<ProcessKey, PoolId>,
+    masters: ByProcess<ProcessKey, PoolId>,
     /// Latest readings of masters.
-    master_readings: HashMap<ProcessKey, crate::input::Sample>,
+    master_readings: ByProcess<ProcessKey, crate::input::Sample>,
     /// Programs of parents that were looked at for recognition, so that each is read once.
-    looked_at: HashSet<ProcessKey>,
+    looked_at: Processes<ProcessKey>,
     scratch: Scratch,
     started_unix_ns: u64,
     unix_minus_monotonic: i64,
@@ -82,9 +84,9 @@ impl Aggregate {
             registry: Registry::new(exits_kept),
             processes: ProcessTable::default(),
             queue: Vec::new(),
-            masters: HashMap::new(),
-            master_readings: HashMap::new(),
-            looked_at: HashSet::new(),
+            masters: ByProcess::default(),
+            master_readings: ByProcess::default(),
+            looked_at: Processes::default(),
             scratch: Scratch::new(),
             started_unix_ns: unix_ns(),
             unix_minus_monotonic: 0,
@@ -353,7 +355,7 @@ impl Aggregate {
     }
 
     fn list(&mut self, source: &mut dyn Source) {
-        let mut seen = HashSet::new();
+        let mut seen = Processes::default();
         let mut new = Vec::new();
         let processes = &mut self.processes;
         source.list(&mut |listed| {
@@ -542,7 +544,7 @@ impl Aggregate {
     /// Zero configuration: a parent with two or more living children of the same program is a pool; a recognized
     /// master is one with its first child.
     fn discover(&mut self, now_ns: u64, source: &mut dyn Source, reader: &mut dyn FactReader) {
-        let mut children: HashMap<Pid, Vec<ProcessKey>> = HashMap::new();
+        let mut children: ByProcess<Pid, Vec<ProcessKey>> = ByProcess::default();
         for process in self.processes.iter() {
             let placed = process.matched.is_some() || self.registry.worker(process.key).is_some();
             if !process.kernel_thread && process.parent != 0 && !placed {

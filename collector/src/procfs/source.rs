@@ -9,7 +9,6 @@
 //! thread and, when others outlive it, at the end of each of them. It is taken for granted for a process that we do
 //! not follow and that never had a second thread: a fork storm must not cost a read per death.
 
-use std::collections::HashMap;
 use std::path::Path;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -21,7 +20,9 @@ use super::scan::Scan;
 use super::tracked::{Allowance, FILES, Phase, Tracked};
 use crate::input::{self, Comm, ExitStatus, Input, Listed, Role, SlotRecord, Source};
 use crate::snapshot::{EventCounts, Feature};
-use crate::units::{CpuTime, HostFacts, NANOS_PER_TICK, Pid, ProcessKey, boottime_ns, monotonic_ns};
+use crate::units::{
+    ByProcess, CpuTime, HostFacts, NANOS_PER_TICK, Pid, ProcessKey, boottime_ns, monotonic_ns,
+};
 
 /// `PROC_PID_INIT_INO` of `include/linux/proc_ns.h`: the inode of the initial pid namespace.
 const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
@@ -99,8 +100,8 @@ pub struct ProcfsSource {
     host: HostFacts,
     buffer: Buffer,
     connector: Result<Connector, Option<ConnectorError>>,
-    tracked: HashMap<Pid, Tracked>,
-    known: HashMap<Pid, Known>,
+    tracked: ByProcess<Pid, Tracked>,
+    known: ByProcess<Pid, Known>,
     allowance: Allowance,
     /// Number of the current listing.
     listing: u32,
@@ -145,8 +146,8 @@ impl ProcfsSource {
             host,
             buffer: Buffer::default(),
             connector,
-            tracked: HashMap::new(),
-            known: HashMap::new(),
+            tracked: ByProcess::default(),
+            known: ByProcess::default(),
             allowance: Allowance { kept: 0, limit },
             listing: 0,
             listed: false,

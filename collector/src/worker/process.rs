@@ -3,11 +3,10 @@
 //! Kept by lifecycle facts alone, so it costs a map entry per process and no system call. Program facts (executable,
 //! command line) are read by the aggregator when a decision needs them, and inherited over fork until an exec.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::input::{Comm, Listed, ProgramFacts};
-use crate::units::{Pid, ProcessKey};
+use crate::units::{ByProcess, Pid, ProcessKey};
 
 /// More processes than this are not remembered (they are counted): the table must not grow with a fork bomb.
 pub const MAX_PROCESSES: usize = 131_072;
@@ -40,7 +39,7 @@ pub struct Process {
 /// All living processes by pid.
 #[derive(Debug, Default)]
 pub struct ProcessTable {
-    processes: HashMap<Pid, Process>,
+    processes: ByProcess<Pid, Process>,
     /// Processes that had no room.
     pub refused: u64,
     /// Who is whose child changed since this was last cleared.

@@ -4,14 +4,14 @@
 //! slot when its last thread ends, so that its successor can have it, but stays here until the kernel has let go of
 //! it: only then is its CPU final.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::pool::{Pool, PoolId};
 use super::state::{self, Fact};
 use crate::input::{Comm, Exit, ExitStatus, Reap, Sample, SlotRecord, TaskState};
 use crate::snapshot::{DeathCertificate, WorkerState};
-use crate::units::{CpuTime, NANOS_PER_SECOND, Pid, ProcessKey};
+use crate::units::{ByProcess, CpuTime, NANOS_PER_SECOND, Pid, ProcessKey};
 
 /// A worker that so many passes in a row did not see is gone, whatever events said.
 const MISSED_PASSES: u8 = 3;
@@ -95,7 +95,7 @@ pub enum Vanished {
 pub struct Registry {
     /// By number, which is the order in which they came.
     pub pools: BTreeMap<PoolId, Pool>,
-    workers: HashMap<ProcessKey, Worker>,
+    workers: ByProcess<ProcessKey, Worker>,
     next_pool: PoolId,
     exits: VecDeque<Arc<DeathCertificate>>,
     exits_kept: usize,
@@ -116,7 +116,7 @@ impl Registry {
     pub fn new(exits_kept: usize) -> Self {
         Self {
             pools: BTreeMap::new(),
-            workers: HashMap::new(),
+            workers: ByProcess::default(),
             next_pool: 1,
             exits: VecDeque::with_capacity(exits_kept.min(1024)),
             exits_kept,
