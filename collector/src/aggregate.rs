@@ -24,8 +24,13 @@ use crate::worker::registry::{Arrival, Registry, Vanished};
 /// soon after the fork, and no event tells.
 const SETTLED_NS: u64 = NANOS_PER_SECOND;
 
-/// Time between two looks for pools that no rule names: each looks at every process of the host.
-const DISCOVERY_EVERY_NS: u64 = NANOS_PER_SECOND;
+/// The first time between two looks; each next one is as long as the program has run already. So a title is seen before
+/// twice its age, at the cost of half a dozen looks and not of one in every turn: a pool of a thousand workers that
+/// starts is a thousand processes to read in each.
+const LOOK_AGAIN_NS: u64 = NANOS_PER_SECOND / 20;
+
+/// Time between two searches for pools. Each goes over all processes, and on a busy host there is always a new one.
+const DISCOVERY_NS: u64 = NANOS_PER_SECOND / 4;
 
 /// A discovered pool without worker and master is forgotten after this time.
 const EMPTY_POOL_KEPT_NS: u64 = 600 * NANOS_PER_SECOND;
@@ -56,6 +61,10 @@ pub struct Aggregate {
     processes: ProcessTable,
     /// Processes whose place is to be decided, in the order in which they came.
     queue: Vec<Pid>,
+    /// Number of the look at the queue, from 1; facts read in it need not be read again in it.
+    look: u64,
+    /// No search for pools before, `CLOCK_MONOTONIC` ns.
+    discovery_due_ns: u64,
     /// Masters by process; a process can fork the workers of one pool.
     masters: ByProcess<ProcessKey, PoolId>,
     /// Latest readings of masters.
@@ -68,7 +77,6 @@ pub struct Aggregate {
     boot_unix_ns: u64,
     /// `listing` when a full listing is wanted: at start and after losses.
     listing_wanted: bool,
-    next_discovery_ns: u64,
     lost_events: u64,
     refused_pools: u64,
     vanished: Vec<Vanished>,
@@ -84,6 +92,8 @@ impl Aggregate {
             registry: Registry::new(exits_kept),
             processes: ProcessTable::default(),
             queue: Vec::new(),
+            look: 0,
+            discovery_due_ns: 0,
             masters: ByProcess::default(),
             master_readings: ByProcess::default(),
             looked_at: Processes::default(),
@@ -92,7 +102,6 @@ impl Aggregate {
             unix_minus_monotonic: 0,
             boot_unix_ns: 0,
             listing_wanted: true,
-            next_discovery_ns: 0,
             lost_events: 0,
             refused_pools: 0,
             vanished: Vec::new(),
@@ -189,11 +198,11 @@ impl Aggregate {
         }
     }
 
+    /// To be looked at in the next turn, also if it was to be later.
     fn enqueue(&mut self, pid: Pid) {
-        if let Some(process) = self.processes.by_pid_mut(pid)
-            && !process.queued
-        {
-            process.queued = true;
+        let Some(process) = self.processes.by_pid_mut(pid) else { return };
+        process.look_due_ns = 0;
+        if !std::mem::replace(&mut process.queued, true) {
             self.queue.push(pid);
         }
     }
@@ -331,13 +340,18 @@ impl Aggregate {
                 }
             }
         }
-        let queue = std::mem::take(&mut self.queue);
+        self.look += 1;
+        let mut queue = std::mem::take(&mut self.queue);
+        let later =
+            queue.extract_if(.., |pid| self.processes.by_pid(*pid).is_some_and(|p| p.look_due_ns > now_ns));
+        self.queue.extend(later);
         if !queue.is_empty() {
             self.by_rules(&queue, now_ns, source, facts);
         }
-        if self.config.zero_config && self.processes.topology_changed && now_ns >= self.next_discovery_ns {
+        let discovery_due = self.processes.topology_changed && now_ns >= self.discovery_due_ns;
+        if self.config.zero_config && discovery_due {
             self.processes.topology_changed = false;
-            self.next_discovery_ns = now_ns + DISCOVERY_EVERY_NS;
+            self.discovery_due_ns = now_ns + DISCOVERY_NS;
             self.discover(now_ns, source, facts);
         }
         if !queue.is_empty() {
@@ -345,9 +359,10 @@ impl Aggregate {
         }
         for pid in queue {
             let Some(process) = self.processes.by_pid_mut(pid) else { continue };
-            process.queued = false;
-            if now_ns.saturating_sub(process.changed_at_ns) < SETTLED_NS {
-                process.queued = true;
+            let age_ns = now_ns.saturating_sub(process.changed_at_ns);
+            process.queued = age_ns < SETTLED_NS;
+            if process.queued {
+                process.look_due_ns = now_ns + age_ns.max(LOOK_AGAIN_NS);
                 self.queue.push(pid);
             }
         }
@@ -378,7 +393,8 @@ impl Aggregate {
         }
     }
 
-    /// Facts of a process, read as far as they are needed and kept until it executes another program.
+    /// Facts of a process, read as far as they are needed and kept until it executes another program. `fresh` ones were
+    /// read in this look.
     fn facts(
         &mut self,
         key: ProcessKey,
@@ -388,7 +404,7 @@ impl Aggregate {
     ) -> Option<Arc<ProgramFacts>> {
         let process = self.processes.get(key)?;
         if let Some(known) = &process.facts
-            && !fresh
+            && (!fresh || process.facts_look == self.look)
             && needs.met_by(known)
         {
             return Some(Arc::clone(known));
@@ -396,6 +412,7 @@ impl Aggregate {
         let read = Arc::new(facts.read(key, needs)?);
         let process = self.processes.by_pid_mut(key.pid)?;
         process.facts = Some(Arc::clone(&read));
+        process.facts_look = self.look;
         Some(read)
     }
 

@@ -28,8 +28,12 @@ pub struct Process {
     pub forked_at_ns: Option<u64>,
     /// Facts read so far; shared with the parent until an exec.
     pub facts: Option<Arc<ProgramFacts>>,
+    /// Number of the look in which the facts were read; 0 for none, also when they are inherited.
+    pub facts_look: u64,
     /// It is in the list of those whose place is to be decided.
     pub queued: bool,
+    /// Not to be looked at before, `CLOCK_MONOTONIC` ns.
+    pub look_due_ns: u64,
     /// When it was last forked or executed a program, `CLOCK_MONOTONIC` ns: titles are written soon after.
     pub changed_at_ns: u64,
     /// Rule that its own facts match.
@@ -101,7 +105,9 @@ impl ProcessTable {
             fork_seen: true,
             forked_at_ns: Some(at_ns),
             facts,
+            facts_look: 0,
             queued: false,
+            look_due_ns: 0,
             changed_at_ns: at_ns,
             matched: None,
         })
@@ -124,7 +130,9 @@ impl ProcessTable {
             fork_seen: false,
             forked_at_ns: None,
             facts: None,
+            facts_look: 0,
             queued: false,
+            look_due_ns: 0,
             changed_at_ns: 0,
             matched: None,
         })
