@@ -18,9 +18,13 @@ use crate::procfs;
 use crate::snapshot::{Feature, Own, Snapshot};
 use crate::units::{CpuTime, HostFacts, NANOS_PER_SECOND, monotonic_ns, unix_ns};
 
-/// Time between two drains of the event buffer. It holds several times what the fastest fork storm writes meanwhile
-/// (see [`collector_ebpf::limits::EVENT_RING_BYTES`]).
+/// Time between two drains while there is much to tell. The event buffer holds several times what the fastest fork storm
+/// writes meanwhile (see [`collector_ebpf::limits::EVENT_RING_BYTES`]).
 const DRAIN_EVERY_NS: u64 = 50_000_000;
+
+/// Less than this in one drain is hardly anything: see [`Source::quiet_drain_ns`]. Waking up is most of what watching
+/// an idle pool costs here.
+const QUIET_EVENTS: u32 = 64;
 
 /// What the service asks of the collecting thread.
 #[derive(Debug)]
@@ -63,6 +67,8 @@ pub struct Collector {
     publisher: Publisher,
     /// Records to be given back to the source.
     release: Vec<u32>,
+    /// Facts in the last drain.
+    drained: u32,
     passes: u64,
     pass_cpu_ns: u64,
     event_cpu_ns: u64,
@@ -83,6 +89,7 @@ impl Collector {
             aggregate: Aggregate::new(config, host),
             publisher,
             release: Vec::new(),
+            drained: 0,
             passes: 0,
             pass_cpu_ns: 0,
             event_cpu_ns: 0,
@@ -97,7 +104,12 @@ impl Collector {
         let mut next_pass_ns = self.turn(0);
         loop {
             let now = monotonic_ns();
-            let wait = next_pass_ns.saturating_sub(now).clamp(1, DRAIN_EVERY_NS);
+            let drain_ns = if self.drained < QUIET_EVENTS {
+                self.source.quiet_drain_ns().max(DRAIN_EVERY_NS)
+            } else {
+                DRAIN_EVERY_NS
+            };
+            let wait = next_pass_ns.saturating_sub(now).clamp(1, drain_ns);
             match commands.recv_timeout(Duration::from_nanos(wait)) {
                 Ok(command) => self.obey(command),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -123,7 +135,12 @@ impl Collector {
     fn turn(&mut self, next_pass_ns: u64) -> u64 {
         let cpu_before = thread_cpu_ns();
         let (aggregate, release) = (&mut self.aggregate, &mut self.release);
-        self.source.drain(&mut |input| aggregate.apply(input, release));
+        let drained = &mut self.drained;
+        *drained = 0;
+        self.source.drain(&mut |input| {
+            *drained = drained.saturating_add(1);
+            aggregate.apply(input, release);
+        });
         let now = monotonic_ns();
         self.aggregate.classify(now, &mut *self.source, &mut *self.facts);
         self.give_back();

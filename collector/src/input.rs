@@ -92,6 +92,13 @@ pub trait Source {
     /// Hands over what happened since the last call.
     fn drain(&mut self, out: &mut dyn FnMut(Input));
 
+    /// How long a source that had hardly anything to tell may be left alone, ns: what can happen meanwhile has to find
+    /// room on the way. The event buffer holds twice this of the fastest fork storm
+    /// ([`collector_ebpf::limits::EVENT_RING_BYTES`]).
+    fn quiet_drain_ns(&self) -> u64 {
+        200_000_000
+    }
+
     /// Reads the figures of every tracked process, then says [`Input::PassComplete`].
     fn pass(&mut self, out: &mut dyn FnMut(Input));
 
