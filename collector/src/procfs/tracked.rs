@@ -2,10 +2,11 @@
 //!
 //! A thread that did not get on a CPU has done nothing. So for a process of one thread `schedstat` is read first, and
 //! when neither its run time nor its count of slices moved since the last pass, everything that only running can
-//! change (CPU, faults, IO, threads, its end) is as it was and is not read again; resident memory, which others
-//! can take away, is. (`io` is best read seldom anyway: it waits for an exec that is under way in the target,
+//! change (CPU, faults, IO, threads, its end) is as it was and is not read again. `statm` is read when the process faulted or
+//! `stat` shows another size. Otherwise it is read in every fourth pass only: memory comes with a fault, but others
+//! can take it away, and what `stat` shows of it is inexact. (`io` is best read seldom anyway: it waits for an exec that is under way in the target,
 //! `exec_update_lock` in `do_io_accounting`.) What is lost by this: a process that was woken and has waited for a CPU ever since shows as
-//! sleeping until it runs.
+//! sleeping until it runs, and memory that was reclaimed from it is still shown for up to four passes.
 
 use std::fs::File;
 
@@ -31,6 +32,9 @@ pub(super) const FILES: usize = 4;
 
 const NAMES: [&str; FILES] = ["stat", "schedstat", "statm", "io"];
 
+/// Passes from one reading of `statm` to the next, when nothing shows that it changed.
+const STATM_PASSES: u8 = 4;
+
 /// Open files of one process.
 #[derive(Debug, Default)]
 struct Handles {
@@ -45,6 +49,17 @@ struct Figures {
     stat: Stat,
     schedstat: Option<Schedstat>,
     io: Option<Io>,
+    statm: Option<Statm>,
+    /// Passes until `statm` is read again at the latest.
+    statm_passes: u8,
+}
+
+impl Figures {
+    /// The memory of the process may be another than when this was read.
+    fn moved(&self, now: &Stat) -> bool {
+        let of = |stat: &Stat| (stat.minflt, stat.majflt, stat.rss, stat.vsize);
+        of(&self.stat) != of(now)
+    }
 }
 
 /// How far the end of a process has been told.
@@ -247,7 +262,7 @@ impl Tracked {
         let at_ns = monotonic_ns();
         // Before `stat`: what runs between the two reads is then seen by the next pass.
         let schedstat = self.schedstat(handles, buffer)?;
-        let figures = match self.last {
+        let mut figures = match self.last {
             Some(last)
                 if schedstat.is_some()
                     && schedstat == last.schedstat
@@ -256,26 +271,38 @@ impl Tracked {
             {
                 last
             }
-            _ => {
+            before => {
                 let stat = handles.stat(buffer)?;
                 self.threaded |= stat.num_threads > 1;
                 self.may_trace = stat.may_trace().unwrap_or(self.may_trace);
                 let io = self.optional(handles, Which::Io, buffer, |text| Io::parse(text).map(Some))?;
-                Figures { stat, schedstat, io }
+                let known = before.filter(|before| !before.moved(&stat));
+                let (statm, statm_passes) = known.map_or((None, 0), |k| (k.statm, k.statm_passes));
+                Figures { stat, schedstat, io, statm, statm_passes }
             }
         };
-        let statm = if figures.stat.vsize == 0 {
-            None
+        if figures.stat.vsize == 0 {
+            figures.statm = None;
+        } else if let Some(left) = figures.statm_passes.checked_sub(1) {
+            figures.statm_passes = left;
         } else {
-            self.optional(handles, Which::Statm, buffer, |text| Statm::parse(text).map(Some))?
-        };
+            figures.statm =
+                self.optional(handles, Which::Statm, buffer, |text| Statm::parse(text).map(Some))?;
+            // The first time is spread, so that not all are read in the same pass ever after.
+            let passes = if self.last.is_some() {
+                STATM_PASSES
+            } else {
+                1 + (self.key.pid % u32::from(STATM_PASSES)) as u8
+            };
+            figures.statm_passes = passes - 1;
+        }
         self.last = Some(figures);
         let stat = &figures.stat;
         let cpu = self.cpu(stat, schedstat);
         Ok(Sample {
             process: self.key,
             cpu,
-            rss: rss(stat, statm, host.page_size),
+            rss: rss(stat, figures.statm, host.page_size),
             threads: stat.num_threads,
             minor_faults: stat.minflt,
             major_faults: stat.majflt,
