@@ -27,7 +27,7 @@ pub(crate) struct Measured {
 }
 
 impl Measured {
-    /// The median round, per process, microseconds.
+    /// The median round, microseconds for each process.
     pub(crate) fn us_per_process(&self) -> f64 {
         let mut rounds = self.rounds.clone();
         rounds.sort_unstable();
@@ -65,7 +65,7 @@ pub(crate) const PREAD: &str = "pread of kept stat";
 /// Measures all ways in turn, so many rounds.
 pub(crate) fn measure(workers: &Workers, rounds: usize) -> anyhow::Result<Vec<Measured>> {
     let count = workers.pids.len();
-    let pids: Vec<u32> = workers.pids.iter().map(|pid| pid.as_raw().cast_unsigned()).collect();
+    let pids = workers.numbers();
     let host = HostFacts::of_this_host();
     let kernel = || {
         KernelSource::open(&Support::probe(Path::new("/sys")), Path::new("/proc"), host)
@@ -91,6 +91,8 @@ pub(crate) fn measure(workers: &Workers, rounds: usize) -> anyhow::Result<Vec<Me
                     (way.read)()?;
                 }
                 Before::Activity(activity) => {
+                    // What the workers did for other ways is behind it.
+                    (way.read)()?;
                     workers.wake(activity)?;
                     until_quiet(workers)?;
                 }
@@ -171,7 +173,7 @@ fn sysinfo_crate(pids: &[u32]) -> anyhow::Result<Box<dyn FnMut() -> anyhow::Resu
 }
 
 /// The least that reading CPU from `/proc` can cost: no open, no close, nothing parsed.
-fn kept_stat(pids: &[u32]) -> anyhow::Result<Box<dyn FnMut() -> anyhow::Result<usize>>> {
+pub(crate) fn kept_stat(pids: &[u32]) -> anyhow::Result<Box<dyn FnMut() -> anyhow::Result<usize>>> {
     let open = |pid: &u32| File::open(format!("/proc/{pid}/stat"));
     let files = pids.iter().map(open).collect::<Result<Vec<_>, _>>()?;
     let mut buffer = [0; 1024];

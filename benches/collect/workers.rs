@@ -69,6 +69,11 @@ impl Workers {
         Ok(())
     }
 
+    /// Pids as others write them.
+    pub(crate) fn numbers(&self) -> Vec<u32> {
+        self.pids.iter().map(|pid| pid.as_raw().cast_unsigned()).collect()
+    }
+
     /// Wakes each worker once.
     pub(crate) fn wake(&self, activity: Activity) -> anyhow::Result<()> {
         let signal = match activity {
