@@ -577,7 +577,9 @@ impl Aggregate {
             if children.len() < 2 && !self.looked_at.insert(key) {
                 continue;
             }
-            let Some(own) = self.facts(key, Needs::PROGRAM, true, reader) else { continue };
+            // The control group may have to tell two masters apart.
+            let needs = Needs { cgroup: true, ..Needs::PROGRAM };
+            let Some(own) = self.facts(key, needs, true, reader) else { continue };
             let recognized = recognize::master(&as_facts(comm.as_bytes(), &own));
             if recognized.is_none() && children.len() < 2 {
                 continue;

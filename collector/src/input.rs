@@ -165,7 +165,7 @@ pub struct Needs {
 
 impl Needs {
     /// What tells a program and its role.
-    pub const PROGRAM: Self = Self { exe: true, cmdline: true, uid: false, cgroup: true, parent: false };
+    pub const PROGRAM: Self = Self { exe: true, cmdline: true, uid: false, cgroup: false, parent: false };
 
     /// These facts have been read. A fact that cannot be read is asked for again, which costs a failed open.
     pub fn met_by(self, facts: &ProgramFacts) -> bool {
