@@ -188,10 +188,10 @@ impl Aggregate {
         for key in masters {
             self.masters.remove(&key);
             self.master_readings.remove(&key);
-            source.untrack(key);
+            source.untrack(key, Role::Master);
         }
         for (key, record) in self.registry.remove_pool(id) {
-            source.untrack(key);
+            source.untrack(key, Role::Worker);
             if let Some(record) = record {
                 source.release(record);
             }
@@ -552,7 +552,7 @@ impl Aggregate {
         if self.registry.worker(key).is_none_or(|w| w.ended()) {
             return;
         }
-        source.untrack(key);
+        source.untrack(key, Role::Worker);
         if let Some(record) = self.registry.leave(key, now_ns) {
             source.release(record);
         }

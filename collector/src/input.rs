@@ -105,12 +105,13 @@ pub trait Source {
     /// Lists every process of the host.
     fn list(&mut self, out: &mut dyn FnMut(Listed));
 
-    /// Starts to follow a process for pool number `pool`. Returns the record it was given, where there are records.
+    /// Starts to follow a process for pool number `pool`. Returns the record it was given, where there are records. A
+    /// process can have both roles, for different pools.
     /// A process that is gone already is no error: its end was or will be reported.
     fn track(&mut self, process: ProcessKey, pool: u32, role: Role) -> SlotRecord;
 
-    /// Stops following a process that goes on living.
-    fn untrack(&mut self, process: ProcessKey);
+    /// Takes a role from a process that goes on living.
+    fn untrack(&mut self, process: ProcessKey, role: Role);
 
     /// Gives back the record of a worker whose final figures were taken.
     fn release(&mut self, record: u32);

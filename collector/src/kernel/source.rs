@@ -41,6 +41,7 @@ pub struct KernelSource {
     told: HashSet<ProcessKey>,
     failed_passes: u64,
     failed_tags: u64,
+    refused_slots: u64,
 }
 
 impl KernelSource {
@@ -65,6 +66,7 @@ impl KernelSource {
             told: HashSet::new(),
             failed_passes: 0,
             failed_tags: 0,
+            refused_slots: 0,
         })
     }
 
@@ -81,14 +83,17 @@ impl KernelSource {
     fn recover(&mut self, out: &mut dyn FnMut(Input)) {
         for (number, slot) in self.slots.in_use() {
             let child = ProcessKey { pid: slot.pid, start_ns: slot.start_ns };
-            out(Input::Fork(input::Fork {
-                child,
-                parent: slot.parent,
-                comm: Comm(slot.comm),
-                pool: events::some(slot.pool),
-                record: Some(number),
-                at_ns: slot.forked_at_ns,
-            }));
+            // Zero: it lived before it was tracked, and nobody saw it come.
+            if slot.forked_at_ns != 0 {
+                out(Input::Fork(input::Fork {
+                    child,
+                    parent: slot.parent,
+                    comm: Comm(slot.comm),
+                    pool: events::some(slot.pool),
+                    record: Some(number),
+                    at_ns: slot.forked_at_ns,
+                }));
+            }
             if slot.phase == EXITED || slot.phase == REAPED {
                 out(Input::Exit(events::death(child, &slot.death, slot.cpu, self.host, slot.exited_at_ns)));
             }
@@ -172,19 +177,24 @@ impl Source for KernelSource {
                 return None;
             }
         };
-        let (role, slot) = match role {
-            Role::Master => (ROLE_MASTER, None),
-            Role::Worker => (
-                ROLE_WORKER,
-                self.slots.take(Slot {
-                    pid: process.pid,
-                    start_ns: process.start_ns,
-                    pool,
-                    ..Slot::default()
-                }),
-            ),
+        // A process may fork the workers of one pool and be a worker of another; what its tag says of the one role
+        // stays when the other is added.
+        let before: Tag =
+            sys::task_storage_get(self.tags.fd().as_fd(), pidfd.as_fd()).ok().flatten().unwrap_or_default();
+        let (tag, slot) = match role {
+            Role::Master if before.role & ROLE_WORKER != 0 => {
+                (Tag { pool, role: ROLE_MASTER | ROLE_WORKER, ..before }, None)
+            }
+            Role::Master => (Tag { pool, role: ROLE_MASTER, slot: NONE, ..before }, None),
+            Role::Worker => {
+                let (pid, start_ns) = (process.pid, process.start_ns);
+                let slot = self.slots.take(Slot { pid, start_ns, pool, ..Slot::default() });
+                self.refused_slots += u64::from(slot.is_none());
+                let children_pool = if before.role & ROLE_MASTER != 0 { before.pool } else { pool };
+                let role = before.role & ROLE_MASTER | ROLE_WORKER;
+                (Tag { pool: children_pool, role, slot: slot.unwrap_or(NONE), ..before }, slot)
+            }
         };
-        let tag = Tag { pool, role, slot: slot.unwrap_or(NONE), ..Tag::default() };
         match sys::task_storage_set(self.tags.fd().as_fd(), pidfd.as_fd(), &tag) {
             Ok(()) => slot,
             Err(error) => {
@@ -200,10 +210,25 @@ impl Source for KernelSource {
         }
     }
 
-    fn untrack(&mut self, process: ProcessKey) {
-        if let Ok(Some(pidfd)) = self.open_process(process) {
-            // ENOENT: it had no tag. Gone in between: the kernel freed the tag with it.
-            let _ = sys::task_storage_delete(self.tags.fd().as_fd(), pidfd.as_fd());
+    fn untrack(&mut self, process: ProcessKey, role: Role) {
+        // Gone: the kernel freed the tag with it.
+        let Ok(Some(pidfd)) = self.open_process(process) else { return };
+        let map = self.tags.fd().as_fd();
+        let Ok(Some(tag)) = sys::task_storage_get::<Tag>(map, pidfd.as_fd()) else { return };
+        let (gone, stays) = match role {
+            Role::Master => (ROLE_MASTER, tag),
+            Role::Worker => (ROLE_WORKER, Tag { slot: NONE, ..tag }),
+        };
+        let stays = Tag { role: tag.role & !gone, ..stays };
+        let result = match stays.role {
+            0 => sys::task_storage_delete(map, pidfd.as_fd()),
+            _ => sys::task_storage_set(map, pidfd.as_fd(), &stays),
+        };
+        if let Err(error) = result
+            && !matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT))
+        {
+            self.failed_tags += 1;
+            tracing::warn!(pid = process.pid, %error, "taking a tag away failed");
         }
     }
 
@@ -226,7 +251,7 @@ impl Source for KernelSource {
     fn losses(&self) -> Vec<(&'static str, u64)> {
         vec![
             ("event_malformed", self.events.malformed),
-            ("no_free_slot", self.counter(Counter::NO_SLOT)),
+            ("no_free_slot", self.counter(Counter::NO_SLOT) + self.refused_slots),
             ("tag_not_stored", self.counter(Counter::NO_TAG) + self.failed_tags),
             ("pass_failed", self.failed_passes),
         ]

@@ -53,6 +53,24 @@ pub(super) fn task_storage_set<T: Copy>(
     map_update(map, std::ptr::from_ref(&key).cast(), std::ptr::from_ref(value).cast())
 }
 
+/// Reads it; `None` if the process has none.
+pub(super) fn task_storage_get<T: Copy + Default>(
+    map: BorrowedFd<'_>,
+    pidfd: BorrowedFd<'_>,
+) -> io::Result<Option<T>> {
+    let key = pidfd.as_raw_fd();
+    let mut value = T::default();
+    let mut attr = no_attr();
+    attr.__bindgen_anon_2.map_fd = raw(map);
+    attr.__bindgen_anon_2.key = std::ptr::from_ref(&key) as u64;
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = std::ptr::from_mut(&mut value) as u64;
+    match bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &attr) {
+        Ok(_) => Ok(Some(value)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Removes it.
 pub(super) fn task_storage_delete(map: BorrowedFd<'_>, pidfd: BorrowedFd<'_>) -> io::Result<()> {
     let key = pidfd.as_raw_fd();

@@ -254,8 +254,8 @@ impl ProcfsSource {
         out: &mut dyn FnMut(Input),
     ) {
         let at_ticks = at_ns.saturating_add(boot_minus_monotonic) / NANOS_PER_TICK;
-        let master = self.tracked.get(&parent).filter(|t| t.role == Role::Master);
-        let pool = master.map(|master| master.pool);
+        let master = self.tracked.get(&parent).filter(|parent| parent.children.is_some());
+        let pool = master.and_then(|master| master.children);
         let read = match self.root.stat(child, &mut self.buffer) {
             // The pid was given to another process since, whose own message is to come.
             Ok(stat) if stat.starttime > at_ticks.saturating_add(1) => Err(ReadError::Gone),
@@ -286,7 +286,9 @@ impl ProcfsSource {
         };
         self.remember(child, known);
         if let Some(pool) = pool.filter(|_| !self.is_tracked(key)) {
-            self.tracked.insert(child, Tracked::new(key, pool, Role::Worker));
+            let mut tracked = Tracked::new(key);
+            tracked.add(Role::Worker, pool);
+            self.tracked.insert(child, tracked);
         }
         self.told.fork += 1;
         out(Input::Fork(input::Fork { child: key, parent, comm, pool, record: None, at_ns }));
@@ -525,7 +527,7 @@ impl ProcfsSource {
             }
         }
         self.displace(process, out);
-        let pool = self.tracked.get(&stat.ppid).filter(|t| t.role == Role::Master).map(|t| t.pool);
+        let pool = self.tracked.get(&stat.ppid).and_then(|parent| parent.children);
         if stat.is_over() && self.connector.is_ok() && pool.is_none() {
             // Its end was told or lost, and nothing would tell when to forget it.
             return;
@@ -543,7 +545,9 @@ impl ProcfsSource {
             return;
         }
         if let Some(pool) = pool.filter(|_| !self.is_tracked(process)) {
-            self.tracked.insert(pid, Tracked::new(process, pool, Role::Worker));
+            let mut tracked = Tracked::new(process);
+            tracked.add(Role::Worker, pool);
+            self.tracked.insert(pid, tracked);
         }
         self.told.fork += 1;
         out(Input::Fork(input::Fork {
@@ -689,13 +693,14 @@ impl Source for ProcfsSource {
         let mut pending = std::mem::take(&mut self.pending);
         self.displace(process, &mut |input| pending.push(input));
         self.pending = pending;
-        let tracked = self.tracked.entry(process.pid).or_insert_with(|| Tracked::new(process, pool, role));
-        (tracked.pool, tracked.role) = (pool, role);
+        self.tracked.entry(process.pid).or_insert_with(|| Tracked::new(process)).add(role, pool);
         None
     }
 
-    fn untrack(&mut self, process: ProcessKey) {
-        if self.is_tracked(process) {
+    fn untrack(&mut self, process: ProcessKey, role: Role) {
+        if self.is_tracked(process)
+            && self.tracked.get_mut(&process.pid).is_some_and(|tracked| tracked.take(role))
+        {
             self.forget(process.pid);
         }
     }
@@ -930,7 +935,7 @@ mod tests {
         assert_eq!(second.voluntary_switches, None, "missing is not zero");
         let expected = if kept_descriptors >= FILES { FILES } else { 0 };
         assert_eq!(source.descriptors(), expected);
-        source.untrack(child.key());
+        source.untrack(child.key(), Role::Worker);
         assert_eq!(source.descriptors(), 0);
         assert!(sample_of(&pass(&mut source), child.key()).is_none());
     }

@@ -77,8 +77,9 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(super) struct Tracked {
     pub(super) key: ProcessKey,
-    pub(super) pool: u32,
-    pub(super) role: Role,
+    /// Pool of the workers it forks, for a master.
+    pub(super) children: Option<u32>,
+    is_worker: bool,
     pub(super) phase: Phase,
     /// Name as last read.
     pub(super) comm: Option<Comm>,
@@ -109,11 +110,11 @@ pub(super) struct Allowance {
 }
 
 impl Tracked {
-    pub(super) fn new(key: ProcessKey, pool: u32, role: Role) -> Self {
+    pub(super) fn new(key: ProcessKey) -> Self {
         Self {
             key,
-            pool,
-            role,
+            children: None,
+            is_worker: false,
             phase: Phase::Alive,
             comm: None,
             main_ended: None,
@@ -125,6 +126,23 @@ impl Tracked {
             cpu_total_ns: 0,
             may_trace: false,
         }
+    }
+
+    /// Adds a role to those it has.
+    pub(super) fn add(&mut self, role: Role, pool: u32) {
+        match role {
+            Role::Master => self.children = Some(pool),
+            Role::Worker => self.is_worker = true,
+        }
+    }
+
+    /// Takes a role; true if none is left.
+    pub(super) fn take(&mut self, role: Role) -> bool {
+        match role {
+            Role::Master => self.children = None,
+            Role::Worker => self.is_worker = false,
+        }
+        self.children.is_none() && !self.is_worker
     }
 
     /// Descriptors that it holds.
@@ -432,7 +450,7 @@ mod tests {
     }
 
     fn tracked() -> Tracked {
-        Tracked::new(ProcessKey::from_ticks(1, 7), 1, Role::Worker)
+        Tracked::new(ProcessKey::from_ticks(1, 7))
     }
 
     proptest! {

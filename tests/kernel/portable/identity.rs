@@ -132,3 +132,24 @@ fn workers_outlive_their_master() {
     }
     eventually("the pool is empty", || (collector.json(&path)["total"] == 0).then_some(()));
 }
+
+#[test]
+fn a_worker_that_forks_workers_of_its_own_is_both() {
+    // Two masters of one program make a pool of their parent, which is this test.
+    let mut masters = [Workload::start(), Workload::start()];
+    for master in &mut masters {
+        master.spawn("sleep");
+        master.spawn("sleep");
+    }
+    let collector = Collector::start(&["--source=ebpf"]);
+    for master in &mut masters {
+        let pool = collector.pool_of(master.pid(), 2);
+        let child = master.spawn("exit 3");
+        let certificate = collector.certificate(child);
+        assert_eq!((&certificate["pool"], &certificate["exit_code"]), (&pool["name"], &3.into()));
+    }
+    let ours = collector.pool_of(nix::unistd::Pid::this(), 2);
+    for master in &masters {
+        assert!(worker(&ours, master.pid()).is_some(), "{ours}");
+    }
+}
