@@ -13,8 +13,9 @@ use crate::input::{Comm, Exit, ExitStatus, Reap, Sample, SlotRecord, TaskState};
 use crate::snapshot::{DeathCertificate, WorkerState};
 use crate::units::{ByProcess, CpuTime, NANOS_PER_SECOND, Pid, ProcessKey};
 
-/// A worker that so many passes in a row did not see is gone, whatever events said.
-const MISSED_PASSES: u8 = 3;
+/// A worker that no pass has seen for so long is gone, whatever events said. Long, because the kernel tells of the end
+/// of a process only when nobody refers to it any more, which on a busy host can take a second.
+const MISSED_NS: u64 = 10 * NANOS_PER_SECOND;
 
 /// Shorter intervals say too little about a share of a CPU: the kernel accounts running tasks by its tick.
 const SHORTEST_INTERVAL_NS: u64 = 20_000_000;
@@ -56,7 +57,8 @@ pub struct Worker {
     pub utilization: Option<f64>,
     /// Number of its death certificate.
     certificate: Option<u64>,
-    missed: u8,
+    /// Begin of the first pass that did not see it, `CLOCK_MONOTONIC` ns.
+    missed_since_ns: Option<u64>,
     seen_in_pass: u64,
 }
 
@@ -220,7 +222,7 @@ impl Registry {
                 baseline: arrival.forked_at_ns.map(|at_ns| (CpuTime::default(), at_ns)),
                 utilization: None,
                 certificate: None,
-                missed: 0,
+                missed_since_ns: None,
                 seen_in_pass: self.pass,
             },
         );
@@ -254,7 +256,7 @@ impl Registry {
     /// Takes a reading. Readings for pools whose turn it is not, and of strangers, are ignored.
     pub fn sampled(&mut self, sample: &Sample, now_unix_ns: u64) {
         let Some(worker) = self.workers.get_mut(&sample.process) else { return };
-        worker.missed = 0;
+        worker.missed_since_ns = None;
         worker.seen_in_pass = self.pass;
         let Some(pool) = self.pools.get_mut(&worker.pool).filter(|pool| pool.due) else { return };
         let mut sample = *sample;
@@ -379,7 +381,7 @@ impl Registry {
     }
 
     /// A pass that began at `started_ns` saw every tracked process that was born before. Those it did not see are
-    /// reported; those missed again and again are taken off the books with what is known of them.
+    /// reported; those missed for long are taken off the books with what is known of them.
     pub fn pass_complete(&mut self, started_ns: u64, unix_minus_monotonic: i64) -> Vec<Vanished> {
         let pass = self.pass;
         let missed: Vec<ProcessKey> = self
@@ -387,14 +389,15 @@ impl Registry {
             .values_mut()
             .filter(|w| w.seen_in_pass != pass && w.forked_at_ns.is_none_or(|at| at < started_ns))
             .map(|worker| {
-                worker.missed = worker.missed.saturating_add(1);
+                worker.missed_since_ns.get_or_insert(started_ns);
                 worker.key
             })
             .collect();
         let mut vanished = Vec::new();
         for key in missed {
             let Some(worker) = self.workers.get(&key) else { continue };
-            if worker.missed < MISSED_PASSES {
+            let since_ns = worker.missed_since_ns.unwrap_or(started_ns);
+            if started_ns.saturating_sub(since_ns) < MISSED_NS {
                 // An ended worker is on its way out: the kernel frees a task some milliseconds after it was reaped.
                 if worker.certificate.is_none() {
                     vanished.push(Vanished::Missed(key, worker.pool));
