@@ -29,6 +29,8 @@ pub struct Scale {
 struct Counts {
     buckets: Vec<(u16, u32)>,
     discarded: u64,
+    /// The largest value, exactly.
+    max: u64,
 }
 
 impl Counts {
@@ -44,6 +46,7 @@ impl Counts {
             self.add(*bucket, *count);
         }
         self.discarded += other.discarded;
+        self.max = self.max.max(other.max);
     }
 }
 
@@ -105,6 +108,7 @@ impl Windowed {
         let scaled = ((value * self.scale.per_unit).round() as u64).min(MAX_VALUE);
         let bucket = index(scaled) as u16;
         newest.add(bucket, 1);
+        newest.max = newest.max.max(scaled);
         match self.total.binary_search_by_key(&bucket, |(b, _)| *b) {
             Ok(at) => self.total[at].1 += 1,
             Err(at) => self.total.insert(at, (bucket, 1)),
@@ -162,24 +166,25 @@ impl Windowed {
         let mut windows = Vec::with_capacity(3);
         let parts = |parts: &mut dyn Iterator<Item = &Counts>, scratch: &mut Scratch| {
             scratch.clear();
-            let mut discarded = 0;
+            let (mut discarded, mut max) = (0, 0);
             for part in parts {
                 discarded += part.discarded;
+                max = part.max.max(max);
                 for (bucket, count) in &part.buckets {
                     scratch.add(*bucket, u64::from(*count));
                 }
             }
-            discarded
+            (discarded, max)
         };
-        let discarded = parts(&mut self.fine.iter(), scratch);
-        windows.extend(scratch.quantiles("1m", discarded, self.scale, None));
-        let discarded = parts(&mut self.coarse.iter().chain(&self.fine), scratch);
-        windows.extend(scratch.quantiles("5m", discarded, self.scale, None));
+        let (discarded, max) = parts(&mut self.fine.iter(), scratch);
+        windows.extend(scratch.quantiles("1m", discarded, self.scale, max));
+        let (discarded, max) = parts(&mut self.coarse.iter().chain(&self.fine), scratch);
+        windows.extend(scratch.quantiles("5m", discarded, self.scale, max));
         scratch.clear();
         for (bucket, count) in &self.total {
             scratch.add(*bucket, *count);
         }
-        windows.extend(scratch.quantiles("start", self.discarded, self.scale, Some(self.max)));
+        windows.extend(scratch.quantiles("start", self.discarded, self.scale, self.max));
         Distribution {
             bounds: self.scale.bounds,
             cumulative,
@@ -225,17 +230,18 @@ impl Scratch {
         window: &'static str,
         discarded: u64,
         scale: Scale,
-        exact_max: Option<u64>,
+        max: u64,
     ) -> Option<WindowQuantiles> {
         let count = self.histogram.len();
         if count == 0 {
             return None;
         }
         let unit = |value: u64| value as f64 / scale.per_unit;
-        // The middle of the bucket, not its upper end: half the error.
+        // The middle of the bucket, not its upper end: half the error. The largest value is known exactly, and nothing
+        // is beyond it.
         let at = |quantile: f64| {
             let value = self.histogram.value_at_quantile(quantile);
-            unit(middle(index(self.histogram.lowest_equivalent(value))))
+            unit(middle(index(self.histogram.lowest_equivalent(value))).min(max))
         };
         Some(WindowQuantiles {
             window,
@@ -245,7 +251,7 @@ impl Scratch {
             p95: at(0.95),
             p99: at(0.99),
             p999: at(0.999),
-            max: exact_max.map_or_else(|| at(1.0), unit),
+            max: unit(max),
             coverage: count as f64 / (count + discarded) as f64,
         })
     }
@@ -277,7 +283,10 @@ mod tests {
                 let rank = ((q * values.len() as f64).ceil() as usize).max(1);
                 let exact = values[rank - 1];
                 prop_assert!((got - exact).abs() <= exact * 0.016 + 1e-6, "p{q}: {got} against {exact}");
+                prop_assert!(got <= w.max, "p{q}: {got} is beyond the largest value {}", w.max);
             }
+            let largest = values.last().copied().unwrap_or_default();
+            prop_assert!((w.max - largest).abs() <= 1e-6, "{} against {largest}", w.max);
         }
     }
 
