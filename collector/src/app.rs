@@ -101,6 +101,7 @@ async fn serve(
 
     let (reload, mut reload_requests) = tokio::sync::mpsc::channel(1);
     let shared = Arc::new(http::Shared::new(flags.http.clone(), web.access, snapshots, Some(reload)));
+    let scheme = if web.tls.is_some() { "https" } else { "http" };
     let tls = Arc::new(http::tls::Tls::new(web.tls)?);
     let reloader = Reloader { flags, shared: &shared, tls: &tls, commands };
     let router = http::router(Arc::clone(&shared));
@@ -109,7 +110,7 @@ async fn serve(
     for listener in listeners {
         let listener = TcpListener::from_std(listener)?;
         let address = listener.local_addr()?;
-        tracing::info!(%address, source, "listening");
+        tracing::info!(%address, source, dashboard = format!("{scheme}://{address}/"), "listening");
         let mut stopped = shutdown.subscribe();
         let (router, tls, connections) = (router.clone(), Arc::clone(&tls), Arc::clone(connections));
         servers.spawn(async move {
