@@ -106,7 +106,8 @@ fn main() -> anyhow::Result<()> {
         }
     }
     ensure!(nix::unistd::geteuid().is_root(), "run as root: the collector has to load eBPF programs");
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    // Several ways keep files of every process at the same time.
+    let hard = getrlimit(Resource::RLIMIT_NOFILE)?.1;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     if !std::path::Path::new(PEER).exists() {
         eprintln!(

@@ -13,6 +13,7 @@ use collector::kernel::KernelSource;
 use collector::kernel::support::Support;
 use collector::procfs::{self, ProcfsSource};
 use collector::units::HostFacts;
+use nix::sys::resource::{Resource, getrlimit};
 use nix::time::ClockId;
 use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
 
@@ -44,13 +45,13 @@ enum Before {
     Activity(Activity),
 }
 
-struct Way {
+/// Reads all; returns how many it read.
+type Read = Box<dyn FnMut() -> anyhow::Result<usize>>;
+
+struct Way<'a> {
     name: &'static str,
-    /// What the workers do before each reading.
     before: Before,
-    /// Reads all; returns how many it read.
-    read: Box<dyn FnMut() -> anyhow::Result<usize>>,
-    rounds: Vec<Duration>,
+    open: Box<dyn Fn() -> anyhow::Result<Read> + 'a>,
 }
 
 pub(crate) const EBPF: &str = "eBPF";
@@ -62,52 +63,73 @@ pub(crate) const PROCFS_CRATE: &str = "procfs crate";
 pub(crate) const SYSINFO: &str = "sysinfo";
 pub(crate) const PREAD: &str = "pread of kept stat";
 
-/// Measures all ways in turn, so many rounds.
+/// Descriptors that all ways keep for one process, about.
+const KEPT: u64 = 16;
+
+/// Measures all ways, so many rounds: in turn, or one way after the other when the descriptors they keep are more than
+/// we may have.
 pub(crate) fn measure(workers: &Workers, rounds: usize) -> anyhow::Result<Vec<Measured>> {
-    let count = workers.pids.len();
-    let pids = workers.numbers();
+    let pids = &workers.numbers();
     let host = HostFacts::of_this_host();
-    let kernel = || {
-        KernelSource::open(&Support::probe(Path::new("/sys")), Path::new("/proc"), host)
-            .context("eBPF does not work here")
+    let support = &Support::probe(Path::new("/sys"));
+    let kernel = move || {
+        let source =
+            KernelSource::open(support, Path::new("/proc"), host).context("eBPF does not work here")?;
+        Ok(pass_of(source, pids))
     };
-    let procfs = || ProcfsSource::open(Path::new("/proc"), host, procfs::Config::default());
-    let way = |name, before, read| Way { name, before, read, rounds: Vec::new() };
-    let mut ways = vec![
-        way(EBPF, Before::Others, pass_of(kernel()?, &pids)),
-        way(EBPF_WARM, Before::Itself, pass_of(kernel()?, &pids)),
-        way(PROCFS_IDLE, Before::Itself, pass_of(procfs()?, &pids)),
-        way(PROCFS_CRATE, Before::Others, procfs_crate(&pids)?),
-        way(SYSINFO, Before::Others, sysinfo_crate(&pids)?),
-        way(PREAD, Before::Others, kept_stat(&pids)?),
-        way(PROCFS_RAN, Before::Activity(Activity::Runs), pass_of(procfs()?, &pids)),
-        way(PROCFS_FAULTED, Before::Activity(Activity::Faults), pass_of(procfs()?, &pids)),
+    let procfs =
+        move || Ok(pass_of(ProcfsSource::open(Path::new("/proc"), host, procfs::Config::default())?, pids));
+    let ways = [
+        Way { name: EBPF, before: Before::Others, open: Box::new(kernel) },
+        Way { name: EBPF_WARM, before: Before::Itself, open: Box::new(kernel) },
+        Way { name: PROCFS_IDLE, before: Before::Itself, open: Box::new(procfs) },
+        Way { name: PROCFS_CRATE, before: Before::Others, open: Box::new(|| procfs_crate(pids)) },
+        Way { name: SYSINFO, before: Before::Others, open: Box::new(|| sysinfo_crate(pids)) },
+        Way { name: PREAD, before: Before::Others, open: Box::new(|| kept_stat(pids)) },
+        Way { name: PROCFS_RAN, before: Before::Activity(Activity::Runs), open: Box::new(procfs) },
+        Way { name: PROCFS_FAULTED, before: Before::Activity(Activity::Faults), open: Box::new(procfs) },
     ];
+    let fits = pids.len() as u64 * KEPT < getrlimit(Resource::RLIMIT_NOFILE)?.0;
+    let groups = ways.chunks(if fits { ways.len() } else { 1 });
+    let mut measured = Vec::new();
+    for group in groups {
+        measured.extend(interleaved(group, workers, rounds)?);
+    }
+    Ok(measured)
+}
+
+fn interleaved(ways: &[Way<'_>], workers: &Workers, rounds: usize) -> anyhow::Result<Vec<Measured>> {
+    let count = workers.pids.len();
+    let mut open = Vec::new();
+    for way in ways {
+        let measured = Measured { name: way.name, rounds: Vec::new(), processes: count };
+        open.push((way.before, (way.open)()?, measured));
+    }
     for round in 0..=rounds {
-        for way in &mut ways {
-            match way.before {
+        for (before, read, measured) in &mut open {
+            match before {
                 Before::Others => {}
                 Before::Itself => {
-                    (way.read)()?;
+                    read()?;
                 }
                 Before::Activity(activity) => {
                     // What the workers did for other ways is behind it.
-                    (way.read)()?;
-                    workers.wake(activity)?;
+                    read()?;
+                    workers.wake(*activity)?;
                     until_quiet(workers)?;
                 }
             }
-            let before = cpu_of(ClockId::CLOCK_PROCESS_CPUTIME_ID)?;
-            let read = (way.read)()?;
-            let took = cpu_of(ClockId::CLOCK_PROCESS_CPUTIME_ID)? - before;
-            ensure!(read == count, "{} read {read} of {count} processes", way.name);
+            let cpu = cpu_of(ClockId::CLOCK_PROCESS_CPUTIME_ID)?;
+            let found = read()?;
+            let took = cpu_of(ClockId::CLOCK_PROCESS_CPUTIME_ID)? - cpu;
+            ensure!(found == count, "{} read {found} of {count} processes", measured.name);
             // The first round opens what is kept.
             if round > 0 {
-                way.rounds.push(took);
+                measured.rounds.push(took);
             }
         }
     }
-    Ok(ways.into_iter().map(|w| Measured { name: w.name, rounds: w.rounds, processes: count }).collect())
+    Ok(open.into_iter().map(|(_, _, measured)| measured).collect())
 }
 
 /// Waits until every worker waits again. The last one woken is the last to run on its CPU, but there are several.
@@ -125,7 +147,7 @@ fn until_quiet(workers: &Workers) -> anyhow::Result<()> {
 }
 
 /// A pass of one of our sources over these processes.
-fn pass_of(mut source: impl Source + 'static, pids: &[u32]) -> Box<dyn FnMut() -> anyhow::Result<usize>> {
+fn pass_of(mut source: impl Source + 'static, pids: &[u32]) -> Read {
     let wanted: HashSet<u32> = pids.iter().copied().collect();
     let mut found = Vec::new();
     source.list(&mut |listed| {
@@ -152,7 +174,7 @@ fn pass_of(mut source: impl Source + 'static, pids: &[u32]) -> Box<dyn FnMut() -
 }
 
 /// The files that our source reads, by the crate; with its process directories kept open, which favours it.
-fn procfs_crate(pids: &[u32]) -> anyhow::Result<Box<dyn FnMut() -> anyhow::Result<usize>>> {
+fn procfs_crate(pids: &[u32]) -> anyhow::Result<Read> {
     let open = |pid: &u32| ::procfs::process::Process::new(pid.cast_signed());
     let processes = pids.iter().map(open).collect::<Result<Vec<_>, _>>()?;
     Ok(Box::new(move || {
@@ -163,7 +185,7 @@ fn procfs_crate(pids: &[u32]) -> anyhow::Result<Box<dyn FnMut() -> anyhow::Resul
     }))
 }
 
-fn sysinfo_crate(pids: &[u32]) -> anyhow::Result<Box<dyn FnMut() -> anyhow::Result<usize>>> {
+fn sysinfo_crate(pids: &[u32]) -> anyhow::Result<Read> {
     let mut system = System::new()?;
     let pids: Vec<sysinfo::Pid> = pids.iter().map(|pid| sysinfo::Pid::from_u32(*pid)).collect();
     let wanted = ProcessRefreshKind::nothing().with_cpu().with_memory().without_tasks();
@@ -173,7 +195,7 @@ fn sysinfo_crate(pids: &[u32]) -> anyhow::Result<Box<dyn FnMut() -> anyhow::Resu
 }
 
 /// The least that reading CPU from `/proc` can cost: no open, no close, nothing parsed.
-pub(crate) fn kept_stat(pids: &[u32]) -> anyhow::Result<Box<dyn FnMut() -> anyhow::Result<usize>>> {
+pub(crate) fn kept_stat(pids: &[u32]) -> anyhow::Result<Read> {
     let open = |pid: &u32| File::open(format!("/proc/{pid}/stat"));
     let files = pids.iter().map(open).collect::<Result<Vec<_>, _>>()?;
     let mut buffer = [0; 1024];
