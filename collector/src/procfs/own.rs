@@ -1,6 +1,11 @@
-//! What this process itself holds, by the procfs crate: read once per snapshot, so its cost does not matter.
+//! What this process itself holds. Read once per snapshot, so it is a fixed part of what watching costs: the parts of
+//! `/proc/self` that tell it, and no more.
 
-use ::procfs::process::{LimitValue, Process};
+use std::fs;
+
+use nix::sys::resource::{Resource, getrlimit};
+
+use super::parse::statm::Statm;
 
 /// Our own memory and descriptors. `None` where `/proc/self` does not tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -9,7 +14,7 @@ pub struct OwnProcess {
     pub rss_bytes: Option<u64>,
     /// Virtual memory, bytes (`statm`).
     pub virtual_bytes: Option<u64>,
-    /// Descriptors open now (entries of `/proc/self/fd`, without the one that lists them).
+    /// Descriptors open now (entries of `/proc/self/fd`).
     pub open_fds: Option<u64>,
     /// Soft limit of descriptors (`RLIMIT_NOFILE`); `u64::MAX` without a limit.
     pub max_fds: Option<u64>,
@@ -17,17 +22,23 @@ pub struct OwnProcess {
 
 /// Reads `/proc/self`. Not under `--path.procfs`: a foreign root may show us under another pid or not at all.
 pub fn own() -> OwnProcess {
-    let Ok(process) = Process::myself() else { return OwnProcess::default() };
-    let memory = process.statm().ok();
+    let memory = fs::read("/proc/self/statm").ok().and_then(|text| Statm::parse(&text).ok());
     let page_size = ::procfs::page_size();
     OwnProcess {
         rss_bytes: memory.as_ref().map(|m| m.resident.saturating_mul(page_size)),
         virtual_bytes: memory.as_ref().map(|m| m.size.saturating_mul(page_size)),
-        open_fds: process.fd_count().ok().map(|count| (count as u64).saturating_sub(1)),
-        max_fds: process.limits().ok().map(|limits| match limits.max_open_files.soft_limit {
-            LimitValue::Value(limit) => limit,
-            LimitValue::Unlimited => u64::MAX,
-        }),
+        open_fds: open_fds(),
+        // Without a limit it is the largest number.
+        max_fds: getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(soft, _)| soft),
+    }
+}
+
+fn open_fds() -> Option<u64> {
+    const DIRECTORY: &str = "/proc/self/fd";
+    match fs::metadata(DIRECTORY).ok()?.len() {
+        // Before 6.2 the size of the directory says nothing; the one that lists it is open as well.
+        0 => Some((fs::read_dir(DIRECTORY).ok()?.count() as u64).saturating_sub(1)),
+        count => Some(count),
     }
 }
 
