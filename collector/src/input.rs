@@ -93,10 +93,10 @@ pub trait Source {
     fn drain(&mut self, out: &mut dyn FnMut(Input));
 
     /// How long a source that had hardly anything to tell may be left alone, ns: what can happen meanwhile has to find
-    /// room on the way. The event buffer holds twice this of the fastest fork storm
+    /// room on the way. The event buffer holds half as much again of the fastest fork storm
     /// ([`collector_ebpf::limits::EVENT_RING_BYTES`]).
     fn quiet_drain_ns(&self) -> u64 {
-        200_000_000
+        250_000_000
     }
 
     /// Reads the figures of every tracked process, then says [`Input::PassComplete`].
