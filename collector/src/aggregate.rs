@@ -61,6 +61,8 @@ pub struct Aggregate {
     processes: ProcessTable,
     /// Processes whose place is to be decided, in the order in which they came.
     queue: Vec<Pid>,
+    /// The facts that were read last: workers of one pool have the same, and there is one copy of them.
+    last_facts: Arc<ProgramFacts>,
     /// Number of the look at the queue, from 1; facts read in it need not be read again in it.
     look: u64,
     /// No search for pools before, `CLOCK_MONOTONIC` ns.
@@ -92,6 +94,7 @@ impl Aggregate {
             registry: Registry::new(exits_kept),
             processes: ProcessTable::default(),
             queue: Vec::new(),
+            last_facts: Arc::default(),
             look: 0,
             discovery_due_ns: 0,
             masters: ByProcess::default(),
@@ -409,7 +412,11 @@ impl Aggregate {
         {
             return Some(Arc::clone(known));
         }
-        let read = Arc::new(facts.read(key, needs)?);
+        let read = facts.read(key, needs)?;
+        if read != *self.last_facts {
+            self.last_facts = Arc::new(read);
+        }
+        let read = Arc::clone(&self.last_facts);
         let process = self.processes.by_pid_mut(key.pid)?;
         process.facts = Some(Arc::clone(&read));
         process.facts_look = self.look;

@@ -97,7 +97,8 @@ pub enum Vanished {
 pub struct Registry {
     /// By number, which is the order in which they came.
     pub pools: BTreeMap<PoolId, Pool>,
-    workers: ByProcess<ProcessKey, Worker>,
+    /// In boxes, because a table is half empty and a worker is large.
+    workers: ByProcess<ProcessKey, Box<Worker>>,
     next_pool: PoolId,
     exits: VecDeque<Arc<DeathCertificate>>,
     exits_kept: usize,
@@ -154,17 +155,17 @@ impl Registry {
 
     /// A worker by identity.
     pub fn worker(&self, key: ProcessKey) -> Option<&Worker> {
-        self.workers.get(&key)
+        self.workers.get(&key).map(Box::as_ref)
     }
 
     /// All workers, those that ended and are not reaped included.
     pub fn workers(&self) -> impl Iterator<Item = &Worker> {
-        self.workers.values()
+        self.workers.values().map(Box::as_ref)
     }
 
     /// For what is kept beside the life cycle (name, app, record).
     pub fn worker_mut(&mut self, key: ProcessKey) -> Option<&mut Worker> {
-        self.workers.get_mut(&key)
+        self.workers.get_mut(&key).map(Box::as_mut)
     }
 
     /// Certificates, newest first.
@@ -199,7 +200,7 @@ impl Registry {
         let state = if arrival.forked_at_ns.is_some() { WorkerState::Creating } else { WorkerState::Running };
         self.workers.insert(
             arrival.key,
-            Worker {
+            Box::new(Worker {
                 key: arrival.key,
                 pool: pool_id,
                 slot,
@@ -224,7 +225,7 @@ impl Registry {
                 certificate: None,
                 missed_since_ns: None,
                 seen_in_pass: self.pass,
-            },
+            }),
         );
         true
     }
@@ -428,7 +429,7 @@ impl Registry {
         let zombie = |w: &&Worker| {
             w.pool == pool && w.certificate.is_some() && w.last.is_some_and(|s| s.state == TaskState::Zombie)
         };
-        self.workers.values().filter(zombie).count() as u32
+        self.workers().filter(zombie).count() as u32
     }
 
     /// Removes a pool. Returns the workers it had, to be let go of: identity and record.
