@@ -15,7 +15,7 @@ use crate::units::{
     ByProcess, HostFacts, NANOS_PER_SECOND, Pid, ProcessKey, Processes, boottime_ns, monotonic_ns, unix_ns,
 };
 use crate::worker::matcher::{Facts, Matcher};
-use crate::worker::pool::PoolId;
+use crate::worker::pool::{Pool, PoolId};
 use crate::worker::process::{Process, ProcessTable};
 use crate::worker::recognize;
 use crate::worker::registry::{Arrival, Registry, Vanished};
@@ -560,6 +560,8 @@ impl Aggregate {
             return;
         }
         source.untrack(key, Role::Worker);
+        // What it was taken for may have hidden what it is: a master of its own, for one.
+        self.processes.topology_changed = true;
         if let Some(record) = self.registry.leave(key, now_ns) {
             source.release(record);
         }
@@ -584,14 +586,20 @@ impl Aggregate {
             if children.len() < 2 && !self.looked_at.insert(key) {
                 continue;
             }
+            // A worker that shows its master's arguments is no master of its own, whatever it forks.
+            if self.is_worker_of_known_program(key) {
+                continue;
+            }
             // The control group may have to tell two masters apart.
             let needs = Needs { cgroup: true, ..Needs::PROGRAM };
             let Some(own) = self.facts(key, needs, true, reader) else { continue };
-            let recognized = recognize::master(&as_facts(comm.as_bytes(), &own));
-            if recognized.is_none() && children.len() < 2 {
+            let own_facts = as_facts(comm.as_bytes(), &own);
+            let recognized = recognize::master(&own_facts);
+            if recognized.is_none() && (children.len() < 2 || recognize::starts_strangers(&own_facts)) {
                 continue;
             }
-            children.sort_unstable();
+            // In the order of their birth, as far as pids tell.
+            children.sort_unstable_by_key(|child| (child.start_ns, child.pid));
             let mut programs: HashMap<Vec<u8>, Vec<ProcessKey>> = HashMap::new();
             for child in children {
                 let Some(facts) = self.facts(child, Needs::PROGRAM, false, reader) else { continue };
@@ -600,27 +608,68 @@ impl Aggregate {
                 if parent == 1 && facts.exe != own.exe {
                     continue;
                 }
-                programs.entry(program).or_default().push(child);
-            }
-            let is_pool = programs.values().any(|group| group.len() >= 2)
-                || recognized.is_some() && !programs.is_empty();
-            if !is_pool {
-                continue;
-            }
-            let Some(pool) = self.discovered_pool(key, &own, recognized, now_ns, reader) else { continue };
-            self.make_master(key, pool, source);
-            for group in programs.into_values() {
-                if group.len() >= 2 || self.registry.pools.get(&pool).is_some_and(|p| p.program.is_some()) {
-                    for child in group {
-                        self.enqueue(child.pid);
-                        self.judge_child(child, pool, now_ns, source, reader);
-                    }
+                let known = recognized.is_some();
+                if known && facts.exe == own.exe
+                    || !known
+                        && !self.masters_known_program(child)
+                        && recognize::may_work(&own_facts, &as_facts(b"", &facts))
+                {
+                    programs.entry(program).or_default().push(child);
                 }
+            }
+            if recognized.is_none() {
+                programs.retain(|_, group| group.len() >= 2);
+            }
+            let Some(largest) = programs.values().max_by_key(|group| (group.len(), group[0])) else {
+                continue;
+            };
+            let named_by = if recognized.is_some() {
+                key
+            } else if recognize::is_named_after_workers(&own_facts) {
+                largest[0]
+            } else if recognize::forks_for_its_parent(&own_facts) {
+                self.processes.get(key).and_then(|p| self.processes.by_pid(p.parent)).map_or(key, |p| p.key)
+            } else {
+                key
+            };
+            let Some(named_by) = self.facts(named_by, Needs::PROGRAM, false, reader) else { continue };
+            let Some((pool, works)) = self.discovered_pool(key, &named_by, recognized, now_ns, reader) else {
+                continue;
+            };
+            if self.registry.pools.get(&pool).is_some_and(|p| p.program.is_some()) {
+                // It daemonized, or its parent took it for a worker before it was known what it is.
+                self.dismiss(key, now_ns, source);
+            }
+            self.make_master(key, pool, source);
+            if works {
+                self.place(key, pool, None, now_ns, source);
+            }
+            let mut groups: Vec<_> = programs.into_values().collect();
+            groups.sort_unstable_by_key(|group| (group[0].start_ns, group[0].pid));
+            for child in groups.into_iter().flatten() {
+                self.enqueue(child.pid);
+                self.judge_child(child, pool, now_ns, source, reader);
             }
         }
     }
 
-    /// Names and makes the pool of a master that was found.
+    fn pool_is_known_program(&self, id: PoolId) -> bool {
+        self.registry.pools.get(&id).is_some_and(|pool| pool.program.is_some())
+    }
+
+    fn masters_known_program(&self, key: ProcessKey) -> bool {
+        self.masters.get(&key).is_some_and(|id| self.pool_is_known_program(*id))
+    }
+
+    /// Living parents only: a server that daemonized was its parent's child, too.
+    fn is_worker_of_known_program(&self, key: ProcessKey) -> bool {
+        let Some(worker) = self.registry.worker(key).filter(|w| !w.ended()) else { return false };
+        let parent = self.processes.get(key).and_then(|p| self.processes.by_pid(p.parent));
+        self.pool_is_known_program(worker.pool)
+            && parent.is_some_and(|parent| self.masters.get(&parent.key) == Some(&worker.pool))
+    }
+
+    /// Names and makes the pool of a master that was found; says whether the master is a worker, too.
     fn discovered_pool(
         &mut self,
         master: ProcessKey,
@@ -628,7 +677,7 @@ impl Aggregate {
         recognized: Option<recognize::Recognized>,
         now_ns: u64,
         reader: &mut dyn FactReader,
-    ) -> Option<PoolId> {
+    ) -> Option<(PoolId, bool)> {
         let comm = self.processes.get(master)?.comm;
         let base = recognize::pool_name(&as_facts(comm.as_bytes(), own));
         // A second generation of masters (an upgrade in flight) shares the pool of the first.
@@ -641,7 +690,7 @@ impl Aggregate {
                 .get(&id)
                 .is_some_and(|p| recognized.is_some() && p.program == recognized.as_ref().map(|r| r.program))
         {
-            return Some(id);
+            return Some((id, false));
         }
         let origin = match &recognized {
             Some(r) => format!("recognized:{}", r.program),
@@ -650,30 +699,35 @@ impl Aggregate {
         let app = recognized.as_ref().and_then(|r| r.app.clone());
         let name = self.free_name(&base, app.as_deref(), own);
         let id = self.pool_for(&name, &origin, self.config.interval_ns, now_ns)?;
-        let size = recognized.as_ref().and_then(|r| self.size_of(master, r, reader));
+        let (size, works) = recognized.as_ref().map_or((None, false), |r| self.size_of(master, r, reader));
         if let Some(pool) = self.registry.pools.get_mut(&id) {
             pool.program = recognized.as_ref().map(|r| r.program);
+            pool.app = app.map(Into::into);
             if size.is_some() {
                 pool.configured_size = size;
             }
         }
-        Some(id)
+        Some((id, works))
     }
 
+    /// Configured number of workers, and whether the master is one of them.
     fn size_of(
         &self,
         master: ProcessKey,
         recognized: &recognize::Recognized,
         reader: &mut dyn FactReader,
-    ) -> Option<u32> {
-        if recognized.size.is_some() {
-            return recognized.size;
-        }
-        let text = reader.config_text(master, recognized.size_file.as_deref()?)?;
-        match recognize::size_from_config(recognized.program, &text)? {
+    ) -> (Option<u32>, bool) {
+        let file = recognized.size_file.as_deref().filter(|_| recognized.size.is_none() || recognized.works);
+        let text = file.and_then(|path| reader.config_text(master, path));
+        let size = || match recognize::size_from_config(recognized.program, text.as_deref()?)? {
             recognize::Size::Fixed(size) => Some(size),
             recognize::Size::PerCpu => Some(self.host.cpus),
-        }
+        };
+        let works = match (file, text.as_deref()) {
+            (Some(_), None) => false,
+            (_, text) => recognized.works && !text.is_some_and(recognize::asks_for_master),
+        };
+        (recognized.size.or_else(size), works)
     }
 
     /// Two masters of one name are told apart by what they serve, then by their control group, then by a number. A
@@ -733,7 +787,7 @@ impl Aggregate {
         source: &mut dyn Source,
         reader: &mut dyn FactReader,
     ) {
-        if self.masters.get(&key) == Some(&pool_id) {
+        if self.masters.get(&key) == Some(&pool_id) || self.masters_known_program(key) {
             return;
         }
         let Some(comm) = self.processes.get(key).map(|p| p.comm) else { return };
@@ -747,14 +801,62 @@ impl Aggregate {
         let facts_now = as_facts(comm.as_bytes(), &facts);
         let belongs = match pool.program {
             Some(program) => match recognize::child_role(program, &facts_now) {
-                recognize::Role::Worker { app } => Some(app),
+                recognize::Role::Worker { app } => Some(app.map(Arc::from).or_else(|| pool.app.clone())),
+                recognize::Role::Helper if self.shows_its_parents_title(key, &facts, now_ns) => return,
                 recognize::Role::Helper => None,
             },
-            None => self.same_program_as_others(key, pool_id, &facts).then_some(None),
+            None => {
+                let parent = self.processes.get(key).and_then(|p| self.processes.by_pid(p.parent));
+                let parent = parent.and_then(|p| p.facts.as_deref());
+                (parent.is_none_or(|parent| recognize::may_work(&as_facts(b"", parent), &facts_now))
+                    && self.same_program_as_others(key, pool_id, &facts))
+                .then_some(None)
+            }
         };
         match belongs {
-            Some(app) => self.place(key, pool_id, app.map(Into::into), now_ns, source),
+            Some(_) if self.is_beyond_size(key, pool_id) => self.dismiss(key, now_ns, source),
+            Some(app) => {
+                self.place(key, pool_id, app, now_ns, source);
+                self.keep_to_size(pool_id, now_ns, source);
+            }
             None => self.dismiss(key, now_ns, source),
+        }
+    }
+
+    /// It has not said yet what it is: its title is written soon after the fork.
+    fn shows_its_parents_title(&self, key: ProcessKey, facts: &ProgramFacts, now_ns: u64) -> bool {
+        let Some(process) = self.processes.get(key) else { return false };
+        let parents = self.processes.by_pid(process.parent).and_then(|p| p.facts.as_ref());
+        now_ns.saturating_sub(process.changed_at_ns) < SETTLED_NS
+            && parents.is_some_and(|parents| parents.cmdline == facts.cmdline)
+    }
+
+    /// The configured size of a pool whose helpers look like workers, but are forked after them.
+    fn size_that_tells(&self, pool_id: PoolId) -> Option<usize> {
+        let pool = self.registry.pools.get(&pool_id)?;
+        pool.program.filter(|program| recognize::helpers_come_last(program))?;
+        pool.configured_size.map(|size| size as usize)
+    }
+
+    /// As many workers as there may be are older. Once dismissed, a helper is not counted against successors.
+    fn is_beyond_size(&self, key: ProcessKey, pool_id: PoolId) -> bool {
+        let Some(size) = self.size_that_tells(pool_id) else { return false };
+        let born = |key: ProcessKey| (key.start_ns, key.pid);
+        let pool = self.registry.pools.get(&pool_id);
+        let older = |pool: &Pool| pool.holders().filter(|(_, other)| born(*other) < born(key)).count();
+        pool.map_or(0, older) >= size
+    }
+
+    /// A helper that the fork probe tagged may have a seat before the last worker has.
+    fn keep_to_size(&mut self, pool_id: PoolId, now_ns: u64, source: &mut dyn Source) {
+        let Some(size) = self.size_that_tells(pool_id) else { return };
+        let Some(pool) = self.registry.pools.get(&pool_id).filter(|pool| pool.living() as usize > size)
+        else {
+            return;
+        };
+        let youngest = pool.holders().map(|(_, key)| key).max_by_key(|key| (key.start_ns, key.pid));
+        if let Some(youngest) = youngest {
+            self.dismiss(youngest, now_ns, source);
         }
     }
 

@@ -21,7 +21,7 @@ pub(crate) enum Need {
     Bench,
 }
 
-const PACKAGES: [(&str, Need, &str); 17] = [
+const PACKAGES: [(&str, Need, &str); 24] = [
     ("rustc-web", Need::Ebpf, "a compiler whose LLVM is the linker's, at /usr/bin/rustc"),
     ("libstd-rust-web-dev-bpf", Need::Ebpf, "`core`, compiled for BPF"),
     ("rust-web-clippy", Need::Ebpf, "lints the BPF programs"),
@@ -31,6 +31,13 @@ const PACKAGES: [(&str, Need, &str); 17] = [
     ("nginx", Need::Workers, "prefork workers that share a listening socket"),
     ("gunicorn", Need::Workers, "prefork workers of an interpreter"),
     ("postgresql", Need::Workers, "one process per connection"),
+    ("apache2-bin", Need::Workers, "prefork workers of a server that writes no titles; without the service"),
+    ("php-fpm", Need::Workers, "workers of several pools under one master"),
+    ("uwsgi-core", Need::Workers, "workers that are told from routers by number alone"),
+    ("uwsgi-plugin-python3", Need::Workers, "an application for them"),
+    ("puma", Need::Workers, "a cluster of another interpreter"),
+    ("python3-celery", Need::Workers, "workers of a queue; its file system transport needs no broker"),
+    ("python3-setproctitle", Need::Workers, "gunicorn and celery write titles with it"),
     ("prometheus", Need::Workers, "promtool judges our exposition"),
     ("python3-prometheus-client", Need::Workers, "its parser judges our OpenMetrics text"),
     ("qemu-system-x86", Need::Vm, "boots other kernels"),

@@ -74,6 +74,8 @@ pub struct Pool {
     pub origin: Arc<str>,
     /// Built-in program name, for recognized masters.
     pub program: Option<&'static str>,
+    /// What its master serves: so do workers that say nothing themselves.
+    pub app: Option<Arc<str>>,
     /// Size the pool is configured to have.
     pub configured_size: Option<u32>,
     /// Nanoseconds between readings.
@@ -119,6 +121,7 @@ impl Pool {
             name,
             origin,
             program: None,
+            app: None,
             configured_size: None,
             interval_ns,
             due_ns: now_ns,

@@ -1,0 +1,71 @@
+//! nginx.
+
+use std::process::Command;
+
+use nix::sys::signal::{Signal, kill};
+
+use super::{Server, directory_with, free_port, has_child, pids, settled, slots};
+use crate::support::{Collector, eventually, pool_of};
+
+#[test]
+fn nginx_with_four_workers_and_its_reload() {
+    let directory = tempfile::tempdir().unwrap();
+    let configuration = directory.path().join("nginx.conf");
+    let text = format!(
+        "worker_processes 4;\npid {0}/pid;\nerror_log {0}/error.log;\nevents {{}}\n\
+         http {{ access_log off; server {{ listen 127.0.0.1:{1}; return 200; }} }}\n",
+        directory.path().display(),
+        free_port()
+    );
+    std::fs::write(&configuration, text).unwrap();
+    let collector = Collector::start(&["--source=ebpf"]);
+    let mut command = Command::new("/usr/sbin/nginx");
+    command.arg("-c").arg(&configuration).args(["-g", "daemon off;"]);
+    let nginx = Server::start(&mut command);
+    let pool = collector.pool_of(nginx.pid(), 4);
+    assert_eq!(pool["name"], "nginx");
+    assert_eq!(pool["origin"], "recognized:nginx");
+    assert_eq!((&pool["configured_size"], &pool["size"]), (&4.into(), &4.into()));
+    assert_eq!(slots(&pool), [(0, 1), (1, 1), (2, 1), (3, 1)]);
+    let spawned_at_start = pool["spawns_total"].as_u64().unwrap();
+    assert_eq!(spawned_at_start, 4, "they came while we looked");
+
+    // The new workers come before the old ones go, so they take the next slots; the reload after that takes the
+    // first ones again.
+    let mut before = pids(&pool);
+    for (round, expected) in [(1, [(4, 1), (5, 1), (6, 1), (7, 1)]), (2, [(0, 2), (1, 2), (2, 2), (3, 2)])] {
+        kill(nginx.pid(), Signal::SIGHUP).unwrap();
+        let pool = eventually("four new workers have taken over", || {
+            let stats = collector.stats();
+            let pool = pool_of(&stats, nginx.pid())?;
+            let new = pids(pool);
+            (new.len() == 4 && !new.iter().any(|pid| before.contains(pid))).then(|| pool.clone())
+        });
+        assert_eq!(slots(&pool), expected);
+        assert_eq!(pool["spawns_total"], spawned_at_start + 4 * round);
+        assert_eq!(pool["totals"]["exits"]["success"], 4 * round, "the old ones ended by themselves");
+        before = pids(&pool);
+    }
+    assert_eq!(pool["masters"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn nginx_with_a_cache_counts_no_cache_manager() {
+    let directory = directory_with(&[]);
+    let text = format!(
+        "worker_processes 3;\npid {0}/pid;\nerror_log {0}/error.log;\nevents {{}}\n\
+         http {{ access_log off; proxy_cache_path {0}/cache keys_zone=one:1m;\n\
+         server {{ listen 127.0.0.1:{1}; location / {{ proxy_cache one; proxy_pass http://127.0.0.1:9; }} }} }}\n",
+        directory.path().display(),
+        free_port()
+    );
+    let configuration = directory.path().join("nginx.conf");
+    std::fs::write(&configuration, text).unwrap();
+    let collector = Collector::start(&["--source=ebpf"]);
+    let mut command = Command::new("/usr/sbin/nginx");
+    command.arg("-c").arg(&configuration).args(["-g", "daemon off;"]);
+    let nginx = Server::start(&mut command);
+    let pool = settled(&collector, nginx.pid(), 3);
+    assert_eq!(pool["configured_size"], 3);
+    assert!(has_child(nginx.pid(), &pool, |_, line| line.starts_with("nginx: cache manager process")));
+}
