@@ -17,7 +17,8 @@
 //!   forked after them: those beyond the configured number are helpers. A spooler is forked before, and the router of
 //!   a uWSGI without a master as well, so these need the titles to be told apart.
 //! - celery: beat inside a worker (`-B`) is a helper, but without titles it looks like a worker and may be forked
-//!   before or after them, so it is counted rather than a worker left out; pools of threads, and puma in single mode, have no workers.
+//!   before or after them, so it is counted rather than a worker left out. Pools of threads, and puma in single mode,
+//!   have no workers.
 //! - apache2: what left the server's executable (piped loggers, CGI) is a helper. The daemon of `mod_cgid`, which
 //!   threaded servers use, cannot be told from a worker.
 //! - Where a title hides the arguments, only the configuration file in its usual place can tell the size: a `-w` beside

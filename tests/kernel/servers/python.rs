@@ -1,5 +1,7 @@
 //! gunicorn and celery, with the module that writes titles and without it.
 
+use nix::sys::signal::Signal;
+
 use super::{
     Server, apps, check_name, command_in, directory_with, free_port, has_child, replaces_a_killed_worker,
     settled, slots,
@@ -25,9 +27,9 @@ fn gunicorn_without_titles() {
     let bind = format!("127.0.0.1:{}", free_port());
     let mut command =
         command_in(directory.path(), "/usr/bin/gunicorn", &["-w", "4", "shop:app", "-b", &bind]);
-    let gunicorn = Server::start(command.env("PYTHONPATH", directory.path()));
+    let gunicorn = Server::start_ended_by(Signal::SIGKILL, command.env("PYTHONPATH", directory.path()));
     let collector = Collector::start(&["--source=ebpf"]);
-    let pool = settled(&collector, gunicorn.pid(), 4);
+    let pool = collector.pool_of(gunicorn.pid(), 4);
     check_name(&pool, "gunicorn", Some(4));
     assert_eq!(apps(&pool), ["shop:app"; 4]);
     let pool = replaces_a_killed_worker(&collector, gunicorn.pid(), &pool, 2);
@@ -40,8 +42,8 @@ fn gunicorn_with_titles_and_its_configuration_file() {
     let bind = format!("127.0.0.1:{}", free_port());
     let collector = Collector::start(&["--source=ebpf"]);
     let mut command = command_in(directory.path(), "/usr/bin/gunicorn", &["-b", &bind, "shop:app"]);
-    let gunicorn = Server::start(&mut command);
-    let pool = settled(&collector, gunicorn.pid(), 3);
+    let gunicorn = Server::start_ended_by(Signal::SIGKILL, &mut command);
+    let pool = collector.pool_of(gunicorn.pid(), 3);
     check_name(&pool, "gunicorn", Some(3));
     assert_eq!(apps(&pool), ["shop:app"; 3]);
     assert_eq!(slots(&pool), [(0, 1), (1, 1), (2, 1)]);
@@ -54,7 +56,7 @@ fn celery_with_titles_and_beat() {
     let collector = Collector::start(&["--source=ebpf"]);
     let arguments = ["-m", "celery", "-A", "shop", "worker", "-c", "3", "--beat"];
     let mut command = command_in(directory.path(), "/usr/bin/python3", &arguments);
-    let celery = Server::start(&mut command);
+    let celery = Server::start_ended_by(Signal::SIGKILL, &mut command);
     let pool = settled(&collector, celery.pid(), 3);
     check_name(&pool, "celery", Some(3));
     assert_eq!(apps(&pool), ["shop"; 3]);
@@ -68,8 +70,8 @@ fn celery_without_titles() {
     let arguments = ["-m", "celery", "-A", "shop", "worker", "-c", "3"];
     let mut command = command_in(directory.path(), "/usr/bin/python3", &arguments);
     let collector = Collector::start(&["--source=ebpf"]);
-    let celery = Server::start(command.env("PYTHONPATH", directory.path()));
-    let pool = settled(&collector, celery.pid(), 3);
+    let celery = Server::start_ended_by(Signal::SIGKILL, command.env("PYTHONPATH", directory.path()));
+    let pool = collector.pool_of(celery.pid(), 3);
     check_name(&pool, "celery", Some(3));
     assert_eq!(apps(&pool), ["shop"; 3]);
 }

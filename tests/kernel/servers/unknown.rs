@@ -39,7 +39,7 @@ fn pools_of_python_by_each_way_to_start_a_worker() {
     let fork = start(&directory, PYTHON, &["thumbnails.py"]);
     let spawn = start(&directory, PYTHON, &["mailer.py"]);
     let server = start(&directory, PYTHON, &["reports.py"]);
-    check_pool(&settled(&collector, fork.pid(), 3), "thumbnails");
+    check_pool(&collector.pool_of(fork.pid(), 3), "thumbnails");
     // Its resource tracker runs the same executable, but other code.
     check_pool(&settled(&collector, spawn.pid(), 3), "mailer");
     let stats = eventually("the fork server has three workers", || {
@@ -58,7 +58,7 @@ fn workers_of_a_node_cluster() {
     let directory = directory_with(&[("chat.js", script)]);
     let collector = Collector::start(&["--source=ebpf"]);
     let node = start(&directory, "node", &["chat.js"]);
-    check_pool(&settled(&collector, node.pid(), 3), "chat");
+    check_pool(&collector.pool_of(node.pid(), 3), "chat");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! uWSGI, whose processes look alike as long as nobody asks for titles.
 
+use nix::sys::signal::Signal;
+
 use super::{
     Server, check_name, command_in, directory_with, free_port, has_child, pids, replaces_a_killed_worker,
     settled, slots,
@@ -17,13 +19,12 @@ fn uwsgi_with_a_master_and_a_router_that_looks_like_a_worker() {
     let collector = Collector::start(&["--source=ebpf"]);
     let arguments = ["--plugin", "python3,http", "--master", "--http", &address, "--processes", "3"];
     let mut command = command_in(directory.path(), PROGRAM, &arguments);
-    let uwsgi = Server::start(command.args(["--wsgi-file", "app.py"]));
+    let uwsgi = Server::start_ended_by(Signal::SIGKILL, command.args(["--wsgi-file", "app.py"]));
     let pool = settled(&collector, uwsgi.pid(), 3);
     check_name(&pool, "uwsgi", Some(3));
     assert_eq!(slots(&pool), [(0, 1), (1, 1), (2, 1)]);
     assert!(has_child(uwsgi.pid(), &pool, |comm, _| comm == "uwsgi-core"), "the router");
     replaces_a_killed_worker(&collector, uwsgi.pid(), &pool, 1);
-    settled(&collector, uwsgi.pid(), 3);
 }
 
 #[test]
@@ -32,8 +33,10 @@ fn uwsgi_with_titles_and_a_spooler() {
     let address = format!("127.0.0.1:{}", free_port());
     let arguments = ["--plugin", "python3,http", "--master", "--http", &address, "--processes", "3"];
     let mut command = command_in(directory.path(), PROGRAM, &arguments);
-    let uwsgi =
-        Server::start(command.args(["--wsgi-file", "app.py", "--auto-procname", "--spooler", "spool"]));
+    let uwsgi = Server::start_ended_by(
+        Signal::SIGKILL,
+        command.args(["--wsgi-file", "app.py", "--auto-procname", "--spooler", "spool"]),
+    );
     let collector = Collector::start(&["--source=ebpf"]);
     let pool = settled(&collector, uwsgi.pid(), 3);
     check_name(&pool, "uwsgi", None);
@@ -49,7 +52,7 @@ fn uwsgi_without_a_master_is_its_own_first_worker() {
     let collector = Collector::start(&["--source=ebpf"]);
     let arguments = ["--plugin", "python3", "--http-socket", &address, "--processes", "3"];
     let mut command = command_in(directory.path(), PROGRAM, &arguments);
-    let uwsgi = Server::start(command.args(["--wsgi-file", "app.py"]));
+    let uwsgi = Server::start_ended_by(Signal::SIGKILL, command.args(["--wsgi-file", "app.py"]));
     let pool = settled(&collector, uwsgi.pid(), 3);
     check_name(&pool, "uwsgi", Some(3));
     assert!(pids(&pool).contains(&uwsgi.pid().as_raw().into()), "{pool}");
