@@ -261,14 +261,17 @@ impl Registry {
         worker.seen_in_pass = self.pass;
         let Some(pool) = self.pools.get_mut(&worker.pool).filter(|pool| pool.due) else { return };
         let mut sample = *sample;
-        if let Some(last) = &worker.last {
-            if sample.cpu.total_ns() < last.cpu.total_ns() {
+        // Its exit may have told more than its last reading.
+        if let Some((before, _)) = worker.baseline {
+            if sample.cpu.total_ns() < before.total_ns() {
                 // A thread that ended between two rows of one pass is in neither sum; the next pass has it.
                 self.backward_readings += 1;
-                sample.cpu = last.cpu;
+                sample.cpu = before;
             } else {
-                sample.cpu = not_backwards(last.cpu, sample.cpu);
+                sample.cpu = not_backwards(before, sample.cpu);
             }
+        }
+        if let Some(last) = &worker.last {
             // Run delay is a sum over living threads: it falls when one ends.
             sample.run_delay_ns = sample.run_delay_ns.map(|now| now.max(last.run_delay_ns.unwrap_or(0)));
         }
@@ -334,7 +337,8 @@ impl Registry {
             started_unix_ns: worker.started_unix_ns,
             ended_unix_ns,
             lifetime_ns,
-            cpu: exit.cpu.or(worker.last.map(|s| s.cpu)),
+            // As accounted: a lower figure than was shown already would be wrong.
+            cpu: exit.cpu.or(worker.last.map(|s| s.cpu)).and(worker.baseline).map(|(cpu, _)| cpu),
             cpu_final: false,
             peak_rss_bytes: exit.peak_rss_bytes,
             last_state,
