@@ -209,14 +209,16 @@ impl Pool {
 
     /// Adds the other cumulative figures; `before` is `None` for a worker born under our eyes.
     pub fn add_totals(&mut self, before: Option<&Sample>, after: &Sample) {
-        let add = |sum: &mut Option<u64>, before: Option<u64>, after: Option<u64>| {
-            if let Some(after) = after {
-                *sum = Some(sum.unwrap_or(0) + after.saturating_sub(before.unwrap_or(0)));
+        let add = |sum: &mut Option<u64>, of: fn(&Sample) -> Option<u64>| {
+            if let Some(after) = of(after) {
+                // What was unreadable before is counted from here on.
+                let before = before.map_or(0, |before| of(before).unwrap_or(after));
+                *sum = Some(sum.unwrap_or(0) + after.saturating_sub(before));
             }
         };
-        add(&mut self.run_delay_ns, before.and_then(|s| s.run_delay_ns), after.run_delay_ns);
-        add(&mut self.read_bytes, before.and_then(|s| s.read_bytes), after.read_bytes);
-        add(&mut self.written_bytes, before.and_then(|s| s.written_bytes), after.written_bytes);
+        add(&mut self.run_delay_ns, |s| s.run_delay_ns);
+        add(&mut self.read_bytes, |s| s.read_bytes);
+        add(&mut self.written_bytes, |s| s.written_bytes);
     }
 }
 

@@ -272,8 +272,10 @@ impl Registry {
             }
         }
         if let Some(last) = &worker.last {
-            // Run delay is a sum over living threads: it falls when one ends.
-            sample.run_delay_ns = sample.run_delay_ns.map(|now| now.max(last.run_delay_ns.unwrap_or(0)));
+            // Sums over living threads fall when one ends, and a figure can be unreadable once: what was known stays.
+            sample.run_delay_ns = sample.run_delay_ns.max(last.run_delay_ns);
+            sample.read_bytes = sample.read_bytes.max(last.read_bytes);
+            sample.written_bytes = sample.written_bytes.max(last.written_bytes);
         }
         let ended = worker.certificate.is_some();
         match worker.baseline {
