@@ -235,10 +235,12 @@ impl Aggregate {
                             started_unix_ns: self.unix_from_monotonic(fork.at_ns),
                             now_unix_ns: self.unix_from_monotonic(fork.at_ns),
                         };
-                        self.registry.join(pool, arrival);
+                        if !self.registry.join(pool, arrival) {
+                            release.extend(self.registry.fork_told(fork.child, fork.record, fork.at_ns));
+                        }
                     }
                     // Its pool was dropped while the event was under way.
-                    None => release.extend(fork.record),
+                    None => release.extend(self.registry.fork_told(fork.child, fork.record, fork.at_ns)),
                 }
                 if is_new {
                     self.enqueue(fork.child.pid);

@@ -230,6 +230,24 @@ impl Registry {
         true
     }
 
+    /// The fork of a worker was told after a listing had found it: it was born under our eyes after all. Returns the
+    /// record that the fork gave to it if it has another one, to be given back.
+    pub fn fork_told(&mut self, key: ProcessKey, record: SlotRecord, at_ns: u64) -> SlotRecord {
+        let Some(worker) = self.workers.get_mut(&key) else { return record };
+        if worker.forked_at_ns.is_none()
+            && let Some(pool) = self.pools.get_mut(&worker.pool)
+        {
+            worker.forked_at_ns = Some(at_ns);
+            pool.spawns += 1;
+            if worker.baseline.is_none() {
+                worker.baseline = Some((CpuTime::default(), at_ns));
+            }
+        }
+        let own = worker.record.or(record);
+        worker.record = own;
+        record.filter(|_| record != own)
+    }
+
     /// A living worker stops being one of this pool. Returns its record, to be given back.
     pub fn leave(&mut self, key: ProcessKey, now_ns: u64) -> SlotRecord {
         let worker = self.workers.remove(&key)?;
