@@ -82,6 +82,8 @@ pub struct Aggregate {
     lost_events: u64,
     refused_pools: u64,
     vanished: Vec<Vanished>,
+    /// Processes that a fork probe tagged for a pool that was dropped meanwhile, with their records.
+    orphans: Vec<(ProcessKey, u32)>,
 }
 
 impl Aggregate {
@@ -108,6 +110,7 @@ impl Aggregate {
             lost_events: 0,
             refused_pools: 0,
             vanished: Vec::new(),
+            orphans: Vec::new(),
         };
         aggregate.set_clocks();
         aggregate.add_configured_pools();
@@ -239,8 +242,16 @@ impl Aggregate {
                             release.extend(self.registry.fork_told(fork.child, fork.record, fork.at_ns));
                         }
                     }
-                    // Its pool was dropped while the event was under way.
-                    None => release.extend(self.registry.fork_told(fork.child, fork.record, fork.at_ns)),
+                    None => {
+                        let record = self.registry.fork_told(fork.child, fork.record, fork.at_ns);
+                        // Its pool was dropped while the event was under way. The kernel writes to the record until
+                        // the tag is gone, so that goes first.
+                        if let Some(record) = record
+                            && !self.orphans.contains(&(fork.child, record))
+                        {
+                            self.orphans.push((fork.child, record));
+                        }
+                    }
                 }
                 if is_new {
                     self.enqueue(fork.child.pid);
@@ -325,9 +336,19 @@ impl Aggregate {
         if std::mem::take(&mut self.listing_wanted) {
             self.list(source);
         }
+        for (key, record) in std::mem::take(&mut self.orphans) {
+            if self.registry.worker(key).is_none() {
+                source.untrack(key, Role::Worker);
+            }
+            source.release(record);
+        }
         for vanished in std::mem::take(&mut self.vanished) {
             match vanished {
                 Vanished::Missed(key, pool) => {
+                    // It may have ended, moved or lost its pool since.
+                    if self.registry.worker(key).is_none_or(|w| w.pool != pool || w.ended()) {
+                        continue;
+                    }
                     let record = source.track(key, pool, Role::Worker);
                     if let Some(old) = self
                         .registry
