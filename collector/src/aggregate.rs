@@ -411,6 +411,12 @@ impl Aggregate {
         // A failed listing says nothing; who is in no listing has ended.
         if !seen.is_empty() {
             self.processes.retain(|p| seen.contains(&p.key));
+            self.looked_at.retain(|key| seen.contains(key));
+            let ended: Vec<ProcessKey> =
+                self.masters.keys().filter(|key| !seen.contains(*key)).copied().collect();
+            for key in ended {
+                self.master_ended(key, monotonic_ns());
+            }
         }
         // Parents before children, so that a master is known before its workers are judged.
         new.sort_unstable();
@@ -906,15 +912,13 @@ impl Aggregate {
         let stale: Vec<PoolId> = self
             .registry
             .pools
-            .values()
-            .filter(|pool| {
+            .values_mut()
+            .filter_map(|pool| {
+                pool.note_emptiness(now_ns);
                 let fixed = self.config.matcher.rules().iter().any(|r| r.fixed_name() == Some(&*pool.name));
-                !fixed
-                    && pool
-                        .empty_since_ns
-                        .is_some_and(|since| now_ns.saturating_sub(since) > EMPTY_POOL_KEPT_NS)
+                let since_ns = pool.empty_since_ns.filter(|_| !fixed)?;
+                (now_ns.saturating_sub(since_ns) > EMPTY_POOL_KEPT_NS).then_some(pool.id)
             })
-            .map(|pool| pool.id)
             .collect();
         for id in stale {
             self.drop_pool(id, source);
