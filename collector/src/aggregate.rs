@@ -184,6 +184,9 @@ impl Aggregate {
         self.processes.topology_changed = true;
         let pids: Vec<Pid> = self.processes.iter().map(|p| p.key.pid).collect();
         for pid in pids {
+            if let Some(process) = self.processes.by_pid_mut(pid) {
+                process.matched = None;
+            }
             self.enqueue(pid);
         }
     }
