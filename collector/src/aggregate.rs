@@ -284,7 +284,7 @@ impl Aggregate {
                 self.master_ended(exit.process, exit.at_ns);
             }
             Input::Reap(reap) => {
-                release.extend(self.registry.reaped(&reap));
+                release.extend(self.registry.reaped(&reap, self.unix_minus_monotonic));
                 self.processes.remove(reap.process);
                 self.master_ended(reap.process, reap.at_ns);
             }

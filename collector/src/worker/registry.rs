@@ -371,18 +371,31 @@ impl Registry {
         }
     }
 
+    /// The exit of a worker was lost: what is known is that it is gone.
+    fn end_unreported(&mut self, key: ProcessKey, cpu: Option<CpuTime>, at_ns: u64, unix_minus_monotonic: i64) {
+        if self.workers.get(&key).is_none_or(Worker::ended) {
+            return;
+        }
+        self.unreported_ends += 1;
+        let exit = Exit {
+            process: key,
+            status: ExitStatus::Unknown,
+            sender: None,
+            oom_killed: None,
+            cpu,
+            peak_rss_bytes: None,
+            at_ns,
+        };
+        self.exited(&exit, unix_minus_monotonic);
+    }
+
     /// The kernel let go of it. Returns its record, to be given back.
-    pub fn reaped(&mut self, reap: &Reap) -> SlotRecord {
+    pub fn reaped(&mut self, reap: &Reap, unix_minus_monotonic: i64) -> SlotRecord {
+        self.end_unreported(reap.process, reap.cpu, reap.at_ns, unix_minus_monotonic);
         let mut worker = self.workers.remove(&reap.process)?;
         let Some(pool) = self.pools.get_mut(&worker.pool) else { return worker.record };
         worker.account(pool, reap.cpu, reap.at_ns);
-        let Some(sequence) = worker.certificate else {
-            // Its exit was lost: what is known is that it is gone.
-            pool.vacate(worker.slot, reap.at_ns);
-            pool.count_exit(ExitStatus::Unknown, None);
-            self.unreported_ends += 1;
-            return worker.record;
-        };
+        let Some(sequence) = worker.certificate else { return worker.record };
         pool.unreaped = pool.unreaped.saturating_sub(1);
         if reap.cpu.is_none() {
             self.unreported_reaps += 1;
@@ -429,20 +442,8 @@ impl Registry {
                 }
                 continue;
             }
-            if worker.certificate.is_none() {
-                self.unreported_ends += 1;
-                let exit = Exit {
-                    process: key,
-                    status: ExitStatus::Unknown,
-                    sender: None,
-                    oom_killed: None,
-                    cpu: None,
-                    peak_rss_bytes: None,
-                    at_ns: started_ns,
-                };
-                self.exited(&exit, unix_minus_monotonic);
-            }
-            let record = self.reaped(&Reap { process: key, cpu: None, at_ns: started_ns });
+            let gone = Reap { process: key, cpu: None, at_ns: started_ns };
+            let record = self.reaped(&gone, unix_minus_monotonic);
             vanished.push(Vanished::Gone(key, record));
         }
         vanished
