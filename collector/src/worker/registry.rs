@@ -372,7 +372,13 @@ impl Registry {
     }
 
     /// The exit of a worker was lost: what is known is that it is gone.
-    fn end_unreported(&mut self, key: ProcessKey, cpu: Option<CpuTime>, at_ns: u64, unix_minus_monotonic: i64) {
+    fn end_unreported(
+        &mut self,
+        key: ProcessKey,
+        cpu: Option<CpuTime>,
+        at_ns: u64,
+        unix_minus_monotonic: i64,
+    ) {
         if self.workers.get(&key).is_none_or(Worker::ended) {
             return;
         }
@@ -507,3 +513,6 @@ fn not_backwards(before: CpuTime, now: CpuTime) -> CpuTime {
         now
     }
 }
+
+#[cfg(test)]
+mod tests;
