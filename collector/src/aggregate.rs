@@ -487,6 +487,8 @@ impl Aggregate {
         for (key, verdict, master_of) in verdicts {
             if let Some(rule) = master_of
                 && let Some(name) = self.config.matcher.rules()[rule].fixed_name()
+                // A worker that still has its master's name and program is no second master.
+                && verdict.as_ref().is_none_or(|verdict| verdict.pool != name)
                 && let Some(pool) = self.registry.pool_named(name).map(|p| p.id)
             {
                 self.make_master(key, pool, source);
