@@ -1072,3 +1072,6 @@ fn as_facts<'a>(comm: &'a [u8], facts: &'a ProgramFacts) -> Facts<'a> {
         cgroup: facts.cgroup.as_deref(),
     }
 }
+
+#[cfg(test)]
+mod tests;
