@@ -379,7 +379,7 @@ impl Registry {
         at_ns: u64,
         unix_minus_monotonic: i64,
     ) {
-        if self.workers.get(&key).is_none_or(Worker::ended) {
+        if self.workers.get(&key).is_none_or(|worker| worker.ended()) {
             return;
         }
         self.unreported_ends += 1;
