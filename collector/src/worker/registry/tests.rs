@@ -137,7 +137,10 @@ fn registry() -> (Registry, PoolId) {
 }
 
 /// What holds at any moment.
-fn check_seats(registry: &Registry, generations: &mut BTreeMap<u32, u32>) -> Result<(), TestCaseError> {
+fn check_seats(
+    registry: &Registry,
+    generations: &mut BTreeMap<u32, (ProcessKey, u32)>,
+) -> Result<(), TestCaseError> {
     for pool in registry.pools.values() {
         let holders: BTreeMap<u32, ProcessKey> = pool.holders().collect();
         let alive: BTreeSet<ProcessKey> =
@@ -149,14 +152,9 @@ fn check_seats(registry: &Registry, generations: &mut BTreeMap<u32, u32>) -> Res
         for (slot, holder) in holders {
             let worker = registry.worker(holder).unwrap();
             prop_assert_eq!(worker.slot, slot);
-            let before = generations.insert(slot, worker.generation).unwrap_or(0);
-            prop_assert!(
-                worker.generation == before || worker.generation == before + 1,
-                "slot {} went from generation {} to {}",
-                slot,
-                before,
-                worker.generation
-            );
+            let (before, generation) =
+                generations.insert(slot, (holder, worker.generation)).unwrap_or((holder, 1));
+            prop_assert_eq!(worker.generation, generation + u32::from(before != holder), "of slot {}", slot);
         }
         let unreaped = registry.workers().filter(|w| w.pool == pool.id && w.ended()).count();
         prop_assert_eq!(pool.unreaped as usize, unreaped);
