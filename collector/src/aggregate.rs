@@ -180,6 +180,15 @@ impl Aggregate {
             self.drop_pool(id, source);
         }
         self.add_configured_pools();
+        for pool in self.registry.pools.values_mut() {
+            let rule = match &*pool.origin {
+                "config" => self.config.matcher.rules().iter().find(|rule| rule.could_name(&pool.name)),
+                _ => None,
+            };
+            pool.interval_ns = rule.and_then(|rule| rule.interval_ns).unwrap_or(self.config.interval_ns);
+            // The turn that was set lies in the old interval.
+            pool.due_ns = 0;
+        }
         self.looked_at.clear();
         self.processes.topology_changed = true;
         let pids: Vec<Pid> = self.processes.iter().map(|p| p.key.pid).collect();

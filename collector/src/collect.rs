@@ -111,7 +111,11 @@ impl Collector {
             };
             let wait = next_pass_ns.saturating_sub(now).clamp(1, drain_ns);
             match commands.recv_timeout(Duration::from_nanos(wait)) {
-                Ok(command) => self.obey(command),
+                Ok(command) => {
+                    self.obey(command);
+                    // The next turn that was set may be an old interval away.
+                    next_pass_ns = 0;
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }

@@ -913,6 +913,26 @@ fn passes_lie_on_a_grid_and_slow_pools_wait_for_their_turn() {
 }
 
 #[test]
+fn a_new_interval_holds_for_every_pool_at_once() {
+    let minute = |rules| Config { interval_ns: 60 * SECOND, ..config(rules) };
+    let by_app = || by_line("app-${app}", "app=(?P<app>.)");
+    let own = Rule { interval_ns: Some(5 * SECOND), ..by_comm("own", "o") };
+    let mut world = World::new(minute(vec![by_app(), own.clone()]));
+    world.host(|host| {
+        host.add(10, 1, "x", "/x", "app=1\0");
+        gunicorn(host, 20, "shop");
+    });
+    world.settle();
+    world.reconfigure(config(vec![by_app(), own]));
+    world.later(SECOND);
+    world.pass();
+    let pools = world.aggregate.registry.pools.values();
+    let seen: Vec<_> = pools.map(|p| (p.name.to_string(), p.interval_ns / SECOND, p.due)).collect();
+    let expected = [("own", 5, true), ("app-1", 1, true), ("gunicorn", 1, true)];
+    assert_eq!(seen, expected.map(|(name, seconds, due)| (name.to_owned(), seconds, due)));
+}
+
+#[test]
 fn slow_pools_are_read_in_their_own_interval_only() {
     let slow = Rule { interval_ns: Some(5 * SECOND), ..by_comm("slow", "s") };
     let mut world = World::new(only(vec![by_comm("fast", "f"), slow]));
