@@ -635,6 +635,8 @@ fn pools_of_one_name_get_names_of_their_own() {
         host.end_children(10);
         host.end(10);
         host.fork(20, 22);
+        // It writes its title soon after.
+        host.processes.get_mut(&22).unwrap().facts.cmdline = Some("gunicorn: worker [blog]\0".into());
     });
     world.settle();
     assert!(world.pools().contains(&"gunicorn@blog: [20] | [21, 22]".to_owned()));
