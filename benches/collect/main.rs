@@ -165,6 +165,7 @@ fn collect(table: &mut Table, plan: &Plan, workers: &Workers) -> anyhow::Result<
     let ours = [
         (paths::EBPF, 0.5),
         (paths::EBPF_WARM, 0.5),
+        (paths::EBPF_RAN, 0.5),
         (paths::PROCFS_IDLE, 5.0),
         (paths::PROCFS_RAN, 5.0),
         (paths::PROCFS_FAULTED, 5.0),

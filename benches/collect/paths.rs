@@ -54,8 +54,9 @@ struct Way<'a> {
     open: Box<dyn Fn() -> anyhow::Result<Read> + 'a>,
 }
 
-pub(crate) const EBPF: &str = "eBPF";
-pub(crate) const EBPF_WARM: &str = "eBPF, again at once";
+pub(crate) const EBPF: &str = "eBPF, none ran";
+pub(crate) const EBPF_WARM: &str = "eBPF, none ran, again at once";
+pub(crate) const EBPF_RAN: &str = "eBPF, all ran";
 pub(crate) const PROCFS_IDLE: &str = "/proc, none ran";
 pub(crate) const PROCFS_RAN: &str = "/proc, all ran";
 pub(crate) const PROCFS_FAULTED: &str = "/proc, all ran and faulted";
@@ -82,6 +83,7 @@ pub(crate) fn measure(workers: &Workers, rounds: usize) -> anyhow::Result<Vec<Me
     let ways = [
         Way { name: EBPF, before: Before::Others, open: Box::new(kernel) },
         Way { name: EBPF_WARM, before: Before::Itself, open: Box::new(kernel) },
+        Way { name: EBPF_RAN, before: Before::Activity(Activity::Runs), open: Box::new(kernel) },
         Way { name: PROCFS_IDLE, before: Before::Itself, open: Box::new(procfs) },
         Way { name: PROCFS_CRATE, before: Before::Others, open: Box::new(|| procfs_crate(pids)) },
         Way { name: SYSINFO, before: Before::Others, open: Box::new(|| sysinfo_crate(pids)) },
@@ -164,6 +166,7 @@ fn pass_of(mut source: impl Source + 'static, pids: &[u32]) -> anyhow::Result<Re
     Ok(Box::new(move || {
         let (mut read, mut without_memory, mut complete) = (0, 0, false);
         source.pass(&mut |input| match input {
+            Input::Unchanged { .. } => read += 1,
             Input::Sample(sample) => {
                 black_box(&sample);
                 read += 1;

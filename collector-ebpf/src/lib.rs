@@ -22,8 +22,8 @@ pub mod maps {
     pub const SLOTS: &str = "SLOTS";
     /// Queue of slot numbers that were given back.
     pub const FREE_SLOTS: &str = "FREE_SLOTS";
-    /// Mappable array of one `u32`: the lowest slot number that nobody has had.
-    pub const NEXT_SLOT: &str = "NEXT_SLOT";
+    /// Mappable array of one [`crate::slot::Control`].
+    pub const CONTROL: &str = "CONTROL";
     /// Per-CPU array of counters, indexed by [`crate::event::Counter`].
     pub const COUNTERS: &str = "COUNTERS";
 }

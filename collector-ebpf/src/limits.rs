@@ -1,9 +1,9 @@
 //! Map sizes and array lengths that both sides must agree on.
 
 /// Bytes of the event ring buffer (a power of two and a multiple of the page size). At 48,000 events a second of
-/// about 100 bytes (12,000 processes a second that fork, exec, exit and are reaped) it holds about 0.4 s, eight
+/// about 90 bytes (12,000 processes a second that fork, exec, exit and are reaped) it holds a quarter of a second, five
 /// times the interval at which it is drained. It is mapped twice in a row, so its resident cost is double.
-pub const EVENT_RING_BYTES: usize = 2 << 20;
+pub const EVENT_RING_BYTES: usize = 1 << 20;
 
 /// Slots: workers that can be tracked at a time with a record of their own, over all pools.
 pub const MAX_SLOTS: usize = 8192;

@@ -14,26 +14,43 @@ pub const RSS_SWAP: usize = 2;
 /// Index of shared memory pages.
 pub const RSS_SHMEM: usize = 3;
 
-/// In [`TaskRow::flags`]: a kernel thread (`PF_KTHREAD`).
+/// In [`RowHeader::flags`]: a kernel thread (`PF_KTHREAD`).
 pub const TASK_KERNEL_THREAD: u32 = 1;
-/// In [`TaskRow::flags`]: it has an address space, `rss_pages` is set.
+/// In [`RowHeader::flags`]: it has an address space, `rss_pages` is set.
 pub const TASK_HAS_MEMORY: u32 = 2;
-/// In [`TaskRow::flags`]: the main thread of its process; counters include dead threads.
+/// In [`RowHeader::flags`]: the main thread of its process; counters include dead threads.
 pub const TASK_MAIN_THREAD: u32 = 4;
+
+/// In [`RowHeader::flags`]: its one thread has not run since its figures were told; nothing follows the header.
+pub const TASK_UNCHANGED: u32 = 8;
+
+/// Figures that were told already are told again in one pass of so many, because others can change them: memory that
+/// was reclaimed is no longer resident.
+pub const TELL_AGAIN_PASSES: u32 = 4;
+
+/// First part of every row. 16 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RowHeader {
+    /// Thread group id.
+    pub pid: u32,
+    /// `TASK_…` bits.
+    pub flags: u32,
+    /// Start of the process's main thread, `CLOCK_BOOTTIME` ns.
+    pub start_ns: u64,
+}
 
 /// Cumulative figures of one thread; those of all threads add up to the process. Memory is the process's and the same
 /// in each row that has it (a main thread that ended before the others has not). 168 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TaskRow {
-    /// Thread group id.
-    pub pid: u32,
+    /// Who.
+    pub header: RowHeader,
     /// Thread id.
     pub tid: u32,
     /// Thread group id of the parent.
     pub parent: u32,
-    /// `TASK_…` bits.
-    pub flags: u32,
     /// `task_struct::__state`.
     pub state: u32,
     /// `task_struct::exit_state`; 0 as long as any thread of the process lives.
@@ -42,8 +59,6 @@ pub struct TaskRow {
     pub threads: u32,
     /// Zero.
     pub padding: u32,
-    /// Start of the process's main thread, `CLOCK_BOOTTIME` ns.
-    pub start_ns: u64,
     /// Scheduler's account, ns.
     pub runtime_ns: u64,
     /// User time as sampled, ns.
@@ -70,4 +85,7 @@ pub struct TaskRow {
     pub comm: [u8; COMM_LEN],
 }
 
-const _: () = assert!(size_of::<TaskRow>() == 168);
+const _: () = {
+    assert!(size_of::<RowHeader>() == 16);
+    assert!(size_of::<TaskRow>() == 168);
+};

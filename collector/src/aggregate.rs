@@ -304,6 +304,10 @@ impl Aggregate {
                 let now = self.unix_from_monotonic(sample.at_ns);
                 self.registry.sampled(&sample, now);
             }
+            Input::Unchanged { process, at_ns } => {
+                let now = self.unix_from_monotonic(at_ns);
+                self.registry.unchanged(process, at_ns, now);
+            }
             Input::PassComplete { started_ns } => {
                 let vanished = self.registry.pass_complete(started_ns, self.unix_minus_monotonic);
                 self.vanished.extend(vanished);

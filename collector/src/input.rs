@@ -48,6 +48,13 @@ pub enum Input {
     Reap(Reap),
     /// Cumulative figures of one living (or defunct) process, read now.
     Sample(Sample),
+    /// A process has not run since its last [`Input::Sample`]: that is still what it has used.
+    Unchanged {
+        /// Who.
+        process: ProcessKey,
+        /// When this was read, `CLOCK_MONOTONIC` ns.
+        at_ns: u64,
+    },
     /// Ends one pass over all tracked processes: whoever was not in it no longer exists.
     PassComplete {
         /// `CLOCK_MONOTONIC` when the pass began, ns. Processes that were born later are not judged by it.
@@ -93,10 +100,10 @@ pub trait Source {
     fn drain(&mut self, out: &mut dyn FnMut(Input));
 
     /// How long a source that had hardly anything to tell may be left alone, ns: what can happen meanwhile has to find
-    /// room on the way. The event buffer holds half as much again of the fastest fork storm
+    /// room on the way. The event buffer holds twice as much of the fastest fork storm
     /// ([`collector_ebpf::limits::EVENT_RING_BYTES`]).
     fn quiet_drain_ns(&self) -> u64 {
-        250_000_000
+        100_000_000
     }
 
     /// Reads the figures of every tracked process, then says [`Input::PassComplete`].

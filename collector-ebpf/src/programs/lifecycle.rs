@@ -14,7 +14,7 @@ use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::slot::{EXITED, LIVE, REAPED, ROLE_MASTER, ROLE_WORKER, SentSignal, Slot, Tag};
 
 use crate::kernel::{Signal, Task, add, offset, read};
-use crate::{FREE_SLOTS, NEXT_SLOT, SLOTS, count, emit};
+use crate::{CONTROL, FREE_SLOTS, SLOTS, count, emit};
 
 /// `SIGNAL_GROUP_EXIT` of `include/linux/sched/signal.h`.
 const SIGNAL_GROUP_EXIT: u32 = 4;
@@ -44,10 +44,11 @@ fn free_slot() -> Option<u32> {
     if let Some(number) = FREE_SLOTS.pop().ok().flatten() {
         return Some(number);
     }
-    let next = NEXT_SLOT.get_ptr_mut(0)?;
+    let control = CONTROL.get_ptr_mut(0)?;
     // Looked at before it is raised, so that it never wraps around.
     // SAFETY: valid, aligned pointers into the array; user space raises it atomically, too.
     let number = unsafe {
+        let next = &raw mut (*control).next_slot;
         if next.read_volatile() >= MAX_SLOTS as u32 {
             return None;
         }

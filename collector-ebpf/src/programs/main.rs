@@ -26,7 +26,7 @@ use aya_ebpf::macros::btf_map;
 use collector_ebpf::event::Counter;
 use collector_ebpf::limits::{EVENT_RING_BYTES, MAX_SLOTS};
 use collector_ebpf::offsets::Offsets;
-use collector_ebpf::slot::{Slot, Tag};
+use collector_ebpf::slot::{Control, Slot, Tag};
 
 /// Set by the loader before the programs are verified.
 #[unsafe(no_mangle)]
@@ -42,7 +42,7 @@ static SLOTS: Array<Slot, MAX_SLOTS, { BPF_F_MMAPABLE as usize }> = Array::new()
 static FREE_SLOTS: Queue<u32, MAX_SLOTS> = Queue::new();
 
 #[btf_map]
-static NEXT_SLOT: Array<u32, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+static CONTROL: Array<Control, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();

@@ -5,8 +5,12 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::helpers::generated::bpf_seq_write;
 use collector_ebpf::offsets::ABSENT;
-use collector_ebpf::task::{TASK_HAS_MEMORY, TASK_KERNEL_THREAD, TASK_MAIN_THREAD, TaskRow};
+use collector_ebpf::task::{
+    RowHeader, TASK_HAS_MEMORY, TASK_KERNEL_THREAD, TASK_MAIN_THREAD, TASK_UNCHANGED, TELL_AGAIN_PASSES,
+    TaskRow,
+};
 
+use crate::CONTROL;
 use crate::kernel::{Signal, Task, add, offset, read, read_if_present, read_pointer};
 
 /// `PF_KTHREAD` of `include/linux/sched.h`.
@@ -26,11 +30,11 @@ struct IterTask {
 }
 
 #[inline(always)]
-fn write(ctx: &IterTask, row: &TaskRow) {
-    // SAFETY: `meta` and `seq` are never null in an iterator program. A full buffer makes the kernel call the
-    // program for the same task again, so the result needs no look.
+/// False if the buffer is full: the kernel empties it and calls the program for the same task again.
+fn write<T>(ctx: &IterTask, row: &T) -> bool {
+    // SAFETY: `meta` and `seq` are never null in an iterator program; the row is initialised and without padding.
     unsafe {
-        bpf_seq_write((*ctx.meta).seq.cast(), core::ptr::from_ref(row).cast(), size_of::<TaskRow>() as u32);
+        bpf_seq_write((*ctx.meta).seq.cast(), core::ptr::from_ref(row).cast(), size_of::<T>() as u32) == 0
     }
 }
 
@@ -38,23 +42,22 @@ fn write(ctx: &IterTask, row: &TaskRow) {
 fn identity(task: Task, leader: Task, parent: Task, signal: Signal) -> TaskRow {
     let flags: u32 = read!(task.0, task_flags);
     let mut row = TaskRow {
-        pid: task.pid(),
+        header: RowHeader { pid: task.pid(), flags: 0, start_ns: leader.start_ns() },
         tid: task.tid(),
-        start_ns: leader.start_ns(),
         exit_state: read!(task.0, task_exit_state),
         state: read!(task.0, task_state),
         ..TaskRow::default()
     };
     if flags & PF_KTHREAD != 0 {
-        row.flags |= TASK_KERNEL_THREAD;
+        row.header.flags |= TASK_KERNEL_THREAD;
     }
     let live: i32 = read!(signal.0, signal_live);
     if live > 0 {
         // A main thread that ended before the others waits for them; the process lives.
         row.exit_state = 0;
     }
-    if row.tid == row.pid {
-        row.flags |= TASK_MAIN_THREAD;
+    if row.tid == row.header.pid {
+        row.header.flags |= TASK_MAIN_THREAD;
         row.parent = parent.pid();
         row.comm = task.comm();
     }
@@ -93,7 +96,14 @@ extern "C" fn tracked_tasks(ctx: &IterTask) -> i32 {
     }
     let task = Task(ctx.task);
     let leader = task.leader();
-    if leader.tag().is_none() {
+    let Some(tag) = leader.tag() else { return 0 };
+    let (pid, is_main) = (task.pid(), task.tid() == task.pid());
+    let switches = u64_of(read!(task.0, task_nvcsw)) + u64_of(read!(task.0, task_nivcsw));
+    let state: u32 = read!(task.0, task_state);
+    // A thread that is asleep and has not switched since has not run. What follows reads a dozen cache lines that no
+    // longer are in any cache, for nothing.
+    if is_main && tag.told_alone != 0 && tag.told_switches == switches && state != 0 && !is_due(pid) {
+        write(ctx, &RowHeader { pid, flags: TASK_UNCHANGED, start_ns: leader.start_ns() });
         return 0;
     }
     let (parent, signal) = (task.parent(), task.signal());
@@ -107,7 +117,7 @@ extern "C" fn tracked_tasks(ctx: &IterTask) -> i32 {
     row.run_delay_ns = read_if_present!(task.0, task_run_delay);
     row.read_bytes = read_if_present!(task.0, task_read_bytes);
     row.written_bytes = read_if_present!(task.0, task_write_bytes);
-    if row.flags & TASK_MAIN_THREAD != 0 {
+    if row.header.flags & TASK_MAIN_THREAD != 0 {
         cpu = add(cpu, signal.dead_cpu());
         row.threads = read!(signal.0, signal_nr_threads);
         row.minor_faults += u64_of(read!(signal.0, signal_min_flt));
@@ -123,8 +133,20 @@ extern "C" fn tracked_tasks(ctx: &IterTask) -> i32 {
     row.runtime_ns = cpu.runtime_ns;
     row.user_ns = cpu.user_ns;
     row.system_ns = cpu.system_ns;
-    write(ctx, &row);
+    if write(ctx, &row) && is_main {
+        tag.told_switches = switches;
+        tag.told_alone = u32::from(row.threads <= 1);
+    }
     0
+}
+
+/// It is this process's turn to be told again, or all figures are wanted.
+#[inline(always)]
+fn is_due(pid: u32) -> bool {
+    let Some(control) = CONTROL.get_ptr(0) else { return true };
+    // SAFETY: a valid pointer into the array; user space writes it between passes.
+    let (pass, tell_all) = unsafe { ((*control).pass, (*control).tell_all) };
+    tell_all != 0 || pass.wrapping_add(pid) % TELL_AGAIN_PASSES == 0
 }
 
 /// Reads the address space without holding it: a task that ends at this moment may give zeros (a load from memory
@@ -134,7 +156,7 @@ fn memory(mm: *const u8, row: &mut TaskRow) {
     if offset!(mm_rss_first) == ABSENT || mm.is_null() {
         return;
     }
-    row.flags |= TASK_HAS_MEMORY;
+    row.header.flags |= TASK_HAS_MEMORY;
     let first = offset!(mm_rss_first) as usize;
     let stride = offset!(mm_rss_stride) as usize;
     if stride == size_of::<u64>() {

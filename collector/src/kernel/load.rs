@@ -170,8 +170,8 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
     }
 
     let free_slots = object.take_map(maps::FREE_SLOTS, Queue::try_from)?;
-    let (slots, next) = (object.take_map_data(maps::SLOTS)?, object.take_map_data(maps::NEXT_SLOT)?);
-    let slots = SlotTable::new(slots, next, free_slots).map_err(LoadError::Slots)?;
+    let (slots, control) = (object.take_map_data(maps::SLOTS)?, object.take_map_data(maps::CONTROL)?);
+    let slots = SlotTable::new(slots, control, free_slots).map_err(LoadError::Slots)?;
     let loaded = Loaded {
         tracepoints,
         tracked_tasks,

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use aya::maps::{MapData, Queue};
 use collector_ebpf::limits::MAX_SLOTS;
-use collector_ebpf::slot::{FREE, LIVE, Slot};
+use collector_ebpf::slot::{Control, FREE, LIVE, Slot};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 /// A mappable array of `length` values, mapped.
@@ -48,18 +48,31 @@ impl<T> Drop for Shared<T> {
 
 pub(super) struct SlotTable {
     free: Queue<MapData, u32>,
-    next: Shared<AtomicU32>,
+    control: Shared<Control>,
     slots: Shared<Slot>,
 }
 
 impl SlotTable {
-    pub(super) fn new(slots: MapData, next: MapData, free: Queue<MapData, u32>) -> io::Result<Self> {
-        Ok(Self { free, next: Shared::map(next, 1)?, slots: Shared::map(slots, MAX_SLOTS)? })
+    pub(super) fn new(slots: MapData, control: MapData, free: Queue<MapData, u32>) -> io::Result<Self> {
+        Ok(Self { free, control: Shared::map(control, 1)?, slots: Shared::map(slots, MAX_SLOTS)? })
     }
 
     fn next(&self) -> &AtomicU32 {
+        // SAFETY: a pointer to a field inside the mapping.
+        let next = unsafe { &raw mut (*self.control.memory.as_ptr()).next_slot };
         // SAFETY: mapped, aligned, as long as `self`; the programs change it by atomic instructions.
-        unsafe { self.next.memory.as_ref() }
+        unsafe { AtomicU32::from_ptr(next) }
+    }
+
+    /// Tells the iterator that another pass begins, and whether it is to tell what it told before, too.
+    pub(super) fn begin_pass(&mut self, tell_all: bool) {
+        let control = self.control.memory.as_ptr();
+        // SAFETY: pointers to fields inside the mapping.
+        let (pass, all) = unsafe { (&raw mut (*control).pass, &raw mut (*control).tell_all) };
+        // SAFETY: valid and aligned; the programs only read it.
+        unsafe { pass.write_volatile(pass.read_volatile().wrapping_add(1)) };
+        // SAFETY: as above.
+        unsafe { all.write_volatile(u32::from(tell_all)) };
     }
 
     /// Reads a slot; the phase first, then what it vouches for.

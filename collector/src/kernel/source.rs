@@ -40,6 +40,8 @@ pub struct KernelSource {
     /// Processes whose story was told from their slot; their late events must not tell it again.
     told: HashSet<ProcessKey>,
     failed_passes: u64,
+    /// The next pass is to tell all figures.
+    tell_all: bool,
     failed_tags: u64,
     refused_slots: u64,
 }
@@ -65,6 +67,7 @@ impl KernelSource {
             lost_seen: 0,
             told: HashSet::new(),
             failed_passes: 0,
+            tell_all: true,
             failed_tags: 0,
             refused_slots: 0,
         })
@@ -151,7 +154,11 @@ impl Source for KernelSource {
             self.recover(out);
         }
         let started_ns = monotonic_ns();
-        match self.tasks.pass(self.missing, &mut |sample| out(Input::Sample(sample))) {
+        self.slots.begin_pass(self.tell_all);
+        let result = self.tasks.pass(self.missing, out);
+        // What a failed pass had told may not have arrived.
+        self.tell_all = result.is_err();
+        match result {
             Ok(()) => out(Input::PassComplete { started_ns }),
             Err(error) => {
                 self.failed_passes += 1;
@@ -181,6 +188,8 @@ impl Source for KernelSource {
         // stays when the other is added.
         let before: Tag =
             sys::task_storage_get(self.tags.fd().as_fd(), pidfd.as_fd()).ok().flatten().unwrap_or_default();
+        // Whoever follows it from here has none of its figures.
+        let before = Tag { told_alone: 0, ..before };
         let (tag, slot) = match role {
             Role::Master if before.role & ROLE_WORKER != 0 => {
                 (Tag { pool, role: ROLE_MASTER | ROLE_WORKER, ..before }, None)

@@ -51,6 +51,8 @@ pub struct Worker {
     pub forked_at_ns: Option<u64>,
     /// Latest reading.
     pub last: Option<Sample>,
+    /// A later one that came when it was not the pool's turn: the source tells figures once.
+    skipped: Option<Box<Sample>>,
     /// CPU as last accounted to the pool, and when it was read.
     baseline: Option<(CpuTime, u64)>,
     /// Share of a CPU in the last interval.
@@ -219,6 +221,7 @@ impl Registry {
                 started_unix_ns: arrival.started_unix_ns,
                 forked_at_ns: arrival.forked_at_ns,
                 last: None,
+                skipped: None,
                 // Born under our eyes: all it ever uses is the pool's.
                 baseline: arrival.forked_at_ns.map(|at_ns| (CpuTime::default(), at_ns)),
                 utilization: None,
@@ -272,12 +275,27 @@ impl Registry {
         }
     }
 
+    /// It has not run since its last reading, which holds for this moment, too.
+    pub fn unchanged(&mut self, key: ProcessKey, at_ns: u64, now_unix_ns: u64) {
+        let Some(worker) = self.workers.get_mut(&key) else { return };
+        worker.missed_since_ns = None;
+        worker.seen_in_pass = self.pass;
+        if let Some(reading) = worker.skipped.as_deref().or(worker.last.as_ref()) {
+            let reading = Sample { at_ns, ..*reading };
+            self.sampled(&reading, now_unix_ns);
+        }
+    }
+
     /// Takes a reading. Readings for pools whose turn it is not, and of strangers, are ignored.
     pub fn sampled(&mut self, sample: &Sample, now_unix_ns: u64) {
         let Some(worker) = self.workers.get_mut(&sample.process) else { return };
         worker.missed_since_ns = None;
         worker.seen_in_pass = self.pass;
-        let Some(pool) = self.pools.get_mut(&worker.pool).filter(|pool| pool.due) else { return };
+        let Some(pool) = self.pools.get_mut(&worker.pool).filter(|pool| pool.due) else {
+            worker.skipped = Some(Box::new(*sample));
+            return;
+        };
+        worker.skipped = None;
         let mut sample = *sample;
         // Its exit may have told more than its last reading.
         if let Some((before, _)) = worker.baseline {

@@ -3,5 +3,5 @@
 mod cpu;
 mod ends;
 mod identity;
-mod losses;
+pub(crate) mod losses;
 mod memory;
