@@ -82,6 +82,8 @@ pub struct Aggregate {
     lost_events: u64,
     refused_pools: u64,
     vanished: Vec<Vanished>,
+    /// Masters whose tag went with a thread.
+    untagged_masters: Vec<ProcessKey>,
     /// Processes that a fork probe tagged for a pool that was dropped meanwhile, with their records.
     orphans: Vec<(ProcessKey, u32)>,
 }
@@ -110,6 +112,7 @@ impl Aggregate {
             lost_events: 0,
             refused_pools: 0,
             vanished: Vec::new(),
+            untagged_masters: Vec::new(),
             orphans: Vec::new(),
         };
         aggregate.set_clocks();
@@ -276,8 +279,12 @@ impl Aggregate {
                 self.looked_at.remove(&exec.process);
                 self.enqueue(exec.process.pid);
                 if exec.by_thread {
-                    // The kernel's tag went with the old main thread; the next pass that misses it tags it anew.
+                    // The kernel's tag went with the old main thread. A worker is tagged anew by the next pass that
+                    // misses it; a master has to be at once, for its children to be.
                     self.processes.topology_changed = true;
+                    if self.masters.contains_key(&exec.process) {
+                        self.untagged_masters.push(exec.process);
+                    }
                 }
             }
             Input::Rename(rename) => {
@@ -298,7 +305,16 @@ impl Aggregate {
                 self.master_ended(reap.process, reap.at_ns);
             }
             Input::Sample(sample) => {
-                if let Some(reading) = self.masters.get(&sample.process).and(Some(sample)) {
+                if self.masters.contains_key(&sample.process) {
+                    let mut reading = sample;
+                    if let Some(before) = self.master_readings.get(&sample.process) {
+                        // Never back, as for workers: a fall looks like a new process to whoever reads a counter.
+                        reading.cpu = if reading.cpu.total_ns() < before.cpu.total_ns() {
+                            before.cpu
+                        } else {
+                            reading.cpu.not_below(before.cpu)
+                        };
+                    }
                     self.master_readings.insert(sample.process, reading);
                 }
                 let now = self.unix_from_monotonic(sample.at_ns);
@@ -357,6 +373,11 @@ impl Aggregate {
                 source.untrack(key, Role::Worker);
             }
             source.release(record);
+        }
+        for key in std::mem::take(&mut self.untagged_masters) {
+            if let Some(pool) = self.masters.get(&key) {
+                source.track(key, *pool, Role::Master);
+            }
         }
         for vanished in std::mem::take(&mut self.vanished) {
             match vanished {

@@ -95,6 +95,19 @@ impl CpuTime {
         self.user_ns.saturating_add(self.system_ns)
     }
 
+    /// These figures, with no part below what was known `before`; for a total that has not fallen. The split of a total
+    /// is sampled, so one part can fall while the total rises; the kernel's `prev_cputime` forbids it in the same way.
+    pub fn not_below(self, before: Self) -> Self {
+        let total = self.total_ns();
+        if self.user_ns < before.user_ns {
+            Self { user_ns: before.user_ns, system_ns: total.saturating_sub(before.user_ns) }
+        } else if self.system_ns < before.system_ns {
+            Self { user_ns: total.saturating_sub(before.system_ns), system_ns: before.system_ns }
+        } else {
+            self
+        }
+    }
+
     /// Splits an exact total in the proportion of two sampled times, as `cputime_adjust` in the kernel's
     /// `kernel/sched/cputime.c`: with no sampled system time all of it is user time, and the reverse.
     pub fn from_total(total_ns: u64, sampled_user: u64, sampled_system: u64) -> Self {
@@ -192,6 +205,17 @@ mod tests {
         assert_eq!(CpuTime::from_total(100, 3, 1), CpuTime { user_ns: 75, system_ns: 25 });
         let huge = CpuTime::from_total(u64::MAX, u64::MAX, u64::MAX);
         assert_eq!(huge.total_ns(), u64::MAX);
+    }
+
+    #[test]
+    fn no_part_falls_while_the_total_rises() {
+        let before = CpuTime { user_ns: 60, system_ns: 40 };
+        for (user_ns, system_ns) in [(50, 60), (70, 35), (60, 41), (0, 100)] {
+            let now = CpuTime { user_ns, system_ns };
+            let kept = now.not_below(before);
+            assert_eq!(kept.total_ns(), now.total_ns());
+            assert!(kept.user_ns >= before.user_ns && kept.system_ns >= before.system_ns, "{kept:?}");
+        }
     }
 
     #[test]

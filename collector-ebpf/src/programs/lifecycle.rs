@@ -38,6 +38,16 @@ fn publish(slot: *mut Slot, phase: u32) {
     unsafe { atomic_xchg::<u32, { AtomicOrdering::SeqCst }>(&raw mut (*slot).phase, phase) };
 }
 
+/// The slot of a tag, if it is still this process's: user space may have given it back and another worker have it, when
+/// a process is let go of late.
+#[inline(always)]
+fn own_slot(number: u32, process: Task) -> Option<*mut Slot> {
+    let slot = SLOTS.get_ptr_mut(number)?;
+    // SAFETY: a pointer into the array, checked by the verifier.
+    let (pid, start_ns) = unsafe { ((*slot).pid, (*slot).start_ns) };
+    (pid == process.pid() && start_ns == process.start_ns()).then_some(slot)
+}
+
 /// A slot that was given back, or the next one that nobody has had.
 #[inline(always)]
 fn free_slot() -> Option<u32> {
@@ -174,8 +184,8 @@ fn process_exit(ctx: BtfTracePointContext) -> i32 {
             let sent = if signal_number == SIGKILL { &tag.kill } else { &tag.other };
             name_sender(&mut death, sent, signal_number);
         }
-        if let Some(slot) = SLOTS.get_ptr_mut(slot_number) {
-            // SAFETY: the slot is this process's until it is reaped and user space has read it.
+        if let Some(slot) = own_slot(slot_number, leader) {
+            // SAFETY: a pointer into the array; the slot is this process's.
             unsafe {
                 (*slot).exited_at_ns = at_ns;
                 (*slot).death = death;
@@ -225,7 +235,7 @@ fn process_free(ctx: BtfTracePointContext) -> i32 {
     let at_ns = now();
     let cpu = task.signal().dead_cpu();
     let slot_number = tag.slot;
-    if let Some(slot) = SLOTS.get_ptr_mut(slot_number) {
+    if let Some(slot) = own_slot(slot_number, task) {
         // SAFETY: as in `process_exit`.
         unsafe {
             (*slot).cpu = cpu;

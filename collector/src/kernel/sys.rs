@@ -9,11 +9,10 @@ use std::ptr::NonNull;
 use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_prog_info, bpf_prog_type};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-fn bpf(command: bpf_cmd, attr: &bpf_attr) -> io::Result<libc::c_long> {
-    // SAFETY: the kernel reads (and for BPF_OBJ_GET_INFO_BY_FD writes, into a field that no caller reads) a whole
-    // initialised `bpf_attr`; pointers inside it are made by the callers below from borrows that outlive the call.
+fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<libc::c_long> {
+    // SAFETY: the kernel reads a whole initialised `bpf_attr` (and for BPF_OBJ_GET_INFO_BY_FD writes to it); pointers inside it are made by the callers below from borrows that outlive the call.
     let result =
-        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<bpf_attr>()) };
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<bpf_attr>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
@@ -40,7 +39,7 @@ fn map_update(map: BorrowedFd<'_>, key: *const u8, value: *const u8) -> io::Resu
     attr.__bindgen_anon_2.map_fd = raw(map);
     attr.__bindgen_anon_2.key = key as u64;
     attr.__bindgen_anon_2.__bindgen_anon_1.value = value as u64;
-    bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &attr).map(drop)
+    bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
 }
 
 /// Sets the value that a task storage map holds for the process behind a pidfd. `T` must be the map's value type.
@@ -64,7 +63,7 @@ pub(super) fn task_storage_get<T: Copy + Default>(
     attr.__bindgen_anon_2.map_fd = raw(map);
     attr.__bindgen_anon_2.key = std::ptr::from_ref(&key) as u64;
     attr.__bindgen_anon_2.__bindgen_anon_1.value = std::ptr::from_mut(&mut value) as u64;
-    match bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &attr) {
+    match bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr) {
         Ok(_) => Ok(Some(value)),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
@@ -77,7 +76,7 @@ pub(super) fn task_storage_delete(map: BorrowedFd<'_>, pidfd: BorrowedFd<'_>) ->
     let mut attr = no_attr();
     attr.__bindgen_anon_2.map_fd = raw(map);
     attr.__bindgen_anon_2.key = std::ptr::from_ref(&key) as u64;
-    bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &attr).map(drop)
+    bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr).map(drop)
 }
 
 /// Fills the only value of a global data map.
@@ -89,7 +88,7 @@ pub(super) fn global_data_set(map: BorrowedFd<'_>, data: &[u8]) -> io::Result<()
 pub(super) fn map_freeze(map: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = no_attr();
     attr.__bindgen_anon_2.map_fd = raw(map);
-    bpf(bpf_cmd::BPF_MAP_FREEZE, &attr).map(drop)
+    bpf(bpf_cmd::BPF_MAP_FREEZE, &mut attr).map(drop)
 }
 
 /// Gives the kernel the types of our own maps.
@@ -97,7 +96,7 @@ pub(super) fn btf_load(btf: &[u8]) -> io::Result<OwnedFd> {
     let mut attr = no_attr();
     attr.__bindgen_anon_7.btf = btf.as_ptr() as u64;
     attr.__bindgen_anon_7.btf_size = u32::try_from(btf.len()).map_err(io::Error::other)?;
-    owned(bpf(bpf_cmd::BPF_BTF_LOAD, &attr)?)
+    owned(bpf(bpf_cmd::BPF_BTF_LOAD, &mut attr)?)
 }
 
 /// What a tracing program is loaded with.
@@ -136,14 +135,14 @@ pub(super) fn program_load(program: TracingProgram<'_>, log: Option<&mut [u8]>) 
         load.log_buf = log.as_mut_ptr() as u64;
         load.log_size = u32::try_from(log.len()).map_err(io::Error::other)?;
     }
-    owned(bpf(bpf_cmd::BPF_PROG_LOAD, &attr)?)
+    owned(bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr)?)
 }
 
 /// Attaches a BTF-typed tracepoint program, for as long as what it returns lives.
 pub(super) fn tracepoint_attach(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let mut attr = no_attr();
     attr.raw_tracepoint.prog_fd = raw(program);
-    owned(bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &attr)?)
+    owned(bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attr)?)
 }
 
 /// Links an iterator program, so that iterators can be opened.
@@ -151,14 +150,14 @@ pub(super) fn iterator_link(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let mut attr = no_attr();
     attr.link_create.__bindgen_anon_1.prog_fd = raw(program);
     attr.link_create.attach_type = bpf_attach_type::BPF_TRACE_ITER as u32;
-    owned(bpf(bpf_cmd::BPF_LINK_CREATE, &attr)?)
+    owned(bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)?)
 }
 
 /// Opens one iteration; reading to the end runs the program for every object once.
 pub(super) fn iterator_open(link: BorrowedFd<'_>) -> io::Result<File> {
     let mut attr = no_attr();
     attr.iter_create.link_fd = raw(link);
-    Ok(File::from(owned(bpf(bpf_cmd::BPF_ITER_CREATE, &attr)?)?))
+    Ok(File::from(owned(bpf(bpf_cmd::BPF_ITER_CREATE, &mut attr)?)?))
 }
 
 /// How often a program ran and for how many nanoseconds. Zeros unless the kernel counts (`kernel.bpf_stats_enabled`).
@@ -169,7 +168,7 @@ pub(super) fn program_cost(program: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
     attr.info.bpf_fd = raw(program);
     attr.info.info_len = size_of::<bpf_prog_info>() as u32;
     attr.info.info = std::ptr::from_mut(&mut info) as u64;
-    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &attr)?;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
     Ok((info.run_cnt, info.run_time_ns))
 }
 

@@ -304,7 +304,7 @@ impl Registry {
                 self.backward_readings += 1;
                 sample.cpu = before;
             } else {
-                sample.cpu = not_backwards(before, sample.cpu);
+                sample.cpu = sample.cpu.not_below(before);
             }
         }
         if let Some(last) = &worker.last {
@@ -512,23 +512,10 @@ impl Worker {
             return;
         };
         if cpu.total_ns() >= before.total_ns() {
-            let cpu = not_backwards(before, cpu);
+            let cpu = cpu.not_below(before);
             pool.add_cpu(before, cpu);
             self.baseline = Some((cpu, at_ns));
         }
-    }
-}
-
-/// The split of a total is sampled, so one part can fall while the total rises; the kernel's `prev_cputime` forbids
-/// it in the same way.
-fn not_backwards(before: CpuTime, now: CpuTime) -> CpuTime {
-    let total = now.total_ns();
-    if now.user_ns < before.user_ns {
-        CpuTime { user_ns: before.user_ns, system_ns: total.saturating_sub(before.user_ns) }
-    } else if now.system_ns < before.system_ns {
-        CpuTime { user_ns: total.saturating_sub(before.system_ns), system_ns: before.system_ns }
-    } else {
-        now
     }
 }
 
