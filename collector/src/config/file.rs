@@ -24,7 +24,7 @@ const LONGEST_INTERVAL_NS: u64 = 3600 * NANOS_PER_SECOND;
 #[derive(Debug, Error)]
 pub enum FileError {
     /// It cannot be read.
-    #[error("reading {path}: {source}")]
+    #[error("reading {path}")]
     Read {
         /// The file.
         path: String,

@@ -21,20 +21,20 @@ use crate::http::{AccessConfig, RateLimit, tls};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It cannot be read.
-    #[error("{path}: {source}")]
+    #[error("{path}: {error}")]
     Read {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// It is not YAML, or has a key that nobody knows.
-    #[error("{path}: {source}")]
+    #[error("{path}: {error}")]
     Parse {
         /// The file.
         path: PathBuf,
         /// What and where.
-        source: Box<serde_saphyr::Error>,
+        error: Box<serde_saphyr::Error>,
     },
     /// A value makes no sense.
     #[error("{path}: {key}: {reason}")]
@@ -47,20 +47,20 @@ pub enum Error {
         reason: String,
     },
     /// Users make no sense.
-    #[error("{path}: basic_auth_users: {source}")]
+    #[error("{path}: basic_auth_users: {error}")]
     Users {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: crate::auth::Error,
+        error: crate::auth::Error,
     },
     /// Certificates or keys are of no use.
-    #[error("{path}: tls_server_config: {source}")]
+    #[error("{path}: tls_server_config: {error}")]
     Tls {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: tls::Error,
+        error: tls::Error,
     },
 }
 
@@ -83,23 +83,22 @@ impl WebConfig {
 
 /// Reads a file, and the certificates it names.
 pub fn load(path: &Path) -> Result<WebConfig, Error> {
-    let text =
-        std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    let text = std::fs::read_to_string(path).map_err(|error| Error::Read { path: path.to_owned(), error })?;
     parse(&text, path)
 }
 
 fn parse(text: &str, path: &Path) -> Result<WebConfig, Error> {
     // An empty document is null, not an empty map.
     let written: Option<Written> = serde_saphyr::from_str(text)
-        .map_err(|source| Error::Parse { path: path.to_owned(), source: Box::new(source) })?;
+        .map_err(|error| Error::Parse { path: path.to_owned(), error: Box::new(error) })?;
     let written = written.unwrap_or_default();
     let refused = |(key, reason)| Error::Value { path: path.to_owned(), key, reason };
     let tls = written.tls_server_config.unwrap_or_default().validated(path).map_err(refused)?;
     if let Some(tls) = &tls {
-        tls.build().map_err(|source| Error::Tls { path: path.to_owned(), source })?;
+        tls.build().map_err(|error| Error::Tls { path: path.to_owned(), error })?;
     }
     let users = Users::new(written.basic_auth_users.unwrap_or_default())
-        .map_err(|source| Error::Users { path: path.to_owned(), source })?;
+        .map_err(|error| Error::Users { path: path.to_owned(), error })?;
     let http = written.http_server_config.unwrap_or_default();
     let headers = http.headers.unwrap_or_default().validated().map_err(refused)?;
     let rate_limit = written.rate_limit.unwrap_or_default().validated().map_err(refused)?;
@@ -138,17 +137,17 @@ struct TlsServer {
 
 impl TlsServer {
     fn validated(self, path: &Path) -> Result<Option<tls::Config>, Refusal> {
-        let source = |inline_key, inline: String, file_key, file: String| match (&*inline, &*file) {
+        let given = |inline_key, inline: String, file_key, file: String| match (&*inline, &*file) {
             ("", "") => Ok(None),
             (_, "") => Ok(Some(tls::Pem::Inline(inline_key, inline))),
             // As everywhere in this format, a relative path begins where the file is.
             ("", _) => Ok(Some(tls::Pem::File(path.parent().unwrap_or(Path::new("")).join(file)))),
             _ => Err((file_key, format!("{inline_key} is given, too; only one of them can be"))),
         };
-        let certificate = source("tls_server_config.cert", self.cert, CERT_FILE, self.cert_file)?;
-        let key = source("tls_server_config.key", self.key, KEY_FILE, self.key_file)?;
+        let certificate = given("tls_server_config.cert", self.cert, CERT_FILE, self.cert_file)?;
+        let key = given("tls_server_config.key", self.key, KEY_FILE, self.key_file)?;
         let authority =
-            source("tls_server_config.client_ca", self.client_ca, CLIENT_CA_FILE, self.client_ca_file)?;
+            given("tls_server_config.client_ca", self.client_ca, CLIENT_CA_FILE, self.client_ca_file)?;
         let (certificate, key) = match (certificate, key) {
             (Some(certificate), Some(key)) => (certificate, key),
             (None, None) if authority.is_none() && self.client_auth_type.is_empty() => return Ok(None),

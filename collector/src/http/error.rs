@@ -27,7 +27,7 @@ pub enum Error {
     #[error("there is no pool {0:?} now; /api/v1/summary lists the names")]
     UnknownPool(String),
     /// Nobody has the slot.
-    #[error("pool {pool:?} has no worker with series of its own in slot {slot}; /api/v1/pools/ lists them")]
+    #[error("pool {pool:?} has no worker with series of its own in slot {slot}; /api/v1/stats lists them")]
     UnknownWorker {
         /// The pool.
         pool: String,
