@@ -67,12 +67,14 @@ impl SlotTable {
     /// Tells the iterator that another pass begins, and whether it is to tell what it told before, too.
     pub(super) fn begin_pass(&mut self, tell_all: bool) {
         let control = self.control.memory.as_ptr();
-        // SAFETY: pointers to fields inside the mapping.
-        let (pass, all) = unsafe { (&raw mut (*control).pass, &raw mut (*control).tell_all) };
-        // SAFETY: valid and aligned; the programs only read it.
-        unsafe { pass.write_volatile(pass.read_volatile().wrapping_add(1)) };
-        // SAFETY: as above.
-        unsafe { all.write_volatile(u32::from(tell_all)) };
+        // SAFETY: a pointer to a field inside the mapping.
+        let pass = unsafe { &raw mut (*control).pass };
+        // SAFETY: mapped, aligned, as long as `self`; the programs only read it.
+        unsafe { AtomicU32::from_ptr(pass) }.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: a pointer to a field inside the mapping.
+        let all = unsafe { &raw mut (*control).tell_all };
+        // SAFETY: mapped, aligned, as long as `self`; the programs only read it.
+        unsafe { AtomicU32::from_ptr(all) }.store(u32::from(tell_all), Ordering::Relaxed);
     }
 
     /// Reads a slot; the phase first, then what it vouches for.
