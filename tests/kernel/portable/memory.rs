@@ -31,8 +31,12 @@ fn rss_is_what_proc_says_and_lags_no_more_than_documented() {
     let sum: u64 =
         pool["workers"].as_array().unwrap().iter().map(|w| w["memory"]["rss_bytes"].as_u64().unwrap()).sum();
     assert_eq!(pool["rss_bytes"], sum);
-    // Quantiles of what was read: the median of three at rest is the middle one.
-    let median = pool["quantiles"]["worker_rss_bytes"]["1m"]["p50"].as_f64().unwrap();
+    // Quantiles of what was read: those read while they grew are few, so the median of three comes to be the middle one.
     let middle = worker(pool, workers[1]).unwrap()["memory"]["rss_bytes"].as_f64().unwrap();
-    assert!((median - middle).abs() <= middle * 0.016, "p50 {median}, the middle worker has {middle}");
+    eventually("the median is the middle worker's", || {
+        let stats = collector.stats();
+        let quantiles = &pool_of(&stats, master.pid())?["quantiles"]["worker_rss_bytes"]["1m"];
+        let median = quantiles["p50"].as_f64()?;
+        ((median - middle).abs() <= middle * 0.016).then_some(())
+    });
 }
