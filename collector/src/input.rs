@@ -100,7 +100,7 @@ pub trait Source {
     fn drain(&mut self, out: &mut dyn FnMut(Input));
 
     /// How long a source that had hardly anything to tell may be left alone, ns: what can happen meanwhile has to find
-    /// room on the way. The event buffer holds twice as much of the fastest fork storm
+    /// room on the way. The event buffer holds more than twice as long of the fastest fork storm
     /// ([`collector_ebpf::limits::EVENT_RING_BYTES`]).
     fn quiet_drain_ns(&self) -> u64 {
         100_000_000
