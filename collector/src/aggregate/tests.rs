@@ -13,7 +13,8 @@ use regex::bytes::Regex;
 
 use super::*;
 use crate::input::{
-    Comm, Exec, Exit, ExitStatus, Fork, Listed, Reap, Rename, Rss, Sample, SlotRecord, TaskState,
+    Comm, Exec, Exit, ExitStatus, FactReader, Fork, Listed, Needs, Reap, Rename, Rss, Sample, SlotRecord,
+    TaskState,
 };
 use crate::snapshot::{EventCounts, Feature};
 use crate::units::{CpuTime, NANOS_PER_SECOND as SECOND};

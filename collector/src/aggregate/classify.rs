@@ -1,0 +1,304 @@
+//! Who belongs where: decides the place of every process that is new or changed, by the rules of the configuration.
+//!
+//! What no rule names is left to [`super::discover`]. Nothing here takes facts: it acts on what was applied before.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::{Aggregate, as_facts};
+use crate::input::{FactReader, Needs, ProgramFacts, Role, Source};
+use crate::units::{NANOS_PER_SECOND, Pid, ProcessKey, Processes, monotonic_ns};
+use crate::worker::pool::PoolId;
+use crate::worker::registry::{Arrival, Vanished};
+
+/// A process is looked at again until it has run its program for so long: servers write the titles of their workers
+/// soon after the fork, and no event tells.
+pub(super) const SETTLED_NS: u64 = NANOS_PER_SECOND;
+
+/// The first time between two looks; each next one is as long as the program has run already. So a title is seen before
+/// twice its age, at the cost of half a dozen looks and not of one in every turn: a pool of a thousand workers that
+/// starts is a thousand processes to read in each.
+const LOOK_AGAIN_NS: u64 = NANOS_PER_SECOND / 20;
+
+/// Time between two searches for pools. Each goes over all processes, and on a busy host there is always a new one.
+const DISCOVERY_NS: u64 = NANOS_PER_SECOND / 4;
+
+impl Aggregate {
+    /// Decides the place of every process that is new or changed, and finds pools that no rule names.
+    pub fn classify(&mut self, now_ns: u64, source: &mut dyn Source, facts: &mut dyn FactReader) {
+        if std::mem::take(&mut self.listing_wanted) {
+            self.list(source);
+        }
+        for (key, record) in std::mem::take(&mut self.orphans) {
+            if self.registry.worker(key).is_none() {
+                source.untrack(key, Role::Worker);
+            }
+            source.release(record);
+        }
+        for key in std::mem::take(&mut self.untagged_masters) {
+            if let Some(pool) = self.masters.get(&key) {
+                source.track(key, *pool, Role::Master);
+            }
+        }
+        for vanished in std::mem::take(&mut self.vanished) {
+            match vanished {
+                Vanished::Missed(key, pool) => {
+                    // It may have ended, moved or lost its pool since.
+                    if self.registry.worker(key).is_none_or(|w| w.pool != pool || w.ended()) {
+                        continue;
+                    }
+                    let record = source.track(key, pool, Role::Worker);
+                    if let Some(old) = self
+                        .registry
+                        .worker_mut(key)
+                        .and_then(|w| record.and_then(|record| w.record.replace(record)))
+                    {
+                        source.release(old);
+                    }
+                }
+                Vanished::Gone(key, record) => {
+                    self.processes.remove(key);
+                    if let Some(record) = record {
+                        source.release(record);
+                    }
+                }
+            }
+        }
+        self.look += 1;
+        let mut queue = std::mem::take(&mut self.queue);
+        let later =
+            queue.extract_if(.., |pid| self.processes.by_pid(*pid).is_some_and(|p| p.look_due_ns > now_ns));
+        self.queue.extend(later);
+        if !queue.is_empty() {
+            self.by_rules(&queue, now_ns, source, facts);
+        }
+        let discovery_due = self.processes.topology_changed && now_ns >= self.discovery_due_ns;
+        if self.config.zero_config && discovery_due {
+            self.processes.topology_changed = false;
+            self.discovery_due_ns = now_ns + DISCOVERY_NS;
+            self.discover(now_ns, source, facts);
+        }
+        if !queue.is_empty() {
+            self.by_recognition(&queue, now_ns, source, facts);
+        }
+        for pid in queue {
+            let Some(process) = self.processes.by_pid_mut(pid) else { continue };
+            let age_ns = now_ns.saturating_sub(process.changed_at_ns);
+            process.queued = age_ns < SETTLED_NS;
+            if process.queued {
+                process.look_due_ns = now_ns + age_ns.max(LOOK_AGAIN_NS);
+                self.queue.push(pid);
+            }
+        }
+        self.forget_empty_pools(now_ns, source);
+    }
+
+    fn list(&mut self, source: &mut dyn Source) {
+        let mut seen = Processes::default();
+        let mut new = Vec::new();
+        let processes = &mut self.processes;
+        source.list(&mut |listed| {
+            if listed.zombie {
+                return;
+            }
+            seen.insert(listed.process);
+            if processes.listed(&listed) && !listed.kernel_thread {
+                new.push(listed.process.pid);
+            }
+        });
+        // A failed listing says nothing; who is in no listing has ended.
+        if !seen.is_empty() {
+            self.processes.retain(|p| seen.contains(&p.key));
+            self.looked_at.retain(|key| seen.contains(key));
+            let ended: Vec<ProcessKey> =
+                self.masters.keys().filter(|key| !seen.contains(*key)).copied().collect();
+            for key in ended {
+                self.master_ended(key, monotonic_ns());
+            }
+        }
+        // Parents before children, so that a master is known before its workers are judged.
+        new.sort_unstable();
+        for pid in new {
+            self.enqueue(pid);
+        }
+    }
+
+    /// Facts of a process, read as far as they are needed and kept until it executes another program. `fresh` ones were
+    /// read in this look.
+    pub(super) fn facts(
+        &mut self,
+        key: ProcessKey,
+        needs: Needs,
+        fresh: bool,
+        facts: &mut dyn FactReader,
+    ) -> Option<Arc<ProgramFacts>> {
+        let process = self.processes.get(key)?;
+        if let Some(known) = &process.facts
+            && (!fresh || process.facts_look == self.look)
+            && needs.met_by(known)
+        {
+            return Some(Arc::clone(known));
+        }
+        let read = facts.read(key, needs)?;
+        if read != *self.last_facts {
+            self.last_facts = Arc::new(read);
+        }
+        let read = Arc::clone(&self.last_facts);
+        let process = self.processes.by_pid_mut(key.pid)?;
+        process.facts = Some(Arc::clone(&read));
+        process.facts_look = self.look;
+        Some(read)
+    }
+
+    /// Rules of the configuration; the first that matches names the pool.
+    fn by_rules(&mut self, queue: &[Pid], now_ns: u64, source: &mut dyn Source, reader: &mut dyn FactReader) {
+        if self.config.matcher.rules().is_empty() {
+            return;
+        }
+        let needs = self.config.matcher.needs();
+        let mut verdicts = Vec::with_capacity(queue.len());
+        for pid in queue {
+            let Some(process) = self.processes.by_pid(*pid).filter(|p| !p.kernel_thread) else { continue };
+            let (key, parent, comm) = (process.key, process.parent, process.comm);
+            let Some(own) = self.facts(key, needs, true, reader) else { continue };
+            let parent_key =
+                self.processes.by_pid(parent).filter(|p| !p.kernel_thread).map(|p| (p.key, p.comm));
+            let parent_facts = match parent_key {
+                Some((key, comm)) if needs.parent => self.facts(key, needs, false, reader).map(|f| (comm, f)),
+                _ => None,
+            };
+            let own_facts = as_facts(comm.as_bytes(), &own);
+            let parent_facts = parent_facts.as_ref().map(|(comm, f)| as_facts(comm.as_bytes(), f));
+            let verdict = self.config.matcher.classify(&own_facts, parent_facts.as_ref());
+            let master_of = self.config.matcher.master_of(&own_facts);
+            if let Some(process) = self.processes.by_pid_mut(*pid) {
+                process.matched = verdict.as_ref().map(|m| m.pool.as_str().into());
+            }
+            verdicts.push((key, verdict, master_of));
+        }
+        // Who has a child that matches the same pool is its master, not a worker.
+        let parents: HashSet<(Pid, Arc<str>)> =
+            self.processes.iter().filter_map(|p| Some((p.parent, p.matched.clone()?))).collect();
+        for (key, verdict, master_of) in verdicts {
+            if let Some(rule) = master_of
+                && let Some(name) = self.config.matcher.rules()[rule].fixed_name()
+                // A worker that still has its master's name and program is no second master.
+                && verdict.as_ref().is_none_or(|verdict| verdict.pool != name)
+                && let Some(pool) = self.registry.pool_named(name).map(|p| p.id)
+            {
+                self.make_master(key, pool, source);
+            }
+            let Some(verdict) = verdict else {
+                let seated = self.registry.worker(key).filter(|w| !w.ended()).map(|w| w.pool);
+                if seated.is_some_and(|id| self.is_configured(id)) {
+                    self.dismiss(key, now_ns, source);
+                }
+                continue;
+            };
+            let rule = &self.config.matcher.rules()[verdict.rule];
+            let (interval_ns, rule_size) = (self.rule_interval(rule.interval_ns), rule.size);
+            let pool_name: Arc<str> = verdict.pool.as_str().into();
+            let Some(pool) = self.pool_for(&pool_name, "config", interval_ns, now_ns) else { continue };
+            if let Some(pool) = self.registry.pools.get_mut(&pool)
+                && let Some(size) = verdict.size.or(rule_size)
+            {
+                pool.configured_size = Some(size);
+            }
+            let has_child = parents.contains(&(key.pid, Arc::clone(&pool_name)));
+            if has_child {
+                self.dismiss(key, now_ns, source);
+                self.make_master(key, pool, source);
+                continue;
+            }
+            let parent = self.processes.get(key).and_then(|p| self.processes.by_pid(p.parent));
+            if let Some(parent) = parent.filter(|p| p.matched.as_ref() == Some(&pool_name)).map(|p| p.key) {
+                self.dismiss(parent, now_ns, source);
+                self.make_master(parent, pool, source);
+            }
+            self.place(key, pool, verdict.app.map(Into::into), now_ns, source);
+        }
+    }
+
+    pub(super) fn is_configured(&self, id: PoolId) -> bool {
+        self.registry.pools.get(&id).is_some_and(|pool| &*pool.origin == "config")
+    }
+
+    /// The pool of this name, made if there is room.
+    pub(super) fn pool_for(
+        &mut self,
+        name: &Arc<str>,
+        origin: &str,
+        interval_ns: u64,
+        now_ns: u64,
+    ) -> Option<PoolId> {
+        if let Some(pool) = self.registry.pool_named(name) {
+            return Some(pool.id);
+        }
+        if self.registry.pools.len() >= self.config.max_pools {
+            self.refused_pools += 1;
+            return None;
+        }
+        Some(self.registry.add_pool(Arc::clone(name), origin.into(), interval_ns, now_ns))
+    }
+
+    pub(super) fn make_master(&mut self, key: ProcessKey, pool_id: PoolId, source: &mut dyn Source) {
+        if self.masters.get(&key) == Some(&pool_id) {
+            return;
+        }
+        let Some(pool) = self.registry.pools.get_mut(&pool_id) else { return };
+        pool.masters.push(key);
+        pool.empty_since_ns = None;
+        if let Some(old) = self.masters.insert(key, pool_id)
+            && let Some(old) = self.registry.pools.get_mut(&old)
+        {
+            old.masters.retain(|master| *master != key);
+        }
+        source.track(key, pool_id, Role::Master);
+    }
+
+    /// Makes a process a worker of a pool, wherever it was before.
+    pub(super) fn place(
+        &mut self,
+        key: ProcessKey,
+        pool: PoolId,
+        app: Option<Arc<str>>,
+        now_ns: u64,
+        source: &mut dyn Source,
+    ) {
+        if let Some(worker) = self.registry.worker_mut(key) {
+            if worker.pool == pool {
+                if app.is_some() {
+                    worker.app = app;
+                }
+                return;
+            }
+            if worker.ended() {
+                return;
+            }
+            self.dismiss(key, now_ns, source);
+        }
+        let Some(process) = self.processes.get(key) else { return };
+        let (parent, comm, forked_at_ns) = (process.parent, process.comm, process.forked_at_ns);
+        let record = source.track(key, pool, Role::Worker);
+        let started_unix_ns = match forked_at_ns {
+            Some(at_ns) => self.unix_from_monotonic(at_ns),
+            None => self.started_unix_ns(key),
+        };
+        let now_unix_ns = self.unix_from_monotonic(now_ns);
+        let arrival = Arrival { key, parent, comm, app, record, forked_at_ns, started_unix_ns, now_unix_ns };
+        self.registry.join(pool, arrival);
+    }
+
+    /// A worker that is none after all.
+    pub(super) fn dismiss(&mut self, key: ProcessKey, now_ns: u64, source: &mut dyn Source) {
+        if self.registry.worker(key).is_none_or(|w| w.ended()) {
+            return;
+        }
+        source.untrack(key, Role::Worker);
+        // What it was taken for may have hidden what it is: a master of its own, for one.
+        self.processes.topology_changed = true;
+        if let Some(record) = self.registry.leave(key, now_ns) {
+            source.release(record);
+        }
+    }
+}
