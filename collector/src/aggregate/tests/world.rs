@@ -1,0 +1,422 @@
+//! A host that does not exist: processes in a table, tags and records as the kernel keeps them, and the aggregator that
+//! watches it.
+//!
+//! The host checks on its side what must hold at any time: a record is released once, and never while a tag still
+//! makes the kernel write to it.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::super::*;
+use crate::input::{
+    Comm, Exec, Exit, ExitStatus, FactReader, Fork, Listed, Needs, Reap, Rename, Rss, Sample, SlotRecord,
+    TaskState,
+};
+use crate::snapshot::{EventCounts, Feature};
+use crate::units::{CpuTime, NANOS_PER_SECOND as SECOND};
+
+pub(super) const NO_OWN: fn() -> Own = Own::default;
+
+#[derive(Clone, Debug)]
+pub(super) struct Real {
+    pub(super) key: ProcessKey,
+    pub(super) parent: Pid,
+    pub(super) comm: Comm,
+    pub(super) facts: ProgramFacts,
+    pub(super) kernel_thread: bool,
+    pub(super) zombie: bool,
+    pub(super) cpu: CpuTime,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tag {
+    pub(super) master: Option<u32>,
+    pub(super) worker: bool,
+    pub(super) record: SlotRecord,
+}
+
+/// What the kernel wrote to a record.
+#[derive(Clone, Debug)]
+pub(super) struct Written {
+    pub(super) fork: Fork,
+    pub(super) by_track: bool,
+    pub(super) exit: Option<Exit>,
+    pub(super) reap: Option<Reap>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Host {
+    pub(super) clock: u64,
+    pub(super) processes: BTreeMap<Pid, Real>,
+    pub(super) tags: BTreeMap<ProcessKey, Tag>,
+    pub(super) records: BTreeMap<u32, Written>,
+    pub(super) next_record: u32,
+    pub(super) events: Vec<Input>,
+    pub(super) lost: u64,
+    pub(super) told: Vec<ProcessKey>,
+    pub(super) unlistable: bool,
+    pub(super) config_texts: BTreeMap<String, String>,
+    pub(super) tracked: Vec<(Pid, u32, Role)>,
+    pub(super) untracked: Vec<(Pid, Role)>,
+    pub(super) released: Vec<u32>,
+    pub(super) reads: usize,
+}
+
+impl Host {
+    pub(super) fn tick(&mut self) -> u64 {
+        self.clock += 1_000_000;
+        self.clock
+    }
+
+    /// A process that was there before.
+    pub(super) fn add(&mut self, pid: Pid, parent: Pid, comm: &str, exe: &str, cmdline: &str) {
+        let key = ProcessKey { pid, start_ns: self.tick() };
+        let facts = ProgramFacts {
+            exe: (!exe.is_empty()).then(|| exe.into()),
+            cmdline: Some(cmdline.into()),
+            uid: Some(0),
+            cgroup: Some(format!("/system.slice/{pid}.service").into()),
+        };
+        let (kernel_thread, zombie) = (false, false);
+        let comm = Comm::from_bytes(comm.as_bytes());
+        self.processes
+            .insert(pid, Real { key, parent, comm, facts, kernel_thread, zombie, cpu: CpuTime::default() });
+    }
+
+    pub(super) fn fork(&mut self, parent: Pid, pid: Pid) {
+        let at_ns = self.tick();
+        let key = ProcessKey { pid, start_ns: at_ns };
+        let Some(real) = self.processes.get(&parent).filter(|p| !p.zombie).cloned() else { return };
+        assert!(!self.processes.contains_key(&pid), "{pid} is in use");
+        let pool = self.tags.get(&real.key).and_then(|tag| tag.master);
+        let record = pool.map(|_| self.next_record);
+        let fork = Fork { child: key, parent, comm: real.comm, pool, record, at_ns };
+        if let Some(record) = record {
+            self.next_record += 1;
+            self.records.insert(record, Written { fork, by_track: false, exit: None, reap: None });
+            self.tags.insert(key, Tag { master: None, worker: true, record: Some(record) });
+        }
+        self.processes.insert(pid, Real { key, parent, cpu: CpuTime::default(), ..real });
+        self.events.push(Input::Fork(fork));
+    }
+
+    pub(super) fn exec(&mut self, pid: Pid, comm: &str, exe: &str, cmdline: &str) {
+        let at_ns = self.tick();
+        let Some(real) = self.processes.get_mut(&pid).filter(|p| !p.zombie) else { return };
+        real.comm = Comm::from_bytes(comm.as_bytes());
+        (real.facts.exe, real.facts.cmdline) = (Some(exe.into()), Some(cmdline.into()));
+        let exec = Exec { process: real.key, comm: real.comm, by_thread: false, at_ns };
+        self.events.push(Input::Exec(exec));
+    }
+
+    pub(super) fn rename(&mut self, pid: Pid, comm: &str) {
+        let Some(real) = self.processes.get_mut(&pid).filter(|p| !p.zombie) else { return };
+        real.comm = Comm::from_bytes(comm.as_bytes());
+        self.events.push(Input::Rename(Rename { process: real.key, comm: real.comm }));
+    }
+
+    pub(super) fn exit(&mut self, pid: Pid) {
+        let at_ns = self.tick();
+        let Some(real) = self.processes.get_mut(&pid).filter(|p| !p.zombie) else { return };
+        real.zombie = true;
+        real.facts.exe = None;
+        let exit = Exit {
+            process: real.key,
+            status: ExitStatus::Code(0),
+            sender: None,
+            oom_killed: Some(false),
+            cpu: Some(real.cpu),
+            peak_rss_bytes: Some(4096),
+            at_ns,
+        };
+        let key = real.key;
+        if let Some(record) = self.tags.get(&key).and_then(|tag| tag.record) {
+            let written = self.records.get_mut(&record).expect("a record with a tag is not released");
+            assert_eq!(written.fork.child, key);
+            written.exit = Some(exit);
+        }
+        for child in self.processes.values_mut().filter(|p| p.parent == pid) {
+            child.parent = 1;
+        }
+        self.events.push(Input::Exit(exit));
+    }
+
+    pub(super) fn reap(&mut self, pid: Pid) {
+        let at_ns = self.tick();
+        let Some(real) = self.processes.get(&pid).filter(|p| p.zombie).cloned() else { return };
+        self.processes.remove(&pid);
+        let cpu = CpuTime { system_ns: real.cpu.system_ns + 5, ..real.cpu };
+        let reap = Reap { process: real.key, cpu: Some(cpu), at_ns };
+        let Some(tag) = self.tags.remove(&real.key) else { return };
+        if let Some(record) = tag.record {
+            self.records.get_mut(&record).expect("a record with a tag is not released").reap = Some(reap);
+        }
+        self.events.push(Input::Reap(reap));
+    }
+
+    pub(super) fn end(&mut self, pid: Pid) {
+        self.exit(pid);
+        self.reap(pid);
+    }
+
+    pub(super) fn end_children(&mut self, parent: Pid) {
+        let pids: Vec<Pid> =
+            self.processes.values().filter(|p| p.parent == parent).map(|p| p.key.pid).collect();
+        pids.into_iter().for_each(|pid| self.end(pid));
+    }
+
+    pub(super) fn run(&mut self, pid: Pid, user_ns: u64) {
+        if let Some(real) = self.processes.get_mut(&pid).filter(|p| !p.zombie) {
+            real.cpu.user_ns += user_ns;
+        }
+    }
+
+    /// Loses the events that wait to be drained.
+    pub(super) fn lose(&mut self) {
+        self.lost += self.events.len() as u64;
+        self.events.clear();
+    }
+}
+
+#[derive(Clone)]
+pub(super) struct Fake(Rc<RefCell<Host>>);
+
+impl Source for Fake {
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+
+    fn drain(&mut self, out: &mut dyn FnMut(Input)) {
+        let mut host = self.0.borrow_mut();
+        let told = std::mem::take(&mut host.told);
+        for input in std::mem::take(&mut host.events) {
+            let process = match &input {
+                Input::Fork(fork) => Some(fork.child),
+                Input::Exit(exit) => Some(exit.process),
+                Input::Reap(reap) => Some(reap.process),
+                _ => None,
+            };
+            if process.is_none_or(|process| !told.contains(&process)) {
+                out(input);
+            }
+        }
+    }
+
+    fn pass(&mut self, out: &mut dyn FnMut(Input)) {
+        let mut host = self.0.borrow_mut();
+        let lost = std::mem::take(&mut host.lost);
+        if lost > 0 {
+            out(Input::Lost { events: lost });
+            for written in host.records.values() {
+                if !written.by_track {
+                    out(Input::Fork(written.fork));
+                }
+                written.exit.into_iter().for_each(|exit| out(Input::Exit(exit)));
+                written.reap.into_iter().for_each(|reap| out(Input::Reap(reap)));
+            }
+            host.told = host.records.values().filter(|w| w.reap.is_some()).map(|w| w.fork.child).collect();
+        }
+        let started_ns = host.tick();
+        for key in host.tags.keys() {
+            let Some(real) = host.processes.get(&key.pid).filter(|p| p.key == *key) else { continue };
+            let bytes = Some(8192).filter(|_| !real.zombie);
+            out(Input::Sample(Sample {
+                process: *key,
+                cpu: real.cpu,
+                rss: bytes.map(|total_bytes| Rss {
+                    total_bytes,
+                    file_bytes: None,
+                    anonymous_bytes: None,
+                    shmem_bytes: None,
+                    swap_bytes: None,
+                }),
+                threads: 1,
+                minor_faults: 0,
+                major_faults: 0,
+                voluntary_switches: None,
+                involuntary_switches: None,
+                run_delay_ns: None,
+                read_bytes: None,
+                written_bytes: None,
+                state: if real.zombie { TaskState::Zombie } else { TaskState::Sleeping },
+                at_ns: started_ns,
+            }));
+        }
+        out(Input::PassComplete { started_ns });
+    }
+
+    fn list(&mut self, out: &mut dyn FnMut(Listed)) {
+        let host = self.0.borrow();
+        for real in host.processes.values().filter(|_| !host.unlistable) {
+            out(Listed {
+                process: real.key,
+                parent: real.parent,
+                comm: real.comm,
+                kernel_thread: real.kernel_thread,
+                zombie: real.zombie,
+            });
+        }
+    }
+
+    fn track(&mut self, process: ProcessKey, pool: u32, role: Role) -> SlotRecord {
+        let mut host = self.0.borrow_mut();
+        host.tracked.push((process.pid, pool, role));
+        let real = host.processes.get(&process.pid).filter(|p| p.key == process).cloned()?;
+        let mut tag = host.tags.get(&process).copied().unwrap_or_default();
+        match role {
+            Role::Master => tag.master = Some(pool),
+            Role::Worker => {
+                let record = host.next_record;
+                host.next_record += 1;
+                let (parent, comm, at_ns) = (real.parent, real.comm, 0);
+                let fork =
+                    Fork { child: process, parent, comm, pool: Some(pool), record: Some(record), at_ns };
+                host.records.insert(record, Written { fork, by_track: true, exit: None, reap: None });
+                (tag.worker, tag.record) = (true, Some(record));
+            }
+        }
+        host.tags.insert(process, tag);
+        tag.record.filter(|_| role == Role::Worker)
+    }
+
+    fn untrack(&mut self, process: ProcessKey, role: Role) {
+        let mut host = self.0.borrow_mut();
+        host.untracked.push((process.pid, role));
+        let Some(tag) = host.tags.get_mut(&process) else { return };
+        match role {
+            Role::Master => tag.master = None,
+            Role::Worker => (tag.worker, tag.record) = (false, None),
+        }
+        if tag.master.is_none() && !tag.worker {
+            host.tags.remove(&process);
+        }
+    }
+
+    fn release(&mut self, record: u32) {
+        let mut host = self.0.borrow_mut();
+        assert!(host.records.remove(&record).is_some(), "record {record} is not given");
+        let user = host.tags.iter().find(|(_, tag)| tag.record == Some(record));
+        assert!(user.is_none(), "record {record} is still written by {user:?}");
+        host.released.push(record);
+    }
+
+    fn event_counts(&self) -> Vec<EventCounts> {
+        Vec::new()
+    }
+
+    fn losses(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+
+    fn features(&self) -> Vec<Feature> {
+        Vec::new()
+    }
+}
+
+impl FactReader for Fake {
+    fn read(&mut self, process: ProcessKey, needs: Needs) -> Option<ProgramFacts> {
+        let mut host = self.0.borrow_mut();
+        host.reads += 1;
+        let facts = &host.processes.get(&process.pid).filter(|p| p.key == process)?.facts;
+        Some(ProgramFacts {
+            exe: facts.exe.clone().filter(|_| needs.exe),
+            cmdline: facts.cmdline.clone().filter(|_| needs.cmdline),
+            uid: facts.uid.filter(|_| needs.uid),
+            cgroup: facts.cgroup.clone().filter(|_| needs.cgroup),
+        })
+    }
+
+    fn config_text(&mut self, _: ProcessKey, path: &Path) -> Option<String> {
+        self.0.borrow().config_texts.get(path.to_str()?).cloned()
+    }
+}
+
+/// The aggregator, the host and the time, turned as the collecting thread turns them.
+pub(super) struct World {
+    pub(super) aggregate: Aggregate,
+    pub(super) fake: Fake,
+}
+
+impl World {
+    pub(super) fn new(config: Config) -> Self {
+        let host = Host { clock: monotonic_ns() + SECOND, ..Host::default() };
+        let fake = Fake(Rc::new(RefCell::new(host)));
+        let aggregate = Aggregate::new(config, HostFacts { page_size: 4096, cpus: 3 });
+        let world = Self { aggregate, fake };
+        world.host(|host| host.add(1, 0, "init", "/sbin/init", "init\0"));
+        world
+    }
+
+    pub(super) fn host<T>(&self, change: impl FnOnce(&mut Host) -> T) -> T {
+        change(&mut self.fake.0.borrow_mut())
+    }
+
+    pub(super) fn turn(&mut self) {
+        let (aggregate, mut release) = (&mut self.aggregate, Vec::new());
+        self.fake.drain(&mut |input| aggregate.apply(input, &mut release));
+        let now = self.host(Host::tick);
+        self.aggregate.classify(now, &mut self.fake.clone(), &mut self.fake.clone());
+        release.into_iter().for_each(|record| self.fake.release(record));
+    }
+
+    /// A turn with a pass. Returns when the next is due.
+    pub(super) fn pass(&mut self) -> u64 {
+        self.turn();
+        let now = self.host(Host::tick);
+        let next = self.aggregate.pass_begins(now);
+        let (aggregate, mut release) = (&mut self.aggregate, Vec::new());
+        self.fake.pass(&mut |input| aggregate.apply(input, &mut release));
+        release.into_iter().for_each(|record| self.fake.release(record));
+        next
+    }
+
+    pub(super) fn later(&mut self, ns: u64) {
+        self.host(|host| host.clock += ns);
+    }
+
+    /// Time for everything: looks, searches and a reading.
+    pub(super) fn settle(&mut self) {
+        for _ in 0..4 {
+            self.later(SECOND);
+            self.pass();
+        }
+    }
+
+    pub(super) fn snapshot(&mut self) -> Snapshot {
+        let now = self.host(Host::tick);
+        self.aggregate.snapshot(now, "fake", &Arc::from([]), NO_OWN())
+    }
+
+    pub(super) fn reconfigure(&mut self, config: Config) {
+        self.aggregate.reconfigure(config, &mut self.fake.clone());
+    }
+
+    /// Pools with the pids of masters and workers, as `name: masters | workers`.
+    pub(super) fn pools(&mut self) -> Vec<String> {
+        let view = |pool: &snapshot::Pool| {
+            let mut workers: Vec<Pid> = pool.workers.iter().map(|w| w.pid).collect();
+            workers.sort_unstable();
+            let mut masters: Vec<Pid> = pool.masters.iter().map(|m| m.pid).collect();
+            masters.sort_unstable();
+            format!("{}: {masters:?} | {workers:?}", pool.name)
+        };
+        self.snapshot().pools.iter().map(view).collect()
+    }
+
+    #[track_caller]
+    pub(super) fn check(&mut self, expected: &[&str]) {
+        assert_eq!(self.pools(), expected);
+    }
+
+    pub(super) fn pool(&mut self, name: &str) -> snapshot::Pool {
+        let pools = self.snapshot().pools;
+        pools.into_iter().find(|pool| &*pool.name == name).unwrap_or_else(|| panic!("no pool {name}"))
+    }
+
+    pub(super) fn loss(&mut self, reason: &str) -> u64 {
+        self.aggregate.losses().iter().find(|(name, _)| *name == reason).unwrap().1
+    }
+}
