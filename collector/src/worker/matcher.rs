@@ -93,12 +93,18 @@ impl Rule {
         (!self.name.contains("${")).then_some(self.name.as_str())
     }
 
-    /// A pool of this name may come from this rule.
+    /// A pool of this name may come from this rule, as far as the fixed parts of its name tell.
     pub fn could_name(&self, pool: &str) -> bool {
-        match self.fixed_name() {
-            Some(name) => name == pool,
-            None => self.name.split("${").next().is_some_and(|prefix| pool.starts_with(prefix)),
+        let parts = Parts::of(&self.name);
+        let Some((last, between)) = parts.after.split_last() else { return pool == cut(parts.first) };
+        // A capture may have been so long that what follows it was cut off.
+        if pool.chars().count() >= MAX_NAME && pool.starts_with(&cut(parts.first)) {
+            return true;
         }
+        let Some(rest) = pool.strip_prefix(parts.first) else { return false };
+        // Each fixed part where it comes first leaves the most room for those after it.
+        let rest = between.iter().try_fold(rest, |rest, (_, fixed)| Some(rest.split_once(fixed)?.1));
+        rest.is_some_and(|rest| rest.ends_with(last.1))
     }
 }
 
@@ -198,19 +204,34 @@ fn captured(captures: &Captures<'_>, name: &str) -> Option<String> {
     captures.name(name).map(|m| label_text(m.as_bytes()))
 }
 
-fn expand(template: &str, capture: &dyn Fn(&str) -> Option<String>) -> String {
-    let mut name = String::new();
-    let mut rest = template;
-    while let Some((before, after)) = rest.split_once("${") {
-        name.push_str(before);
-        let Some((variable, after)) = after.split_once('}') else {
-            rest = after;
-            break;
-        };
-        name.push_str(&capture(variable).unwrap_or_default());
-        rest = after;
+/// What a name is made of.
+struct Parts<'a> {
+    first: &'a str,
+    /// The names of captures, each with the fixed part that follows it.
+    after: Vec<(&'a str, &'a str)>,
+}
+
+impl<'a> Parts<'a> {
+    /// `${` without `}` is no capture.
+    fn of(template: &'a str) -> Self {
+        let mut pieces = template.split("${");
+        let first = pieces.next().unwrap_or_default();
+        Self { first, after: pieces.map(|piece| piece.split_once('}').unwrap_or(("", piece))).collect() }
     }
-    name.push_str(rest);
+}
+
+fn expand(template: &str, capture: &dyn Fn(&str) -> Option<String>) -> String {
+    let parts = Parts::of(template);
+    let mut name = parts.first.to_owned();
+    for (variable, fixed) in parts.after {
+        name.push_str(&capture(variable).unwrap_or_default());
+        name.push_str(fixed);
+    }
+    cut(&name)
+}
+
+/// A name as long as it may be.
+fn cut(name: &str) -> String {
     name.chars().take(MAX_NAME).collect()
 }
 
@@ -283,7 +304,47 @@ mod tests {
         assert!(Matcher::new(vec![rule("a", line("a"))]).needs().cmdline);
     }
 
+    #[test]
+    fn a_name_has_the_fixed_parts_of_its_rule_in_their_order() {
+        let long = "x".repeat(MAX_NAME);
+        for (template, could, could_not) in [
+            ("web", &["web"][..], &["web-1", "we", "", "aweb"][..]),
+            ("${app}", &["", "a", "web"], &[]),
+            ("${app}-web", &["-web", "a-web", "web-web", &long], &["web", "a-web-1", "a-we", ""]),
+            ("web-${app}", &["web-", "web-a"], &["web", "a-web-", &long]),
+            ("${a}-${b}.x", &["-.x", "a-b.x", "a-b-c.x.x"], &["a.b-x", "-x", ".x-", "a-b.xy"]),
+            ("a${b}a", &["aa", "aba"], &["a", "ab"]),
+        ] {
+            let rule = rule(template, comm("x"));
+            for name in could {
+                assert!(rule.could_name(name), "{template}: {name}");
+            }
+            for name in could_not {
+                assert!(!rule.could_name(name), "{template}: {name}");
+            }
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_rule_could_name_every_pool_that_it_names(
+            template in "([ab-]|é{60}|\\$\\{[xy]\\}|\\$\\{){0,8}",
+            captures in proptest::collection::vec("[ab-]{0,4}|é{0,200}", 2),
+        ) {
+            let capture = |name: &str| match name {
+                "x" => Some(captures[0].clone()),
+                "y" => Some(captures[1].clone()),
+                _ => None,
+            };
+            let name = expand(&template, &capture);
+            prop_assert!(rule(&template, comm("x")).could_name(&name), "{}", name);
+            // One that lacks a fixed part.
+            let mut fixed = template.split("${").map(|p| p.split_once('}').map_or(p, |(_, p)| p));
+            if fixed.any(|part| !part.is_empty()) {
+                prop_assert!(!rule(&template, comm("x")).could_name("????"));
+            }
+        }
+
         #[test]
         fn never_panics(bytes: Vec<u8>, name in "[a-z${}]{0,12}") {
             let matcher = Matcher::new(vec![rule(&name, line("(?-u)(?P<app>.)"))]);
