@@ -1,5 +1,6 @@
 //! The README says what the program does: its table of metrics, its flags and its example configuration.
 
+use collector::kernel::support::OLDEST_LINUX;
 use collector::render::prometheus::{Format, families};
 
 use crate::support::collector_command;
@@ -43,6 +44,16 @@ fn every_flag_is_in_the_readme() {
     for flag in flags {
         assert!(readme.contains(&format!("`--{flag}`")), "--{flag} is missing");
     }
+}
+
+#[test]
+fn the_oldest_kernel_is_the_one_of_the_remedies() {
+    let readme = std::fs::read_to_string(README).unwrap();
+    let stated: Vec<&str> = readme
+        .split("Linux ")
+        .filter_map(|rest| rest.split_once(" or newer with BTF").map(|(v, _)| v))
+        .collect();
+    assert_eq!(stated, [OLDEST_LINUX]);
 }
 
 #[test]

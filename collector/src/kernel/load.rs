@@ -11,7 +11,7 @@ use super::btf::{Btf, BtfError, Kind};
 use super::object::{Object, ObjectError};
 use super::offsets::{self, OffsetsError};
 use super::slots::SlotTable;
-use super::support::Support;
+use super::support::{OLDEST_LINUX, Support};
 use super::sys::{self, KernelFile};
 use crate::snapshot::Feature;
 
@@ -68,10 +68,10 @@ impl LoadError {
         match self {
             Self::Unsupported { remedy, .. } => remedy.clone(),
             Self::Read { .. } | Self::Btf(_) | Self::Offsets(_) | Self::NoTarget(_) => {
-                "use a kernel whose BTF describes itself (Linux 5.14 or newer)".into()
+                format!("use a kernel whose BTF describes itself (Linux {OLDEST_LINUX} or newer)")
             }
             Self::Object(_) | Self::Attach { .. } | Self::Slots(_) => {
-                "use Linux 5.14 or newer; if it is, the message above is worth a report".into()
+                format!("use Linux {OLDEST_LINUX} or newer; if it is, the message above is worth a report")
             }
         }
     }

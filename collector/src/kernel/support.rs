@@ -3,6 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// The oldest Linux that the programs are for; the README names it, too. What they use is there since 5.12 (see
+/// `collector-ebpf/src/programs/main.rs`); of the kernels from there on, this is the first that distributions support.
+pub const OLDEST_LINUX: &str = "5.14";
+
 /// Where the kernel shows its own types below sysfs (CONFIG_DEBUG_INFO_BTF, since 5.4).
 const VMLINUX_BTF: &str = "kernel/btf/vmlinux";
 
@@ -52,7 +56,7 @@ impl Support {
         self.capabilities.is_some_and(|set| set >> capability & 1 == 1)
     }
 
-    /// May load tracing programs: CAP_BPF and CAP_PERFMON (5.8), or CAP_SYS_ADMIN.
+    /// May load tracing programs: CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN.
     pub fn may_load(&self) -> bool {
         self.has(CAP_SYS_ADMIN) || self.has(CAP_BPF) && self.has(CAP_PERFMON)
     }
@@ -62,13 +66,15 @@ impl Support {
         if !self.may_load() {
             return Some((
                 "no right to load eBPF programs".into(),
-                "run as root, or grant CAP_BPF and CAP_PERFMON (CAP_SYS_ADMIN before Linux 5.8)".into(),
+                "run as root, or grant CAP_BPF and CAP_PERFMON".into(),
             ));
         }
         if let Some(error) = &self.btf_missing {
             return Some((
                 format!("the kernel's types cannot be read from {}: {error}", self.btf_path.display()),
-                "mount sysfs, or use a kernel built with CONFIG_DEBUG_INFO_BTF=y (Linux 5.8 or newer)".into(),
+                format!(
+                    "mount sysfs, or use a kernel built with CONFIG_DEBUG_INFO_BTF=y (Linux {OLDEST_LINUX} or newer)"
+                ),
             ));
         }
         if !self.initial_pid_namespace {
