@@ -2,18 +2,20 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{MapData, PerCpuArray};
 use collector_ebpf::event::{Counter, EXEC, EXIT, FORK, KINDS, NONE, REAP, RENAME};
+use collector_ebpf::maps;
 use collector_ebpf::slot::{EXITED, REAPED, ROLE_MASTER, ROLE_WORKER, Slot, Tag};
 
 use super::events::{self, EventReader};
 use super::load::{self, Attached, LoadError};
+use super::object::ObjectError;
 use super::slots::SlotTable;
 use super::support::Support;
-use super::sys;
+use super::sys::{self, TaskStorage};
 use super::tasks::{Missing, TaskReader};
 use crate::input::{self, Comm, Input, Listed, Role, SlotRecord, Source};
 use crate::snapshot::{EventCounts, Feature, ProgramCost};
@@ -27,7 +29,7 @@ pub struct KernelSource {
     events: EventReader,
     tasks: TaskReader,
     slots: SlotTable,
-    tags: MapData,
+    tags: TaskStorage<Tag>,
     counters: PerCpuArray<MapData, u64>,
     tracepoints: Vec<Attached>,
     features: Vec<Feature>,
@@ -52,11 +54,13 @@ impl KernelSource {
         let loaded = load::load(support)?;
         let off = |name: &str| loaded.features.iter().any(|f| f.name == name && !f.enabled);
         let missing = Missing { run_delay: off("run_delay"), storage_io: off("storage_io") };
+        let tags = TaskStorage::new(loaded.tags)
+            .map_err(|error| ObjectError::Map { map: maps::TAGS.into(), error: error.to_string() })?;
         Ok(Self {
             events: EventReader::new(loaded.events, host),
             tasks: TaskReader::new(loaded.tracked_tasks, loaded.all_processes, host),
             slots: loaded.slots,
-            tags: loaded.tags,
+            tags,
             counters: loaded.counters,
             tracepoints: loaded.tracepoints,
             features: loaded.features,
@@ -186,8 +190,7 @@ impl Source for KernelSource {
         };
         // A process may fork the workers of one pool and be a worker of another; what its tag says of the one role
         // stays when the other is added.
-        let before: Tag =
-            sys::task_storage_get(self.tags.fd().as_fd(), pidfd.as_fd()).ok().flatten().unwrap_or_default();
+        let before: Tag = self.tags.get(pidfd.as_fd()).ok().flatten().unwrap_or_default();
         // Whoever follows it from here has none of its figures.
         let before = Tag { told_alone: 0, ..before };
         let (tag, slot) = match role {
@@ -204,7 +207,7 @@ impl Source for KernelSource {
                 (Tag { pool: children_pool, role, slot: slot.unwrap_or(NONE), ..before }, slot)
             }
         };
-        match sys::task_storage_set(self.tags.fd().as_fd(), pidfd.as_fd(), &tag) {
+        match self.tags.set(pidfd.as_fd(), &tag) {
             Ok(()) => slot,
             Err(error) => {
                 if let Some(slot) = slot {
@@ -222,16 +225,15 @@ impl Source for KernelSource {
     fn untrack(&mut self, process: ProcessKey, role: Role) {
         // Gone: the kernel freed the tag with it.
         let Ok(Some(pidfd)) = self.open_process(process) else { return };
-        let map = self.tags.fd().as_fd();
-        let Ok(Some(tag)) = sys::task_storage_get::<Tag>(map, pidfd.as_fd()) else { return };
+        let Ok(Some(tag)) = self.tags.get(pidfd.as_fd()) else { return };
         let (gone, stays) = match role {
             Role::Master => (ROLE_MASTER, tag),
             Role::Worker => (ROLE_WORKER, Tag { slot: NONE, ..tag }),
         };
         let stays = Tag { role: tag.role & !gone, ..stays };
         let result = match stays.role {
-            0 => sys::task_storage_delete(map, pidfd.as_fd()),
-            _ => sys::task_storage_set(map, pidfd.as_fd(), &stays),
+            0 => self.tags.delete(pidfd.as_fd()),
+            _ => self.tags.set(pidfd.as_fd(), &stays),
         };
         if let Err(error) = result
             && !matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT))
@@ -306,8 +308,6 @@ fn map_bytes() -> Option<u64> {
 
 impl std::fmt::Debug for KernelSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("KernelSource")
-            .field("tags", &self.tags.fd().as_fd().as_raw_fd())
-            .finish_non_exhaustive()
+        f.debug_struct("KernelSource").field("features", &self.features).finish_non_exhaustive()
     }
 }

@@ -3,10 +3,14 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 
-use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_prog_info, bpf_prog_type};
+use aya::maps::MapData;
+use aya_obj::generated::{
+    bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_map_info, bpf_map_type, bpf_prog_info, bpf_prog_type,
+};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<libc::c_long> {
@@ -33,8 +37,12 @@ fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Sets a value of a map. The caller vouches that key and value have the map's sizes.
-fn map_update(map: BorrowedFd<'_>, key: *const u8, value: *const u8) -> io::Result<()> {
+/// Sets a value of a map.
+///
+/// # Safety
+///
+/// `key` and `value` point to as many readable bytes as the map's keys and values have.
+unsafe fn map_update(map: BorrowedFd<'_>, key: *const u8, value: *const u8) -> io::Result<()> {
     let mut attr = no_attr();
     attr.__bindgen_anon_2.map_fd = raw(map);
     attr.__bindgen_anon_2.key = key as u64;
@@ -42,46 +50,104 @@ fn map_update(map: BorrowedFd<'_>, key: *const u8, value: *const u8) -> io::Resu
     bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
 }
 
-/// Sets the value that a task storage map holds for the process behind a pidfd. `T` must be the map's value type.
-pub(super) fn task_storage_set<T: Copy>(
-    map: BorrowedFd<'_>,
-    pidfd: BorrowedFd<'_>,
-    value: &T,
-) -> io::Result<()> {
-    let key = pidfd.as_raw_fd();
-    map_update(map, std::ptr::from_ref(&key).cast(), std::ptr::from_ref(value).cast())
+/// What the kernel says a map is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct MapShape {
+    kind: u32,
+    key_size: usize,
+    value_size: usize,
 }
 
-/// Reads it; `None` if the process has none.
-pub(super) fn task_storage_get<T: Copy + Default>(
-    map: BorrowedFd<'_>,
-    pidfd: BorrowedFd<'_>,
-) -> io::Result<Option<T>> {
-    let key = pidfd.as_raw_fd();
-    let mut value = T::default();
-    let mut attr = no_attr();
-    attr.__bindgen_anon_2.map_fd = raw(map);
-    attr.__bindgen_anon_2.key = std::ptr::from_ref(&key) as u64;
-    attr.__bindgen_anon_2.__bindgen_anon_1.value = std::ptr::from_mut(&mut value) as u64;
-    match bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr) {
-        Ok(_) => Ok(Some(value)),
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-        Err(error) => Err(error),
+impl MapShape {
+    fn of(map: BorrowedFd<'_>) -> io::Result<Self> {
+        // SAFETY: plain integers and arrays of them.
+        let mut info: bpf_map_info = unsafe { std::mem::zeroed() };
+        let mut attr = no_attr();
+        attr.info.bpf_fd = raw(map);
+        attr.info.info_len = size_of::<bpf_map_info>() as u32;
+        attr.info.info = std::ptr::from_mut(&mut info) as u64;
+        bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+        Ok(Self { kind: info.type_, key_size: info.key_size as usize, value_size: info.value_size as usize })
+    }
+
+    fn expect(self, expected: Self) -> io::Result<()> {
+        if self == expected {
+            return Ok(());
+        }
+        Err(io::Error::new(io::ErrorKind::InvalidData, format!("the map is {self:?}, not {expected:?}")))
     }
 }
 
-/// Removes it.
-pub(super) fn task_storage_delete(map: BorrowedFd<'_>, pidfd: BorrowedFd<'_>) -> io::Result<()> {
-    let key = pidfd.as_raw_fd();
-    let mut attr = no_attr();
-    attr.__bindgen_anon_2.map_fd = raw(map);
-    attr.__bindgen_anon_2.key = std::ptr::from_ref(&key) as u64;
-    bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr).map(drop)
+/// A type that crosses to the kernel as bytes.
+///
+/// # Safety
+///
+/// No byte of it is padding, and every pattern of bits is a valid value.
+pub(super) unsafe trait Plain: Copy + Default {}
+
+// SAFETY: integers and arrays of bytes, with explicit padding; the contract crate asserts the size.
+unsafe impl Plain for collector_ebpf::slot::Tag {}
+
+/// A task storage map: one value for a process, under a pidfd of it.
+pub(super) struct TaskStorage<T> {
+    map: MapData,
+    value: PhantomData<T>,
 }
 
-/// Fills the only value of a global data map.
+impl<T: Plain> TaskStorage<T> {
+    /// What a map with keys of pidfds and values of `T` is.
+    const SHAPE: MapShape = MapShape {
+        kind: bpf_map_type::BPF_MAP_TYPE_TASK_STORAGE as u32,
+        key_size: size_of::<RawFd>(),
+        value_size: size_of::<T>(),
+    };
+
+    /// Refuses a map of another kind, and of values of another size.
+    pub(super) fn new(map: MapData) -> io::Result<Self> {
+        MapShape::of(map.fd().as_fd())?.expect(Self::SHAPE)?;
+        Ok(Self { map, value: PhantomData })
+    }
+
+    /// Sets the value of the process behind a pidfd.
+    pub(super) fn set(&self, pidfd: BorrowedFd<'_>, value: &T) -> io::Result<()> {
+        let key = pidfd.as_raw_fd();
+        let (key, value) = (std::ptr::from_ref(&key).cast(), std::ptr::from_ref(value).cast());
+        // SAFETY: `new` compared the sizes of both, and no byte of a `Plain` value is uninitialised.
+        unsafe { map_update(self.map.fd().as_fd(), key, value) }
+    }
+
+    /// Reads it; `None` if the process has none.
+    pub(super) fn get(&self, pidfd: BorrowedFd<'_>) -> io::Result<Option<T>> {
+        let key = pidfd.as_raw_fd();
+        let mut value = T::default();
+        let mut attr = no_attr();
+        attr.__bindgen_anon_2.map_fd = raw(self.map.fd().as_fd());
+        attr.__bindgen_anon_2.key = std::ptr::from_ref(&key) as u64;
+        // The kernel writes as many bytes as `new` found the map's values to have, and any are a valid `Plain` value.
+        attr.__bindgen_anon_2.__bindgen_anon_1.value = std::ptr::from_mut(&mut value) as u64;
+        match bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr) {
+            Ok(_) => Ok(Some(value)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes it.
+    pub(super) fn delete(&self, pidfd: BorrowedFd<'_>) -> io::Result<()> {
+        let key = pidfd.as_raw_fd();
+        let mut attr = no_attr();
+        attr.__bindgen_anon_2.map_fd = raw(self.map.fd().as_fd());
+        attr.__bindgen_anon_2.key = std::ptr::from_ref(&key) as u64;
+        bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr).map(drop)
+    }
+}
+
+/// Fills the only value of a global data map, which `data` has to be as long as.
 pub(super) fn global_data_set(map: BorrowedFd<'_>, data: &[u8]) -> io::Result<()> {
-    map_update(map, std::ptr::from_ref(&0u32).cast(), data.as_ptr())
+    let kind = bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
+    MapShape::of(map)?.expect(MapShape { kind, key_size: size_of::<u32>(), value_size: data.len() })?;
+    // SAFETY: the sizes were compared just now.
+    unsafe { map_update(map, std::ptr::from_ref(&0u32).cast(), data.as_ptr()) }
 }
 
 /// Makes a map read-only for user space, after which the verifier takes its content as constant. 5.2+.
@@ -225,6 +291,27 @@ impl Drop for KernelFile {
         if let Self::Mapped(address, length) = self {
             // SAFETY: the mapping made in `open`, with its length; borrows of it ended with the borrow of `self`.
             let _ = unsafe { munmap(address.cast(), length.get()) };
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+    use collector_ebpf::slot::Tag;
+
+    #[test]
+    fn a_map_of_other_values_is_refused() {
+        let shape = TaskStorage::<Tag>::SHAPE;
+        assert!(shape.expect(shape).is_ok());
+        for other in [
+            MapShape { value_size: shape.value_size + 8, ..shape },
+            MapShape { value_size: shape.value_size - 8, ..shape },
+            MapShape { key_size: 8, ..shape },
+            MapShape { kind: bpf_map_type::BPF_MAP_TYPE_HASH as u32, ..shape },
+        ] {
+            assert_eq!(other.expect(shape).unwrap_err().kind(), io::ErrorKind::InvalidData, "{other:?}");
         }
     }
 }
