@@ -12,6 +12,7 @@ use aya_obj::generated::{
     bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_map_info, bpf_map_type, bpf_prog_info, bpf_prog_type,
 };
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::statfs::{SYSFS_MAGIC, fstatfs};
 
 fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<libc::c_long> {
     // SAFETY: the kernel reads a whole initialised `bpf_attr` (and for BPF_OBJ_GET_INFO_BY_FD writes to it); pointers inside it are made by the callers below from borrows that outlive the call.
@@ -251,7 +252,8 @@ pub(super) fn trim_heap() {
     unsafe { libc::malloc_trim(0) };
 }
 
-/// A file of the kernel that never changes, mapped where the kernel can (the BTF of vmlinux: 6.16+), else read.
+/// A file of the kernel that never changes, mapped where the kernel can (the BTF of vmlinux: 6.16+), else read. Only what
+/// is in sysfs is the kernel's: any other file may be cut while it is mapped, and reading beyond its end kills us.
 pub(super) enum KernelFile {
     Mapped(NonNull<u8>, std::num::NonZero<usize>),
     Read(Vec<u8>),
@@ -261,7 +263,8 @@ impl KernelFile {
     pub(super) fn open(path: &std::path::Path) -> io::Result<Self> {
         let mut file = File::open(path)?;
         let length = usize::try_from(file.metadata()?.len()).unwrap_or(0);
-        if let Some(length) = std::num::NonZero::new(length) {
+        let of_the_kernel = fstatfs(&file).is_ok_and(|found| found.filesystem_type() == SYSFS_MAGIC);
+        if let Some(length) = std::num::NonZero::new(length).filter(|_| of_the_kernel) {
             // SAFETY: a fresh private read-only mapping at an address that the kernel chooses.
             let mapped =
                 unsafe { mmap(None, length, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE, file.as_fd(), 0) };
@@ -276,8 +279,8 @@ impl KernelFile {
 
     pub(super) fn bytes(&self) -> &[u8] {
         match self {
-            // SAFETY: mapped with this length until `self` is dropped. The file is part of the kernel's image, which
-            // is neither written nor cut.
+            // SAFETY: mapped with this length until `self` is dropped. The file is in sysfs, where only parts of the
+            // kernel's image can be mapped, which are neither written nor cut.
             Self::Mapped(address, length) => unsafe {
                 std::slice::from_raw_parts(address.as_ptr(), length.get())
             },
@@ -313,5 +316,15 @@ mod tests {
         ] {
             assert_eq!(other.expect(shape).unwrap_err().kind(), io::ErrorKind::InvalidData, "{other:?}");
         }
+    }
+
+    #[test]
+    fn a_file_that_can_be_cut_is_not_mapped() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vmlinux");
+        std::fs::write(&path, [7; 10_000]).unwrap();
+        let file = KernelFile::open(&path).unwrap();
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(file.bytes(), [7; 10_000]);
     }
 }
