@@ -1,0 +1,89 @@
+//! Families of the collector itself.
+
+use super::family::*;
+use super::text::{Nanos, Writer, label, more_label};
+use crate::snapshot::{EventCounts, Own, Snapshot};
+
+pub(super) fn write(writer: &mut Writer<'_>, snapshot: &Snapshot) {
+    let own = &snapshot.own;
+    let mut labels = Vec::new();
+    writer.family(&BUILD_INFO, |samples| {
+        samples.add(label(&mut labels, "version", env!("CARGO_PKG_VERSION")), "", 1u64);
+    });
+    writer.family(&SOURCE_INFO, |samples| {
+        samples.add(label(&mut labels, "source", snapshot.source), "", 1u64);
+    });
+    writer.family(&FEATURE, |samples| {
+        for feature in snapshot.features.iter() {
+            label(&mut labels, "feature", feature.name);
+            if !feature.reason.is_empty() {
+                more_label(&mut labels, "reason", &feature.reason);
+            }
+            samples.add(&labels, "", u64::from(feature.enabled));
+        }
+    });
+    let mut events = |writer: &mut Writer<'_>, family: &Family, count: fn(&EventCounts) -> u64| {
+        writer.family(family, |samples| {
+            for event in &own.events {
+                samples.add(label(&mut labels, "kind", event.kind), "", count(event));
+            }
+        });
+    };
+    events(writer, &EVENTS_COUNTED, |event| event.counted);
+    events(writer, &EVENTS_DELIVERED, |event| event.delivered);
+    events(writer, &EVENTS_LOST, |event| event.lost);
+    writer.family(&LOSSES, |samples| {
+        // Two parts of the collector may use one reason, and a series must not occur twice.
+        for (at, (reason, _)) in own.losses.iter().enumerate() {
+            if own.losses[..at].iter().any(|(earlier, _)| earlier == reason) {
+                continue;
+            }
+            let all = own.losses[at..].iter().filter(|(other, _)| other == reason).map(|(_, n)| n).sum();
+            samples.add::<u64>(label(&mut labels, "reason", reason), "", all);
+        }
+    });
+    writer.single(&PASSES, Some(own.passes));
+    writer.single(&PASS_CPU, Some(Nanos(own.pass_cpu_ns)));
+    writer.single(&EVENT_CPU, Some(Nanos(own.event_cpu_ns)));
+    write_programs(writer, own);
+    writer.single(&MAP_MEMORY, own.map_bytes);
+    writer.single(&PROCESSES, Some(own.processes));
+    writer.single(&RELOAD_SUCCESSFUL, Some(u64::from(own.config_last_reload_successful)));
+    writer.single(&RELOAD_TIME, own.config_loaded_unix_ns.map(Nanos));
+    writer.single(&SNAPSHOT_TIME, Some(Nanos(snapshot.at_unix_ns)));
+}
+
+fn write_programs(writer: &mut Writer<'_>, own: &Own) {
+    // The kernel cuts names at 15 bytes, which can make two programs look alike.
+    let mut programs: Vec<(&str, u64, u64)> = Vec::with_capacity(own.programs.len());
+    for program in &own.programs {
+        match programs.iter_mut().find(|(name, ..)| *name == program.name) {
+            Some((_, runs, run_time_ns)) => {
+                *runs += program.runs;
+                *run_time_ns += program.run_time_ns;
+            }
+            None => programs.push((program.name, program.runs, program.run_time_ns)),
+        }
+    }
+    let mut labels = Vec::new();
+    writer.family(&PROGRAM_RUN, |samples| {
+        for (name, _, run_time_ns) in &programs {
+            samples.add(label(&mut labels, "program", name), "", Nanos(*run_time_ns));
+        }
+    });
+    writer.family(&PROGRAM_RUNS, |samples| {
+        for (name, runs, _) in &programs {
+            samples.add(label(&mut labels, "program", name), "", *runs);
+        }
+    });
+}
+
+pub(super) fn write_process(writer: &mut Writer<'_>, snapshot: &Snapshot) {
+    let own = &snapshot.own;
+    writer.single(&PROCESS_CPU, Some(Nanos(own.cpu.total_ns())));
+    writer.single(&PROCESS_RSS, own.rss_bytes);
+    writer.single(&PROCESS_VIRTUAL, own.virtual_bytes);
+    writer.single(&PROCESS_FDS, own.open_fds);
+    writer.single(&PROCESS_MAX_FDS, own.max_fds);
+    writer.single(&PROCESS_START, Some(Nanos(snapshot.started_unix_ns)));
+}

@@ -1,0 +1,231 @@
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::text::{Nanos, write_bound};
+use super::*;
+use crate::render::fixture;
+use crate::units::NANOS_PER_SECOND;
+
+fn rendered(snapshot: &Snapshot, format: Format) -> String {
+    let mut out = Vec::new();
+    render(snapshot, format, &mut out, &mut |_| ());
+    String::from_utf8(out).unwrap()
+}
+
+struct Sample {
+    name: String,
+    labels: BTreeMap<String, String>,
+    value: f64,
+}
+
+/// Reads a sample line by the grammar, sharing nothing with the writer.
+fn parse_sample(line: &str) -> Sample {
+    let name_end = line.find(['{', ' ']).unwrap();
+    let (name, mut rest) = line.split_at(name_end);
+    let mut labels = BTreeMap::new();
+    if let Some(inside) = rest.strip_prefix('{') {
+        rest = inside;
+        loop {
+            let (label, after) = rest.split_once("=\"").unwrap();
+            let mut value = String::new();
+            let mut chars = after.char_indices();
+            let end = loop {
+                match chars.next().unwrap() {
+                    (at, '"') => break at,
+                    (_, '\\') => value.push(match chars.next().unwrap().1 {
+                        'n' => '\n',
+                        c @ ('\\' | '"') => c,
+                        other => panic!("escaped {other:?}"),
+                    }),
+                    (_, c) => value.push(c),
+                }
+            };
+            assert!(labels.insert(label.to_owned(), value).is_none(), "label twice: {line}");
+            rest = &after[end + 1..];
+            match rest.strip_prefix(',') {
+                Some(next) => rest = next,
+                None => break,
+            }
+        }
+        rest = rest.strip_prefix('}').unwrap();
+    }
+    let value = rest.strip_prefix(' ').unwrap();
+    let value = if value == "+Inf" { f64::INFINITY } else { value.parse().unwrap() };
+    Sample { name: name.to_owned(), labels, value }
+}
+
+fn samples(text: &str) -> Vec<Sample> {
+    text.split_terminator('\n').filter(|line| !line.starts_with('#')).map(parse_sample).collect()
+}
+
+fn value(text: &str, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+    samples(text)
+        .into_iter()
+        .find(|s| s.name == name && labels.iter().all(|(k, v)| s.labels.get(*k).is_some_and(|l| l == v)))
+        .map(|s| s.value)
+}
+
+#[test]
+fn golden_files() {
+    let snapshot = fixture::snapshot();
+    let version = concat!("version=\"", env!("CARGO_PKG_VERSION"), "\"");
+    for (name, format) in [("metrics.txt", Format::Text), ("metrics.openmetrics", Format::OpenMetrics)] {
+        let text = rendered(&snapshot, format).replace(version, "version=\"VERSION\"");
+        fixture::check_golden(name, &text);
+    }
+}
+
+#[test]
+fn every_declared_family_occurs_with_declared_labels_only() {
+    let text = rendered(&fixture::snapshot(), Format::Text);
+    let samples = samples(&text);
+    let mut seen = BTreeSet::new();
+    for family in families() {
+        assert!(text.contains(&format!("# HELP {} {}\n", family.name, family.help)), "{}", family.name);
+        assert!(seen.insert(family.name), "{} is declared twice", family.name);
+        assert!(family.name.contains(family.unit), "{} has the unit {}", family.name, family.unit);
+        assert_eq!(family.name.ends_with("_total"), family.kind == Kind::Counter, "{}", family.name);
+        assert_eq!(family.name.ends_with("_info"), family.kind == Kind::Info, "{}", family.name);
+        let of_family = |name: &str| match family.kind {
+            Kind::Histogram => ["_bucket", "_sum", "_count"]
+                .iter()
+                .any(|suffix| name.strip_suffix(suffix) == Some(family.name)),
+            _ => name == family.name,
+        };
+        let labels: BTreeSet<&str> = samples
+            .iter()
+            .filter(|s| of_family(&s.name))
+            .flat_map(|s| s.labels.keys().map(String::as_str))
+            .filter(|label| *label != "le")
+            .collect();
+        assert_eq!(labels, family.labels.iter().copied().collect(), "labels of {}", family.name);
+    }
+}
+
+#[test]
+fn no_series_occurs_twice() {
+    for format in [Format::Text, Format::OpenMetrics] {
+        let text = rendered(&fixture::snapshot(), format);
+        let mut seen = BTreeSet::new();
+        for sample in samples(&text) {
+            let series = format!("{} {:?}", sample.name, sample.labels);
+            assert!(seen.insert(series.clone()), "{series}");
+        }
+    }
+}
+
+#[test]
+fn unknown_is_absent_and_empty_is_zero() {
+    let text = rendered(&fixture::snapshot(), Format::Text);
+    let of = |name: &str, pool: &str| value(&text, name, &[("pool", pool)]);
+    assert_eq!(of("worker_pool_resident_memory_bytes", "withheld"), None);
+    assert_eq!(of("worker_resident_memory_bytes", "withheld"), None);
+    assert_eq!(of("worker_pool_read_bytes_total", "withheld"), None);
+    assert_eq!(of("worker_threads", "withheld"), Some(4.0));
+    assert_eq!(of("worker_pool_size", "jobs"), Some(0.0));
+    assert_eq!(of("worker_pool_resident_memory_bytes", "jobs"), Some(0.0));
+    assert_eq!(of("worker_pool_lifetime_seconds_count", "jobs"), Some(0.0));
+    assert_eq!(of("worker_pool_lifetime_seconds_quantile", "jobs"), None);
+}
+
+#[test]
+fn a_family_without_samples_has_no_header() {
+    let mut snapshot = fixture::snapshot();
+    snapshot.own.programs.clear();
+    snapshot.pools.clear();
+    let text = rendered(&snapshot, Format::OpenMetrics);
+    assert!(!text.contains("bpf_program"), "{text}");
+    assert!(!text.contains("worker"), "{text}");
+    assert!(text.ends_with("# EOF\n"));
+}
+
+#[test]
+fn losses_of_one_reason_are_summed() {
+    let text = rendered(&fixture::snapshot(), Format::Text);
+    assert_eq!(value(&text, "collector_losses_total", &[("reason", "event_lost")]), Some(3.0));
+}
+
+#[test]
+fn taking_the_bytes_after_each_family_changes_nothing() {
+    let snapshot = fixture::snapshot();
+    let mut taken = Vec::new();
+    let mut out = Vec::new();
+    render(&snapshot, Format::OpenMetrics, &mut out, &mut |out| taken.append(out));
+    assert!(out.is_empty());
+    assert_eq!(String::from_utf8(taken).unwrap(), rendered(&snapshot, Format::OpenMetrics));
+}
+
+#[test]
+fn bounds_are_written_as_go_writes_them() {
+    for (bound, text, open_metrics) in [
+        (0.0, "0", "0.0"),
+        (1.0, "1", "1.0"),
+        (0.25, "0.25", "0.25"),
+        (0.0001, "0.0001", "0.0001"),
+        (0.00001, "1e-05", "1e-05"),
+        (0.0000125, "1.25e-05", "1.25e-05"),
+        (999_999.0, "999999", "999999.0"),
+        (1e6, "1e+06", "1e+06"),
+        (67_108_864.0, "6.7108864e+07", "6.7108864e+07"),
+        (1e100, "1e+100", "1e+100"),
+    ] {
+        for (format, expected) in [(Format::Text, text), (Format::OpenMetrics, open_metrics)] {
+            let mut out = Vec::new();
+            write_bound(&mut out, bound, format);
+            assert_eq!(String::from_utf8(out).unwrap(), expected);
+        }
+    }
+}
+
+#[test]
+fn nanoseconds_keep_every_digit() {
+    for (ns, expected) in [
+        (0, "0"),
+        (1, "0.000000001"),
+        (1_500_000_000, "1.5"),
+        (12_000_000_000, "12"),
+        (u64::MAX, "18446744073.709551615"),
+    ] {
+        let mut out = Vec::new();
+        Nanos(ns).write(&mut out);
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_text_and_any_number_come_back(
+        name in any::<String>(),
+        comm in any::<String>(),
+        app in proptest::option::of(any::<String>()),
+        utilization in any::<f64>(),
+        cpu in any::<u64>(),
+    ) {
+        let mut snapshot = fixture::snapshot();
+        let mut pool = fixture::pool(&name);
+        let mut worker = fixture::worker(7);
+        worker.comm = comm.as_str().into();
+        worker.app = app.as_deref().map(Into::into);
+        let reading = worker.reading.as_mut().unwrap();
+        reading.cpu_utilization = Some(utilization);
+        reading.cpu.user_ns = cpu;
+        pool.workers = vec![worker];
+        snapshot.pools = vec![pool];
+        for format in [Format::Text, Format::OpenMetrics] {
+            let samples = samples(&rendered(&snapshot, format));
+            let find = |name: &str| samples.iter().find(|s| s.name == name).unwrap();
+            let info = find("worker_info");
+            prop_assert_eq!(&info.labels["pool"], &name);
+            prop_assert_eq!(&info.labels["comm"], &comm);
+            prop_assert_eq!(info.labels.get("app"), app.as_ref());
+            let back = find("worker_cpu_utilization_ratio").value;
+            prop_assert!(back == utilization || back.is_nan() && utilization.is_nan());
+            let seconds: f64 =
+                format!("{}.{:09}", cpu / NANOS_PER_SECOND, cpu % NANOS_PER_SECOND).parse().unwrap();
+            prop_assert_eq!(find("worker_cpu_seconds_total").value, seconds);
+        }
+    }
+}
