@@ -155,8 +155,16 @@ impl Counter {
     pub const NO_SLOT: u32 = 2 * KINDS as u32;
     /// The kernel had no memory for a tag.
     pub const NO_TAG: u32 = Self::NO_SLOT + 1;
+    /// A thread of a worker found no free place in its set.
+    pub const NO_THREAD: u32 = Self::NO_TAG + 1;
+    /// All chunks of histograms were handed out.
+    pub const NO_CHUNK: u32 = Self::NO_THREAD + 1;
+    /// An interval ended before it began.
+    pub const NEGATIVE: u32 = Self::NO_CHUNK + 1;
+    /// A thread came to run, or was woken up, while it did not wait to: an event before that was missed.
+    pub const OUT_OF_ORDER: u32 = Self::NEGATIVE + 1;
     /// Number of counters.
-    pub const COUNT: usize = Self::NO_TAG as usize + 1;
+    pub const COUNT: usize = Self::OUT_OF_ORDER as usize + 1;
 
     /// Events of `kind` (one of the constants above) that the program saw.
     pub const fn counted(kind: u32) -> u32 {

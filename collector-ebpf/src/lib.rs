@@ -9,6 +9,7 @@ pub mod event;
 pub mod histogram;
 pub mod limits;
 pub mod offsets;
+pub mod schedule;
 pub mod slot;
 pub mod task;
 
@@ -26,6 +27,16 @@ pub mod maps {
     pub const CONTROL: &str = "CONTROL";
     /// Per-CPU array of counters, indexed by [`crate::event::Counter`].
     pub const COUNTERS: &str = "COUNTERS";
+    /// Mappable array of [`crate::schedule::ThreadSet`].
+    pub const THREADS: &str = "THREADS";
+    /// Mappable array of [`crate::schedule::Times`], by slot.
+    pub const TIMES: &str = "TIMES";
+    /// Mappable array of [`crate::schedule::Directory`], by slot.
+    pub const DIRECTORIES: &str = "DIRECTORIES";
+    /// Mappable array of [`crate::schedule::Chunk`]; chunk number 1 is the first.
+    pub const CHUNKS: &str = "CHUNKS";
+    /// Queue of chunk numbers that were given back.
+    pub const FREE_CHUNKS: &str = "FREE_CHUNKS";
 }
 
 /// Names of the programs in the object; each is attached to the tracepoint or iterator of its documentation.
@@ -42,6 +53,12 @@ pub mod programs {
     pub const FREE: &str = "process_free";
     /// `tp_btf/signal_generate`
     pub const SIGNAL: &str = "signal_sent";
+    /// `tp_btf/sched_switch`
+    pub const SWITCH: &str = "task_switch";
+    /// `tp_btf/sched_wakeup`
+    pub const WAKEUP: &str = "task_wakeup";
+    /// `tp_btf/sched_wakeup_new`
+    pub const WAKEUP_NEW: &str = "task_wakeup_new";
     /// `iter/task`: one row per thread of a tracked process.
     pub const TRACKED_TASKS: &str = "tracked_tasks";
     /// `iter/task`: one row per process.

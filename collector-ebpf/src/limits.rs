@@ -8,5 +8,12 @@ pub const EVENT_RING_BYTES: usize = 1 << 20;
 /// Slots: workers that can be tracked at a time with a record of their own, over all pools.
 pub const MAX_SLOTS: usize = 8192;
 
+/// Sets of [`crate::schedule::WAYS`] threads; a power of two. As many as pids by default (`pid_max` 32768 or 4194304,
+/// handed out in order), so that sets fill evenly: 65,536 threads can be followed.
+pub const THREAD_SETS: usize = 16_384;
+
+/// Chunks of histograms, 6 MiB: some 25 for each of a thousand busy workers. Numbers have to fit 16 bits.
+pub const MAX_CHUNKS: usize = 24_576;
+
 /// `TASK_COMM_LEN` of `include/linux/sched.h`.
 pub const COMM_LEN: usize = 16;

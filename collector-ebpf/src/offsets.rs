@@ -110,4 +110,22 @@ offsets! {
     mm_rss_stride,
     /// `kernel_siginfo.si_code`: int
     siginfo_code,
+    /// `task_struct.on_cpu`: int, with CONFIG_SMP
+    task_on_cpu,
+    /// `task_struct.files`
+    task_files,
+    /// `files_struct.fdt`
+    files_fdt,
+    /// `fdtable.max_fds`: unsigned int
+    fdtable_max_fds,
+    /// `fdtable.fd`: array of `struct file *`
+    fdtable_fd,
+    /// `file.f_inode`
+    file_inode,
+    /// `inode.i_mode`: unsigned short
+    inode_mode,
+    /// `pt_regs.orig_ax` (x86-64) or `.syscallno` in its first four bytes (arm64)
+    regs_syscall,
+    /// `pt_regs.di` (x86-64) or `.orig_x0` (arm64): the first argument of a system call
+    regs_argument,
 }

@@ -25,7 +25,7 @@ pub struct SentSignal {
     pub sender_comm: [u8; COMM_LEN],
 }
 
-/// Value of the task storage. 80 bytes.
+/// Value of the task storage. 88 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tag {
@@ -45,11 +45,15 @@ pub struct Tag {
     pub told_switches: u64,
     /// 1 if it had one thread then: what it has used can only have changed if that thread has run.
     pub told_alone: u32,
+    /// What its pool wants to know of the scheduler: one of [`crate::schedule`]'s `PROFILE_…`.
+    pub profile: u32,
+    /// 1 while a sender writes `kill` or `other`, so that two do not write into each other.
+    pub sending: u32,
     /// Zero.
     pub padding: u32,
 }
 
-/// What both sides share about the whole. 16 bytes.
+/// What both sides share about the whole. 24 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Control {
@@ -59,6 +63,11 @@ pub struct Control {
     pub pass: u32,
     /// 1 when all figures are wanted, also those that were told before. Set by user space.
     pub tell_all: u32,
+    /// The most that any pool gets of what it wants to know of the scheduler, one of [`crate::schedule`]'s `PROFILE_…`.
+    /// Set by user space.
+    pub ceiling: u32,
+    /// The highest chunk number that was handed out; raised atomically.
+    pub last_chunk: u32,
     /// Zero.
     pub padding: u32,
 }
@@ -69,14 +78,16 @@ pub const FREE: u32 = 0;
 pub const LIVE: u32 = 1;
 /// [`Slot::phase`]: its worker ended; `death` and a preliminary `cpu` are set.
 pub const EXITED: u32 = 2;
+/// [`Slot::phase`]: its worker ended and has left the CPU for good; `cpu` is final. It may not have been reaped.
+pub const FINAL: u32 = 3;
 /// [`Slot::phase`]: its worker is gone; `cpu` is final.
-pub const REAPED: u32 = 3;
+pub const REAPED: u32 = 4;
 
 /// The record of one worker. 128 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Slot {
-    /// `FREE`, `LIVE`, `EXITED` or `REAPED`; written after the fields that it vouches for.
+    /// `FREE`, `LIVE`, `EXITED`, `FINAL` or `REAPED`, in this order; written after the fields that it vouches for.
     pub phase: u32,
     /// Thread group id.
     pub pid: u32,
@@ -102,7 +113,7 @@ pub struct Slot {
 
 const _: () = {
     assert!(size_of::<SentSignal>() == 24);
-    assert!(size_of::<Tag>() == 80);
-    assert!(size_of::<Control>() == 16);
+    assert!(size_of::<Tag>() == 88);
+    assert!(size_of::<Control>() == 24);
     assert!(size_of::<Slot>() == 128);
 };

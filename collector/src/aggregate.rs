@@ -11,15 +11,16 @@ mod discover;
 use std::sync::Arc;
 
 use crate::histogram::Scratch;
-use crate::input::{Input, ProgramFacts, Role, Source};
+use crate::input::{Input, Profile, ProgramFacts, Role, Source};
 use crate::snapshot::{self, Own, Snapshot, StateCounts, WorkerState};
 use crate::units::{
     ByProcess, HostFacts, NANOS_PER_SECOND, Pid, ProcessKey, Processes, boottime_ns, monotonic_ns, unix_ns,
 };
 use crate::worker::matcher::{Facts, Matcher};
-use crate::worker::pool::PoolId;
+use crate::worker::pool::{Pool, PoolId};
 use crate::worker::process::ProcessTable;
 use crate::worker::registry::{Arrival, Registry, Vanished};
+use crate::worker::schedule::{Schedules, WorkerSchedule};
 
 /// A discovered pool without worker and master is forgotten after this time.
 const EMPTY_POOL_KEPT_NS: u64 = 600 * NANOS_PER_SECOND;
@@ -62,6 +63,8 @@ pub struct Aggregate {
     master_readings: ByProcess<ProcessKey, crate::input::Sample>,
     /// Programs of parents that were looked at for recognition, so that each is read once.
     looked_at: Processes<ProcessKey>,
+    /// Where the time of workers went.
+    schedules: Schedules,
     scratch: Scratch,
     started_unix_ns: u64,
     unix_minus_monotonic: i64,
@@ -93,6 +96,7 @@ impl Aggregate {
             masters: ByProcess::default(),
             master_readings: ByProcess::default(),
             looked_at: Processes::default(),
+            schedules: Schedules::default(),
             scratch: Scratch::new(),
             started_unix_ns: unix_ns(),
             unix_minus_monotonic: 0,
@@ -203,7 +207,7 @@ impl Aggregate {
         for (key, record) in self.registry.remove_pool(id) {
             source.untrack(key, Role::Worker);
             if let Some(record) = record {
-                source.release(record);
+                self.schedules.release(record, source);
             }
         }
     }
@@ -215,6 +219,26 @@ impl Aggregate {
         if !std::mem::replace(&mut process.queued, true) {
             self.queue.push(pid);
         }
+    }
+
+    /// Reads where the time of the workers went whose turn it was in the pass that has just ended.
+    pub fn read_schedules(&mut self, source: &mut dyn Source) {
+        let wanted = |pool: &Pool| pool.living() > 0 || !pool.masters.is_empty();
+        let ceiling = self.registry.pools.values().filter(|pool| wanted(pool)).map(|pool| pool.profile).max();
+        let ceiling = ceiling.unwrap_or(Profile::None);
+        source.limit_profiles(ceiling);
+        if ceiling == Profile::None {
+            return;
+        }
+        let pools = self.registry.pools.values().filter(|pool| pool.due && pool.profile > Profile::None);
+        let workers = pools.flat_map(|pool| pool.holders());
+        let records = workers.filter_map(|(_, key)| self.registry.worker(key)?.record);
+        self.schedules.read(records, source);
+    }
+
+    /// Takes the last figures of a record that is no worker's any more, and gives it back to the source.
+    pub fn release(&mut self, record: u32, source: &mut dyn Source) {
+        self.schedules.release(record, source);
     }
 
     /// Applies one fact. Records that are free again go to `release`.
@@ -399,6 +423,7 @@ impl Aggregate {
         }
         Snapshot {
             at_unix_ns: self.unix_from_monotonic(now_ns),
+            schedules_at_ns: self.schedules.at_ns(),
             started_unix_ns: self.started_unix_ns,
             source,
             features: Arc::clone(features),
@@ -433,11 +458,13 @@ impl Aggregate {
                 rss = (rss.0 + memory.total_bytes, rss.1 + 1);
             }
             if workers.len() < listed {
-                workers.push(worker_view(worker, slot));
+                let schedule = worker.record.and_then(|record| self.schedules.worker(record)).cloned();
+                workers.push(worker_view(worker, slot, schedule));
             }
         }
         let living = pool.living();
         let masters = pool.masters.iter().filter_map(|key| self.master_view(*key)).collect();
+        let schedule = self.schedules.pool_view(id, pool.cpu, &mut self.scratch);
         Some(snapshot::Pool {
             name: Arc::clone(&pool.name),
             origin: Arc::clone(&pool.origin),
@@ -457,6 +484,7 @@ impl Aggregate {
             cpu_utilization: pool.cpu_utilization.distribution(&mut self.scratch),
             worker_rss_bytes: pool.worker_rss.distribution(&mut self.scratch),
             lifetime_seconds: pool.lifetime.distribution(&mut self.scratch),
+            schedule,
             workers,
         })
     }
@@ -474,7 +502,11 @@ impl Aggregate {
     }
 }
 
-fn worker_view(worker: &crate::worker::registry::Worker, slot: u32) -> snapshot::Worker {
+fn worker_view(
+    worker: &crate::worker::registry::Worker,
+    slot: u32,
+    schedule: Option<Arc<WorkerSchedule>>,
+) -> snapshot::Worker {
     snapshot::Worker {
         slot,
         generation: worker.generation,
@@ -485,6 +517,7 @@ fn worker_view(worker: &crate::worker::registry::Worker, slot: u32) -> snapshot:
         state: worker.state,
         since_unix_ns: worker.since_unix_ns,
         started_unix_ns: worker.started_unix_ns,
+        schedule,
         reading: worker.last.map(|sample| snapshot::Reading {
             cpu: sample.cpu,
             cpu_utilization: worker.utilization,

@@ -157,6 +157,7 @@ impl Collector {
         let (aggregate, release) = (&mut self.aggregate, &mut self.release);
         self.source.pass(&mut |input| aggregate.apply(input, release));
         self.give_back();
+        self.aggregate.read_schedules(&mut *self.source);
         self.passes += 1;
         self.publish();
         self.pass_cpu_ns += thread_cpu_ns().saturating_sub(cpu_events);
@@ -165,7 +166,7 @@ impl Collector {
 
     fn give_back(&mut self) {
         for record in self.release.drain(..) {
-            self.source.release(record);
+            self.aggregate.release(record, &mut *self.source);
         }
     }
 

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use collector_ebpf::histogram::{MAX_VALUE, index, middle};
+use collector_ebpf::histogram::{MAX_VALUE, bounds, index, middle};
 use hdrhistogram::Histogram;
 
 use crate::snapshot::{Distribution, WindowQuantiles};
@@ -119,22 +119,54 @@ impl Windowed {
         self.max = self.max.max(scaled);
     }
 
+    /// Records values that were put into buckets elsewhere, each as the middle of its bucket. What was counted by
+    /// classic bucket is exact but for values within a bucket's width of a bound.
+    pub fn record_bucket(&mut self, bucket: u16, count: u32) {
+        let Some(newest) = self.fine.back_mut() else { return };
+        let (_, highest) = bounds(usize::from(bucket));
+        newest.add(bucket, count);
+        newest.max = newest.max.max(highest);
+        match self.total.binary_search_by_key(&bucket, |(b, _)| *b) {
+            Ok(at) => self.total[at].1 += u64::from(count),
+            Err(at) => self.total.insert(at, (bucket, u64::from(count))),
+        }
+        let value = middle(usize::from(bucket)) as f64 / self.scale.per_unit;
+        self.classic[self.scale.bounds.partition_point(|bound| *bound < value)] += u64::from(count);
+        self.count += u64::from(count);
+        self.sum += value * f64::from(count);
+        self.max = self.max.max(highest);
+    }
+
+    /// Counts values that could not be recorded.
+    pub fn discard_many(&mut self, count: u32) {
+        self.discarded += u64::from(count);
+        if let Some(newest) = self.fine.back_mut() {
+            newest.discarded += u64::from(count);
+        }
+    }
+
     /// Counts a value that the caller could not make sense of.
     pub fn discard(&mut self) {
         self.record(f64::NAN);
     }
 
-    /// Moves the windows on. Call before reading; more often does no harm.
-    pub fn advance(&mut self, now_ns: u64) {
+    /// Moves the windows on. Call before reading; more often does no harm. True if they are others than before.
+    pub fn advance(&mut self, now_ns: u64) -> bool {
         // After a long pause (a suspended host) every part is stale: a handful of turns empties them all.
         let turns = now_ns.saturating_sub(self.fine_ends_ns).checked_div(FINE_NS).unwrap_or(0) + 1;
         if now_ns < self.fine_ends_ns {
-            return;
+            return false;
         }
         for _ in 0..turns.min((FINE_PARTS * (COARSE_PARTS + 2)) as u64) {
             self.turn();
         }
         self.fine_ends_ns += turns * FINE_NS;
+        true
+    }
+
+    /// Nothing was recorded since this was made of it.
+    pub fn is_shown_by(&self, shown: &Distribution) -> bool {
+        (self.count, self.discarded) == (shown.count, shown.discarded)
     }
 
     fn turn(&mut self) {

@@ -5,6 +5,8 @@
 
 use std::path::Path;
 
+use collector_ebpf::schedule::KINDS;
+
 use crate::units::{CpuTime, Pid, ProcessKey};
 
 /// Longest `comm` the kernel keeps, with its terminating zero (`TASK_COMM_LEN` in `include/linux/sched.h`).
@@ -82,6 +84,67 @@ pub struct Listed {
     pub zombie: bool,
 }
 
+/// Kinds of time, in the order of [`collector_ebpf::schedule`]: on a CPU, waiting for one, and the reasons to be blocked.
+pub const TIME_KINDS: [&str; KINDS] = [
+    "on_cpu",
+    "runnable",
+    "disk",
+    "lock",
+    "network",
+    "poll",
+    "sleep",
+    "pipe",
+    "pagefault",
+    "child",
+    "stopped",
+    "other",
+];
+
+/// Values of one bucket of one kind of time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interval {
+    /// Index into [`TIME_KINDS`].
+    pub kind: u8,
+    /// Bucket of its length in ns ([`collector_ebpf::histogram`]).
+    pub bucket: u16,
+    /// How many.
+    pub count: u32,
+}
+
+/// Where the threads of one worker have spent their time since they were first followed.
+#[derive(Clone, Debug, Default)]
+pub struct ScheduleReading {
+    /// Pool of the worker.
+    pub pool: u32,
+    /// When this was read, `CLOCK_MONOTONIC` ns.
+    pub at_ns: u64,
+    /// Time by kind, ns, intervals that are not over included.
+    pub time_ns: [u64; KINDS],
+    /// Intervals that are not over, by kind: how many threads add to that time.
+    pub open: [u32; KINDS],
+    /// How long all of its threads have been followed, living and dead, ns: what the times add up to but for what is
+    /// not known.
+    pub lived_ns: u64,
+    /// Threads followed now.
+    pub living: u32,
+    /// Intervals by kind that are in no histogram; wraps around.
+    pub discarded: [u32; KINDS],
+    /// What was recorded since the last reading.
+    pub intervals: Vec<Interval>,
+}
+
+/// What a pool wants to know of the scheduler.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Profile {
+    /// Nothing.
+    None,
+    /// How much time went where.
+    Counters,
+    /// And how long each interval was.
+    #[default]
+    Histograms,
+}
+
 /// What a tracked process is to its pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -122,6 +185,24 @@ pub trait Source {
 
     /// Gives back the record of a worker whose final figures were taken.
     fn release(&mut self, record: u32);
+
+    /// Says what a pool wants to know of the scheduler, before any of its processes is tracked; everything if it never
+    /// says.
+    fn set_profile(&mut self, _pool: u32, _profile: Profile) {}
+
+    /// The most that any pool wants, and may have, of the scheduler. The probes run while this is not
+    /// [`Profile::None`].
+    fn limit_profiles(&mut self, _ceiling: Profile) {}
+
+    /// Looks which threads are followed, before a round of [`Source::schedule`].
+    fn find_threads(&mut self) {}
+
+    /// Reads where the time of the worker with this record went, and takes what was recorded. `None` if nothing has
+    /// changed since the last time but that time has passed, or if nothing is known here; `Some(false)` if its times
+    /// cannot be read now, and only what was recorded is in `out`.
+    fn schedule(&mut self, _record: u32, _out: &mut ScheduleReading) -> Option<bool> {
+        None
+    }
 
     /// Lifecycle events by kind.
     fn event_counts(&self) -> Vec<crate::snapshot::EventCounts>;

@@ -5,8 +5,11 @@
 
 use std::sync::Arc;
 
+use collector_ebpf::schedule::KINDS;
+
 use crate::input::{ExitStatus, Sender, TaskState};
 use crate::units::{CpuTime, Pid};
+use crate::worker::schedule::WorkerSchedule;
 
 /// Everything there is to show at one moment.
 #[derive(Clone, Debug)]
@@ -15,6 +18,8 @@ pub struct Snapshot {
     pub at_unix_ns: u64,
     /// When collection began, nanoseconds since the Unix epoch.
     pub started_unix_ns: u64,
+    /// When totals of [`WorkerSchedule`]s were taken, `CLOCK_MONOTONIC` ns.
+    pub schedules_at_ns: u64,
     /// Where the facts come from: `ebpf` or `procfs`.
     pub source: &'static str,
     /// What this kernel and these rights allow, feature by feature.
@@ -127,8 +132,23 @@ pub struct Pool {
     pub worker_rss_bytes: Distribution,
     /// Age of workers when they ended, seconds.
     pub lifetime_seconds: Distribution,
+    /// Where the time of its workers' threads went; `None` where the scheduler is not watched for this pool.
+    pub schedule: Option<Schedule>,
     /// Living workers, by slot, at most the ceiling of series.
     pub workers: Vec<Worker>,
+}
+
+/// Where the time of a pool's threads went while they were followed, living and dead workers, since start.
+#[derive(Clone, Debug)]
+pub struct Schedule {
+    /// By kind of time ([`crate::input::TIME_KINDS`]), ns, intervals that are not over included.
+    pub time_ns: [u64; KINDS],
+    /// How long threads were followed, ns, all together: what the times add up to but for what is not known.
+    pub lived_ns: u64,
+    /// CPU that the kernel accounted to workers and that is in none of the times, ns.
+    pub unattributed_cpu_ns: u64,
+    /// Lengths of intervals in seconds, by kind of time; `None` where none was recorded.
+    pub intervals: [Option<Arc<Distribution>>; KINDS],
 }
 
 /// A process that forks the workers of a pool.
@@ -191,6 +211,8 @@ pub struct Worker {
     pub started_unix_ns: u64,
     /// Cumulative figures; `None` before the first reading.
     pub reading: Option<Reading>,
+    /// Where the time of its threads went; `None` where that is not watched.
+    pub schedule: Option<Arc<WorkerSchedule>>,
 }
 
 /// The latest figures of a worker.

@@ -1,9 +1,10 @@
 //! Kernel objects as the programs see them: a pointer plus an offset from [`OFFSETS`], one load per field.
 
 use core::ffi::c_void;
+use core::ptr::NonNull;
 
 use aya_ebpf::bindings::BPF_LOCAL_STORAGE_GET_F_CREATE;
-use aya_ebpf::helpers::generated::bpf_task_storage_get;
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_task_storage_get};
 use collector_ebpf::event::Cpu;
 use collector_ebpf::limits::COMM_LEN;
 use collector_ebpf::slot::Tag;
@@ -108,9 +109,9 @@ impl Task {
         }
     }
 
-    /// The tag of a main thread.
+    /// The tag of a main thread. Other CPUs may write to it at the same time.
     #[inline(always)]
-    pub(crate) fn tag(self) -> Option<&'static mut Tag> {
+    pub(crate) fn tag(self) -> Option<NonNull<Tag>> {
         storage(self, core::ptr::null_mut(), 0)
     }
 
@@ -122,13 +123,13 @@ impl Task {
 }
 
 #[inline(always)]
-fn storage(task: Task, value: *mut c_void, flags: u64) -> Option<&'static mut Tag> {
-    // SAFETY: the map's value type is `Tag`; the kernel keeps the value at least until the program ends. Programs
-    // on other CPUs may write it at the same time; all fields are plain integers.
-    unsafe {
+fn storage(task: Task, value: *mut c_void, flags: u64) -> Option<NonNull<Tag>> {
+    // SAFETY: the map's value type is `Tag`; the kernel keeps the value at least until the program ends.
+    let tag = unsafe {
         let map = (&raw const TAGS).cast_mut().cast();
-        bpf_task_storage_get(map, task.0.cast_mut().cast(), value, flags).cast::<Tag>().as_mut()
-    }
+        bpf_task_storage_get(map, task.0.cast_mut().cast(), value, flags)
+    };
+    NonNull::new(tag.cast())
 }
 
 /// `struct signal_struct *`: what the threads of a process share.
@@ -145,6 +146,13 @@ impl Signal {
             system_ns: read!(self.0, signal_stime),
         }
     }
+}
+
+/// `CLOCK_MONOTONIC`, ns.
+#[inline(always)]
+pub(crate) fn now() -> u64 {
+    // SAFETY: no precondition.
+    unsafe { bpf_ktime_get_ns() }
 }
 
 /// Sum of two accounts.

@@ -2,19 +2,19 @@
 
 use core::intrinsics::{AtomicOrdering, atomic_xadd, atomic_xchg};
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use collector_ebpf::event::{
-    Counter, DEATH_OOM, DEATH_OOM_KNOWN, DEATH_SENT_BY_KERNEL, DEATH_SENT_BY_PROCESS, Death, EXEC, EXIT,
+    Counter, Cpu, DEATH_OOM, DEATH_OOM_KNOWN, DEATH_SENT_BY_KERNEL, DEATH_SENT_BY_PROCESS, Death, EXEC, EXIT,
     Exec, Exit, FORK, Fork, Header, NONE, REAP, RENAME, Reap, Rename,
 };
 use collector_ebpf::limits::MAX_SLOTS;
 use collector_ebpf::offsets::ABSENT;
-use collector_ebpf::slot::{EXITED, LIVE, REAPED, ROLE_MASTER, ROLE_WORKER, SentSignal, Slot, Tag};
+use collector_ebpf::schedule::{ON_CPU, RUNNABLE};
+use collector_ebpf::slot::{EXITED, FINAL, LIVE, REAPED, ROLE_MASTER, ROLE_WORKER, SentSignal, Slot, Tag};
 
-use crate::kernel::{Signal, Task, add, offset, read};
-use crate::{CONTROL, FREE_SLOTS, SLOTS, count, emit};
+use crate::kernel::{Signal, Task, add, now, offset, read};
+use crate::{CONTROL, FREE_SLOTS, SLOTS, count, emit, schedule};
 
 /// `SIGNAL_GROUP_EXIT` of `include/linux/sched/signal.h`.
 const SIGNAL_GROUP_EXIT: u32 = 4;
@@ -23,12 +23,6 @@ const SIGKILL: u32 = 9;
 #[inline(always)]
 fn header(kind: u32, process: Task, at_ns: u64) -> Header {
     Header { kind, pid: process.pid(), start_ns: process.start_ns(), at_ns }
-}
-
-#[inline(always)]
-fn now() -> u64 {
-    // SAFETY: no precondition.
-    unsafe { bpf_ktime_get_ns() }
 }
 
 /// Publishes a slot's phase after what it vouches for: the exchange is a full barrier.
@@ -71,6 +65,10 @@ fn free_slot() -> Option<u32> {
 fn process_fork(ctx: BtfTracePointContext) -> i32 {
     let child = Task(ctx.arg(1));
     if child.tid() != child.pid() {
+        if let Some(tag) = child.leader().tag() {
+            // SAFETY: the tag of a living process.
+            schedule::follow(child.tid(), unsafe { tag.as_ref() }, RUNNABLE, false, now());
+        }
         return 0;
     }
     let at_ns = now();
@@ -78,7 +76,8 @@ fn process_fork(ctx: BtfTracePointContext) -> i32 {
     let parent = child.parent().leader();
     let mut pool = NONE;
     let mut slot_number = NONE;
-    if let Some(tag) = parent.tag()
+    // SAFETY: the tag of a living process; user space writes it whole, by a map update.
+    if let Some(tag) = parent.tag().map(|tag| unsafe { tag.as_ptr().read_volatile() })
         && tag.role & ROLE_MASTER != 0
     {
         pool = tag.pool;
@@ -94,12 +93,19 @@ fn process_fork(ctx: BtfTracePointContext) -> i32 {
                 (*slot).parent = parent.pid();
                 (*slot).pool = pool;
                 (*slot).forked_at_ns = at_ns;
+                (*slot).exited_at_ns = 0;
+                (*slot).death = Death::default();
+                (*slot).cpu = Cpu::default();
+                (*slot).reaped_at_ns = 0;
                 (*slot).comm = child.comm();
             }
             publish(slot, LIVE);
         }
-        let mut tag = Tag { pool, role: ROLE_WORKER, slot: slot_number, ..Tag::default() };
-        if !child.set_tag(&mut tag) {
+        let profile = tag.profile;
+        let mut tag = Tag { pool, role: ROLE_WORKER, slot: slot_number, profile, ..Tag::default() };
+        if child.set_tag(&mut tag) {
+            schedule::follow(child.tid(), &tag, RUNNABLE, false, at_ns);
+        } else {
             count(Counter::NO_TAG);
         }
     }
@@ -121,6 +127,9 @@ fn process_fork(ctx: BtfTracePointContext) -> i32 {
 fn process_exec(ctx: BtfTracePointContext) -> i32 {
     let task = Task(ctx.arg(0));
     let old_tid: u32 = ctx.arg(1);
+    if old_tid != task.tid() {
+        schedule::take_over(old_tid, task.tid(), ON_CPU, now());
+    }
     let record = Exec {
         header: header(EXEC, task, now()),
         comm: task.comm(),
@@ -172,16 +181,20 @@ fn process_exit(ctx: BtfTracePointContext) -> i32 {
     }
     let mut slot_number = NONE;
     if let Some(tag) = leader.tag() {
+        let tag = tag.as_ptr();
         // Two threads that end together may both find nobody alive.
         // SAFETY: a valid pointer to an aligned integer in the tag.
-        if unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(&raw mut tag.exits_reported, 1) } != 0
+        if unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(&raw mut (*tag).exits_reported, 1) }
+            != 0
         {
             return 0;
         }
-        slot_number = tag.slot;
+        // SAFETY: the tag of this process.
+        slot_number = unsafe { (*tag).slot };
         let signal_number = death.wait_status & 0x7f;
         if signal_number != 0 {
-            let sent = if signal_number == SIGKILL { &tag.kill } else { &tag.other };
+            // SAFETY: as above. A signal that is being sent now comes too late to be the cause.
+            let sent = unsafe { if signal_number == SIGKILL { &(*tag).kill } else { &(*tag).other } };
             name_sender(&mut death, sent, signal_number);
         }
         if let Some(slot) = own_slot(slot_number, leader) {
@@ -234,7 +247,8 @@ fn process_free(ctx: BtfTracePointContext) -> i32 {
     let Some(tag) = task.tag() else { return 0 };
     let at_ns = now();
     let cpu = task.signal().dead_cpu();
-    let slot_number = tag.slot;
+    // SAFETY: the tag lives as long as its task.
+    let slot_number = unsafe { (*tag.as_ptr()).slot };
     if let Some(slot) = own_slot(slot_number, task) {
         // SAFETY: as in `process_exit`.
         unsafe {
@@ -245,4 +259,38 @@ fn process_free(ctx: BtfTracePointContext) -> i32 {
     }
     emit(REAP, Reap { header: header(REAP, task, at_ns), slot: slot_number, padding: 0, cpu });
     0
+}
+
+/// A thread has left the CPU for good. If no thread of its process lives, the sums are final but for the main thread,
+/// which is not in them until the process is reaped; both may happen in either order.
+///
+/// `sched_process_free` is not hit for every process (6.18: for a few of a hundred at most in a fork storm, also as perf
+/// counts it), and when it is, it is milliseconds later.
+#[inline(always)]
+pub(crate) fn last_switch(task: Task) {
+    let signal = task.signal();
+    let live: i32 = read!(signal.0, signal_live);
+    if live != 0 {
+        return;
+    }
+    let leader = task.leader();
+    let Some(tag) = leader.tag() else { return };
+    // SAFETY: the tag lives as long as its task.
+    let slot_number = unsafe { (*tag.as_ptr()).slot };
+    let Some(slot) = own_slot(slot_number, leader) else { return };
+    let before = signal.dead_cpu();
+    let own = leader.cpu();
+    let mut cpu = signal.dead_cpu();
+    let threads: i32 = read!(signal.0, signal_nr_threads);
+    if threads != 0 && cpu.runtime_ns == before.runtime_ns {
+        cpu = add(cpu, own);
+    }
+    // SAFETY: a pointer into the array; the slot is this process's.
+    unsafe {
+        if (*slot).phase == REAPED {
+            return;
+        }
+        (*slot).cpu = cpu;
+    }
+    publish(slot, FINAL);
 }

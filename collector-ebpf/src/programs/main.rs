@@ -15,6 +15,7 @@
 
 mod kernel;
 mod lifecycle;
+mod schedule;
 mod signals;
 mod tasks;
 
@@ -24,8 +25,9 @@ use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_RB_NO_WAKEUP, bp
 use aya_ebpf::btf_maps::{Array, PerCpuArray, Queue, RingBuf};
 use aya_ebpf::macros::btf_map;
 use collector_ebpf::event::Counter;
-use collector_ebpf::limits::{EVENT_RING_BYTES, MAX_SLOTS};
+use collector_ebpf::limits::{EVENT_RING_BYTES, MAX_CHUNKS, MAX_SLOTS, THREAD_SETS};
 use collector_ebpf::offsets::Offsets;
+use collector_ebpf::schedule::{Chunk, Directory, ThreadSet, Times};
 use collector_ebpf::slot::{Control, Slot, Tag};
 
 /// Set by the loader before the programs are verified.
@@ -43,6 +45,21 @@ static FREE_SLOTS: Queue<u32, MAX_SLOTS> = Queue::new();
 
 #[btf_map]
 static CONTROL: Array<Control, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+#[btf_map]
+static THREADS: Array<ThreadSet, THREAD_SETS, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+#[btf_map]
+static TIMES: Array<Times, MAX_SLOTS, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+#[btf_map]
+static DIRECTORIES: Array<Directory, MAX_SLOTS, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+#[btf_map]
+static CHUNKS: Array<Chunk, MAX_CHUNKS, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+#[btf_map]
+static FREE_CHUNKS: Queue<u32, MAX_CHUNKS> = Queue::new();
 
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();

@@ -1,5 +1,7 @@
 //! Who signals whom, remembered on the receiver until it dies of it.
 
+use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xchg};
+
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_probe_read_kernel};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
@@ -33,10 +35,27 @@ fn signal_sent(ctx: BtfTracePointContext) -> i32 {
         sent.sender_pid = (bpf_get_current_pid_tgid() >> 32) as u32;
         sent.sender_comm = bpf_get_current_comm().unwrap_or_default();
     }
-    if signal == SIGKILL {
-        tag.kill = sent;
-    } else {
-        tag.other = sent;
+    let tag = tag.as_ptr();
+    // Of two that are sent at the same moment either is the cause; what must not be is a mixture.
+    // SAFETY: the tag of a living process, aligned.
+    let (_, alone) = unsafe {
+        atomic_cxchg::<u32, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
+            &raw mut (*tag).sending,
+            0,
+            1,
+        )
+    };
+    if alone {
+        // SAFETY: as above, and nobody else writes these.
+        unsafe {
+            if signal == SIGKILL {
+                (*tag).kill = sent;
+            } else {
+                (*tag).other = sent;
+            }
+        }
+        // SAFETY: as above.
+        unsafe { atomic_xchg::<u32, { AtomicOrdering::SeqCst }>(&raw mut (*tag).sending, 0) };
     }
     0
 }

@@ -10,8 +10,8 @@ use collector_ebpf::task::{
     TaskRow,
 };
 
-use crate::CONTROL;
-use crate::kernel::{Signal, Task, add, offset, read, read_if_present, read_pointer};
+use crate::kernel::{Signal, Task, add, now, offset, read, read_if_present, read_pointer};
+use crate::{CONTROL, schedule};
 
 /// `PF_KTHREAD` of `include/linux/sched.h`.
 const PF_KTHREAD: u32 = 0x0020_0000;
@@ -97,6 +97,8 @@ extern "C" fn tracked_tasks(ctx: &IterTask) -> i32 {
     let task = Task(ctx.task);
     let leader = task.leader();
     let Some(tag) = leader.tag() else { return 0 };
+    // SAFETY: the tag lives as long as its task; what an iterator writes to it nobody else writes.
+    let tag = unsafe { &mut *tag.as_ptr() };
     let (pid, is_main) = (task.pid(), task.tid() == task.pid());
     let switches = u64_of(read!(task.0, task_nvcsw)) + u64_of(read!(task.0, task_nivcsw));
     let state: u32 = read!(task.0, task_state);
@@ -106,6 +108,7 @@ extern "C" fn tracked_tasks(ctx: &IterTask) -> i32 {
         write(ctx, &RowHeader { pid, flags: TASK_UNCHANGED, start_ns: leader.start_ns() });
         return 0;
     }
+    schedule::follow_found(task, tag, state, now());
     let (parent, signal) = (task.parent(), task.signal());
     let mm = read_pointer!(task.0, task_mm);
     let mut row = identity(task, leader, parent, signal);

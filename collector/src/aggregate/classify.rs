@@ -33,7 +33,7 @@ impl Aggregate {
             if self.registry.worker(key).is_none() {
                 source.untrack(key, Role::Worker);
             }
-            source.release(record);
+            self.schedules.release(record, source);
         }
         for key in std::mem::take(&mut self.untagged_masters) {
             if let Some(pool) = self.masters.get(&key) {
@@ -53,13 +53,13 @@ impl Aggregate {
                         .worker_mut(key)
                         .and_then(|w| record.and_then(|record| w.record.replace(record)))
                     {
-                        source.release(old);
+                        self.schedules.release(old, source);
                     }
                 }
                 Vanished::Gone(key, record) => {
                     self.processes.remove(key);
                     if let Some(record) = record {
-                        source.release(record);
+                        self.schedules.release(record, source);
                     }
                 }
             }
@@ -298,7 +298,7 @@ impl Aggregate {
         // What it was taken for may have hidden what it is: a master of its own, for one.
         self.processes.topology_changed = true;
         if let Some(record) = self.registry.leave(key, now_ns) {
-            source.release(record);
+            self.schedules.release(record, source);
         }
     }
 }

@@ -10,9 +10,11 @@ use thiserror::Error;
 use super::btf::{Btf, BtfError, Kind};
 use super::object::{Object, ObjectError};
 use super::offsets::{self, OffsetsError};
+use super::schedule::{Probe, ScheduleTable};
 use super::slots::SlotTable;
 use super::support::{OLDEST_LINUX, Support};
 use super::sys::{self, KernelFile};
+use super::syscalls;
 use crate::snapshot::Feature;
 
 /// The object that `cargo xtask build-ebpf` made; aligned, because it is parsed in place.
@@ -93,6 +95,9 @@ pub(super) struct Loaded {
     pub(super) counters: PerCpuArray<MapData, u64>,
     pub(super) tags: MapData,
     pub(super) slots: SlotTable,
+    /// The scheduler probes, loaded and not attached; `None` where the kernel refuses one of them.
+    pub(super) scheduler: Option<Vec<Probe>>,
+    pub(super) schedule: ScheduleTable,
     pub(super) features: Vec<Feature>,
 }
 
@@ -112,6 +117,13 @@ const TRACEPOINTS: [(&str, &str, bool, &str, &str); 6] = [
     (programs::SIGNAL, "signal_generate", false, "signal_sender", "who sent a fatal signal is not known"),
 ];
 
+/// The scheduler probes: all of them or none.
+const SCHEDULER: [(&str, &str); 3] = [
+    (programs::SWITCH, "sched_switch"),
+    (programs::WAKEUP, "sched_wakeup"),
+    (programs::WAKEUP_NEW, "sched_wakeup_new"),
+];
+
 pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
     if let Some((reason, remedy)) = support.obstacle() {
         return Err(LoadError::Unsupported { reason, remedy });
@@ -125,7 +137,10 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
     drop(file);
 
     let words: Vec<u8> = offsets.named().iter().flat_map(|(_, offset)| offset.to_ne_bytes()).collect();
-    let mut object = Object::open(OBJECT, HashMap::from([("OFFSETS", (words.as_slice(), true))]))?;
+    let reasons = syscalls::reasons();
+    let globals =
+        HashMap::from([("OFFSETS", (words.as_slice(), true)), ("SYSCALL_REASONS", (&reasons[..], true))]);
+    let mut object = Object::open(OBJECT, globals)?;
     let mut features = Vec::new();
     let mut tracepoints = Vec::with_capacity(TRACEPOINTS.len());
     for ((program, tracepoint, required, feature, without), target) in
@@ -150,11 +165,31 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
     let tracked_tasks = iterator(&object, programs::TRACKED_TASKS, targets.task_iterator)?;
     let all_processes = iterator(&object, programs::ALL_PROCESSES, targets.task_iterator)?;
     features.push(enabled("task_iterator"));
+    let scheduler = match scheduler(&object, targets.scheduler) {
+        Ok(probes) => {
+            features.push(enabled("scheduler_probes"));
+            Some(probes)
+        }
+        Err(error) => {
+            features.push(Feature {
+                name: "scheduler_probes",
+                enabled: false,
+                reason: format!("run-queue wait, time on CPU and off CPU by reason are unknown: {error}"),
+                remedy: "a kernel with the tracepoints sched_switch and sched_wakeup".into(),
+            });
+            None
+        }
+    };
     let absent = offsets::absent(&offsets);
     for (feature, field, loss) in [
         ("resident_memory", "mm_rss_first", "resident memory of workers is unknown"),
         ("run_delay", "task_run_delay", "run-queue wait is unknown (CONFIG_SCHED_INFO)"),
         ("storage_io", "task_read_bytes", "storage reads and writes are unknown (CONFIG_TASK_IO_ACCOUNTING)"),
+        (
+            "blocked_syscall",
+            "regs_syscall",
+            "the reasons to be off CPU are only guessed from the task's state",
+        ),
         ("oom_kill", "signal_oom_mm", "victims of the OOM killer are counted as killed by a signal"),
     ] {
         features.push(if absent.contains(&field) {
@@ -172,7 +207,17 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
     let free_slots = object.take_map(maps::FREE_SLOTS, Queue::try_from)?;
     let (slots, control) = (object.take_map_data(maps::SLOTS)?, object.take_map_data(maps::CONTROL)?);
     let slots = SlotTable::new(slots, control, free_slots).map_err(LoadError::Slots)?;
+    let schedule = ScheduleTable::new(
+        object.take_map_data(maps::THREADS)?,
+        object.take_map_data(maps::TIMES)?,
+        object.take_map_data(maps::DIRECTORIES)?,
+        object.take_map_data(maps::CHUNKS)?,
+        object.take_map(maps::FREE_CHUNKS, Queue::try_from)?,
+    )
+    .map_err(LoadError::Slots)?;
     let loaded = Loaded {
+        scheduler,
+        schedule,
         tracepoints,
         tracked_tasks,
         all_processes,
@@ -190,6 +235,7 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
 /// BTF ids of what programs attach to.
 struct Targets {
     tracepoints: [Option<u32>; TRACEPOINTS.len()],
+    scheduler: [Option<u32>; SCHEDULER.len()],
     task_iterator: Option<u32>,
 }
 
@@ -197,9 +243,22 @@ impl Targets {
     fn find(btf: &Btf<'_>) -> Self {
         let names = TRACEPOINTS.map(|(_, tracepoint, ..)| format!("btf_trace_{tracepoint}"));
         let tracepoints = btf.find(std::array::from_fn(|i| (Kind::Typedef, names[i].as_str())));
+        let names = SCHEDULER.map(|(_, tracepoint)| format!("btf_trace_{tracepoint}"));
+        let scheduler = btf.find(std::array::from_fn(|i| (Kind::Typedef, names[i].as_str())));
         let [task_iterator] = btf.find([(Kind::Function, "bpf_iter_task")]);
-        Self { tracepoints, task_iterator }
+        Self { tracepoints, scheduler, task_iterator }
     }
+}
+
+fn scheduler(object: &Object, targets: [Option<u32>; SCHEDULER.len()]) -> Result<Vec<Probe>, LoadError> {
+    SCHEDULER
+        .into_iter()
+        .zip(targets)
+        .map(|((name, tracepoint), target)| {
+            let target = target.ok_or_else(|| LoadError::NoTarget(format!("tracepoint {tracepoint}")))?;
+            Ok(Probe { name, program: object.load(name, target, false)?, link: None })
+        })
+        .collect()
 }
 
 fn enabled(name: &'static str) -> Feature {

@@ -8,10 +8,13 @@ mod events;
 mod load;
 mod object;
 pub mod offsets;
+mod schedule;
+mod shared;
 mod slots;
 mod source;
 pub mod support;
 mod sys;
+mod syscalls;
 mod tasks;
 
 pub use load::LoadError;

@@ -19,9 +19,31 @@ pub enum OffsetsError {
     Field(String),
 }
 
+/// Where the saved registers have the number of the system call, and its size.
+#[cfg(target_arch = "x86_64")]
+const REGS_SYSCALL: (&str, u32) = ("orig_ax", 8);
+#[cfg(target_arch = "aarch64")]
+const REGS_SYSCALL: (&str, u32) = ("syscallno", 4);
+
+/// Where they have its first argument.
+#[cfg(target_arch = "x86_64")]
+const REGS_ARGUMENT: &str = "di";
+#[cfg(target_arch = "aarch64")]
+const REGS_ARGUMENT: &str = "orig_x0";
+
 /// Resolves every offset from the running kernel's BTF.
 pub fn resolve(btf: &Btf<'_>) -> Result<Offsets, OffsetsError> {
-    const NAMES: [&str; 4] = ["task_struct", "signal_struct", "mm_struct", "kernel_siginfo"];
+    const NAMES: [&str; 9] = [
+        "task_struct",
+        "signal_struct",
+        "mm_struct",
+        "kernel_siginfo",
+        "files_struct",
+        "fdtable",
+        "file",
+        "inode",
+        "pt_regs",
+    ];
     let found = btf.find(NAMES.map(|name| (Kind::Struct, name)));
     let id = |index: usize| found[index].ok_or(OffsetsError::Struct(NAMES[index]));
     let (task, signal, mm, siginfo) = (id(0)?, id(1)?, id(2)?, id(3)?);
@@ -34,6 +56,7 @@ pub fn resolve(btf: &Btf<'_>) -> Result<Offsets, OffsetsError> {
     };
     let of_task = |path, size| required("task_struct", task, path, size);
     let of_signal = |path, size| required("signal_struct", signal, path, size);
+    let of = |index: usize, path: &str, size| found[index].map_or(ABSENT, |id| optional(id, path, size));
     // Before 5.14 the field was `long state`; its first four bytes are all that was ever used (little endian).
     let state = match optional(task, "__state", 4) {
         ABSENT => of_task("state", 8)?,
@@ -82,6 +105,15 @@ pub fn resolve(btf: &Btf<'_>) -> Result<Offsets, OffsetsError> {
         mm_rss_first,
         mm_rss_stride,
         siginfo_code: required("kernel_siginfo", siginfo, "si_code", 4)?,
+        task_on_cpu: optional(task, "on_cpu", 4),
+        task_files: of_task("files", 8)?,
+        files_fdt: of(4, "fdt", 8),
+        fdtable_max_fds: of(5, "max_fds", 4),
+        fdtable_fd: of(5, "fd", 8),
+        file_inode: of(6, "f_inode", 8),
+        inode_mode: of(7, "i_mode", 2),
+        regs_syscall: of(8, REGS_SYSCALL.0, REGS_SYSCALL.1),
+        regs_argument: of(8, REGS_ARGUMENT, 8),
     })
 }
 

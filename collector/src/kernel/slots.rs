@@ -1,80 +1,58 @@
 //! The slot table: shared memory that the programs write, and which of its slots are free.
 
 use std::io;
-use std::num::NonZero;
-use std::os::fd::AsFd;
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use aya::maps::{MapData, Queue};
 use collector_ebpf::limits::MAX_SLOTS;
 use collector_ebpf::slot::{Control, FREE, LIVE, Slot};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-/// A mappable array of `length` values, mapped.
-struct Shared<T> {
-    memory: NonNull<T>,
-    length: usize,
-    /// Keeps the array alive; its descriptor is not used again.
-    _array: MapData,
-}
+use super::shared::Shared;
 
-// SAFETY: the mapping belongs to this value alone and can be read from any thread.
-unsafe impl<T> Send for Shared<T> {}
-
-impl<T> Shared<T> {
-    /// The array must have been made with `BPF_F_MMAPABLE` and `length` values of the size of `T`, a multiple of 8 or
-    /// the only one.
-    fn map(array: MapData, length: usize) -> io::Result<Self> {
-        let bytes = NonZero::new(length * size_of::<T>()).ok_or(io::ErrorKind::InvalidInput)?;
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: a fresh shared mapping at an address that the kernel chooses.
-        let memory = unsafe { mmap(None, bytes, protection, MapFlags::MAP_SHARED, array.fd().as_fd(), 0) }?;
-        Ok(Self { memory: memory.cast(), length, _array: array })
-    }
-
-    fn at(&self, index: usize) -> Option<*mut T> {
-        // SAFETY: in bounds of the mapping.
-        (index < self.length).then(|| unsafe { self.memory.as_ptr().add(index) })
-    }
-}
-
-impl<T> Drop for Shared<T> {
-    fn drop(&mut self) {
-        // SAFETY: the mapping made in `map`, with its length; nothing borrows from it.
-        let _ = unsafe { munmap(self.memory.cast(), self.length * size_of::<T>()) };
-    }
-}
+// SAFETY: the pointer is to the mapping that it owns, which can be used from any thread.
+unsafe impl Send for SlotTable {}
 
 pub(super) struct SlotTable {
     free: Queue<MapData, u32>,
-    control: Shared<Control>,
+    control_record: *mut Control,
+    /// Keeps the record mapped.
+    _control: Shared<Control>,
     slots: Shared<Slot>,
 }
 
 impl SlotTable {
     pub(super) fn new(slots: MapData, control: MapData, free: Queue<MapData, u32>) -> io::Result<Self> {
-        Ok(Self { free, control: Shared::map(control, 1)?, slots: Shared::map(slots, MAX_SLOTS)? })
+        let control = Shared::new(control, 1)?;
+        let control_record = control.at(0).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { free, control_record, _control: control, slots: Shared::new(slots, MAX_SLOTS)? })
+    }
+
+    /// A field of the control record, which the programs read or change by atomic instructions.
+    fn control(&self, field: impl FnOnce(*mut Control) -> *mut u32) -> &AtomicU32 {
+        // SAFETY: a field inside the mapping, aligned, as long as `self`.
+        unsafe { AtomicU32::from_ptr(field(self.control_record)) }
     }
 
     fn next(&self) -> &AtomicU32 {
         // SAFETY: a pointer to a field inside the mapping.
-        let next = unsafe { &raw mut (*self.control.memory.as_ptr()).next_slot };
-        // SAFETY: mapped, aligned, as long as `self`; the programs change it by atomic instructions.
-        unsafe { AtomicU32::from_ptr(next) }
+        self.control(|control| unsafe { &raw mut (*control).next_slot })
+    }
+
+    /// Sets the most that any pool gets of what it wants to know of the scheduler, one of `PROFILE_…`.
+    pub(super) fn set_ceiling(&self, profile: u32) {
+        // SAFETY: a pointer to a field inside the mapping.
+        let ceiling = self.control(|control| unsafe { &raw mut (*control).ceiling });
+        ceiling.store(profile, Ordering::Release);
     }
 
     /// Tells the iterator that another pass begins, and whether it is to tell what it told before, too.
     pub(super) fn begin_pass(&mut self, tell_all: bool) {
-        let control = self.control.memory.as_ptr();
         // SAFETY: a pointer to a field inside the mapping.
-        let pass = unsafe { &raw mut (*control).pass };
-        // SAFETY: mapped, aligned, as long as `self`; the programs only read it.
-        unsafe { AtomicU32::from_ptr(pass) }.fetch_add(1, Ordering::Relaxed);
+        let pass = self.control(|control| unsafe { &raw mut (*control).pass });
+        pass.fetch_add(1, Ordering::Relaxed);
         // SAFETY: a pointer to a field inside the mapping.
-        let all = unsafe { &raw mut (*control).tell_all };
-        // SAFETY: mapped, aligned, as long as `self`; the programs only read it.
-        unsafe { AtomicU32::from_ptr(all) }.store(u32::from(tell_all), Ordering::Relaxed);
+        let all = self.control(|control| unsafe { &raw mut (*control).tell_all });
+        all.store(u32::from(tell_all), Ordering::Relaxed);
     }
 
     /// Reads a slot; the phase first, then what it vouches for.
@@ -121,6 +99,20 @@ impl SlotTable {
         self.put(number, Slot { phase: FREE, ..Slot::default() });
         // The list has room for every slot, so this cannot fail for want of it.
         let _ = self.free.push(number, 0);
+    }
+
+    /// Hands out every slot that was given back and calls for each, then gives it back again: nobody else has it
+    /// meanwhile.
+    pub(super) fn with_free(&mut self, mut call: impl FnMut(u32)) {
+        let mut taken = Vec::new();
+        while let Ok(number) = self.free.pop(0) {
+            call(number);
+            taken.push(number);
+        }
+        for number in taken {
+            // It was in the list before, so there is room.
+            let _ = self.free.push(number, 0);
+        }
     }
 
     fn put(&mut self, number: u32, slot: Slot) {

@@ -1,6 +1,6 @@
 //! [`KernelSource`]: the eBPF implementation of [`Source`].
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -8,16 +8,18 @@ use std::path::{Path, PathBuf};
 use aya::maps::{MapData, PerCpuArray};
 use collector_ebpf::event::{Counter, EXEC, EXIT, FORK, KINDS, NONE, REAP, RENAME};
 use collector_ebpf::maps;
-use collector_ebpf::slot::{EXITED, REAPED, ROLE_MASTER, ROLE_WORKER, Slot, Tag};
+use collector_ebpf::schedule::{PROFILE_COUNTERS, PROFILE_HISTOGRAMS, PROFILE_NONE};
+use collector_ebpf::slot::{EXITED, FINAL, REAPED, ROLE_MASTER, ROLE_WORKER, Slot, Tag};
 
 use super::events::{self, EventReader};
 use super::load::{self, Attached, LoadError};
 use super::object::ObjectError;
+use super::schedule::{Probe, ScheduleTable};
 use super::slots::SlotTable;
 use super::support::Support;
 use super::sys::{self, TaskStorage};
 use super::tasks::{Missing, TaskReader};
-use crate::input::{self, Comm, Input, Listed, Role, SlotRecord, Source};
+use crate::input::{self, Comm, Input, Listed, Profile, Role, ScheduleReading, SlotRecord, Source};
 use crate::snapshot::{EventCounts, Feature, ProgramCost};
 use crate::units::{HostFacts, ProcessKey, monotonic_ns};
 
@@ -29,6 +31,11 @@ pub struct KernelSource {
     events: EventReader,
     tasks: TaskReader,
     slots: SlotTable,
+    scheduler: Option<Vec<Probe>>,
+    scheduler_attached: bool,
+    schedule: ScheduleTable,
+    /// What pools want to know of the scheduler, where it is not everything.
+    profiles: HashMap<u32, Profile>,
     tags: TaskStorage<Tag>,
     counters: PerCpuArray<MapData, u64>,
     tracepoints: Vec<Attached>,
@@ -46,6 +53,7 @@ pub struct KernelSource {
     tell_all: bool,
     failed_tags: u64,
     refused_slots: u64,
+    refused_chunks: u64,
 }
 
 impl KernelSource {
@@ -60,6 +68,10 @@ impl KernelSource {
             events: EventReader::new(loaded.events, host),
             tasks: TaskReader::new(loaded.tracked_tasks, loaded.all_processes, host),
             slots: loaded.slots,
+            scheduler: loaded.scheduler,
+            scheduler_attached: false,
+            schedule: loaded.schedule,
+            profiles: HashMap::new(),
             tags,
             counters: loaded.counters,
             tracepoints: loaded.tracepoints,
@@ -74,6 +86,7 @@ impl KernelSource {
             tell_all: true,
             failed_tags: 0,
             refused_slots: 0,
+            refused_chunks: 0,
         })
     }
 
@@ -101,7 +114,7 @@ impl KernelSource {
                     at_ns: slot.forked_at_ns,
                 }));
             }
-            if slot.phase == EXITED || slot.phase == REAPED {
+            if matches!(slot.phase, EXITED | FINAL | REAPED) {
                 out(Input::Exit(events::death(child, &slot.death, slot.cpu, self.host, slot.exited_at_ns)));
             }
             if slot.phase == REAPED {
@@ -110,6 +123,10 @@ impl KernelSource {
                 out(Input::Reap(input::Reap { process: child, cpu, at_ns: slot.reaped_at_ns }));
             }
         }
+    }
+
+    fn profile_of(&self, pool: u32) -> u32 {
+        profile_number(self.profiles.get(&pool).copied().unwrap_or_default())
     }
 
     /// Opens a process by pid and makes sure it is the one that is meant.
@@ -192,13 +209,17 @@ impl Source for KernelSource {
         // stays when the other is added.
         let before: Tag = self.tags.get(pidfd.as_fd()).ok().flatten().unwrap_or_default();
         // Whoever follows it from here has none of its figures.
-        let before = Tag { told_alone: 0, ..before };
+        let before = Tag { told_alone: 0, profile: self.profile_of(pool), ..before };
         let (tag, slot) = match role {
             Role::Master if before.role & ROLE_WORKER != 0 => {
                 (Tag { pool, role: ROLE_MASTER | ROLE_WORKER, ..before }, None)
             }
             Role::Master => (Tag { pool, role: ROLE_MASTER, slot: NONE, ..before }, None),
             Role::Worker => {
+                if before.role & ROLE_WORKER != 0 && before.slot != NONE {
+                    // Its threads are followed into the slot that it had.
+                    self.schedule.forget(Some(before.slot), monotonic_ns());
+                }
                 let (pid, start_ns) = (process.pid, process.start_ns);
                 let slot = self.slots.take(Slot { pid, start_ns, pool, ..Slot::default() });
                 self.refused_slots += u64::from(slot.is_none());
@@ -241,10 +262,67 @@ impl Source for KernelSource {
             self.failed_tags += 1;
             tracing::warn!(pid = process.pid, %error, "taking a tag away failed");
         }
+        if role == Role::Worker && tag.slot != NONE {
+            self.schedule.forget(Some(tag.slot), monotonic_ns());
+        }
     }
 
     fn release(&mut self, record: u32) {
+        self.schedule.clear(record);
         self.slots.release(record);
+    }
+
+    fn set_profile(&mut self, pool: u32, profile: Profile) {
+        self.profiles.insert(pool, profile);
+    }
+
+    fn limit_profiles(&mut self, ceiling: Profile) {
+        let Some(probes) = &mut self.scheduler else { return };
+        let wanted = ceiling > Profile::None;
+        let attached = self.scheduler_attached;
+        if wanted && !attached {
+            // Who was followed before has done what nobody saw.
+            self.schedule.forget(None, monotonic_ns());
+            for probe in probes.iter_mut() {
+                match sys::tracepoint_attach(probe.program.as_fd()) {
+                    Ok(link) => probe.link = Some(link),
+                    Err(error) => {
+                        tracing::warn!(probe = probe.name, %error, "attaching a scheduler probe failed");
+                        return;
+                    }
+                }
+            }
+            // The iterator shows the programs who lives.
+            self.tell_all = true;
+            self.scheduler_attached = true;
+        } else if !wanted && attached {
+            for probe in probes.iter_mut() {
+                probe.link = None;
+            }
+            self.scheduler_attached = false;
+            self.schedule.forget(None, monotonic_ns());
+        }
+        self.slots.set_ceiling(profile_number(ceiling));
+    }
+
+    fn find_threads(&mut self) {
+        let refused = self.counter(Counter::NO_CHUNK);
+        if refused > self.refused_chunks {
+            // Slots without worker keep theirs, until there is need.
+            self.refused_chunks = refused;
+            self.slots.with_free(|slot| self.schedule.reclaim(slot));
+        }
+        self.schedule.find_threads();
+    }
+
+    fn schedule(&mut self, record: u32, out: &mut ScheduleReading) -> Option<bool> {
+        out.intervals.clear();
+        if !self.scheduler_attached {
+            return None;
+        }
+        let read = self.schedule.read(record, monotonic_ns, out)?;
+        out.pool = self.slots.get(record)?.pool;
+        Some(read)
     }
 
     fn event_counts(&self) -> Vec<EventCounts> {
@@ -262,6 +340,10 @@ impl Source for KernelSource {
     fn losses(&self) -> Vec<(&'static str, u64)> {
         vec![
             ("event_malformed", self.events.malformed),
+            ("thread_not_followed", self.counter(Counter::NO_THREAD)),
+            ("histogram_memory", self.counter(Counter::NO_CHUNK)),
+            ("interval_negative", self.counter(Counter::NEGATIVE)),
+            ("switch_out_of_order", self.counter(Counter::OUT_OF_ORDER)),
             ("no_free_slot", self.counter(Counter::NO_SLOT) + self.refused_slots),
             ("tag_not_stored", self.counter(Counter::NO_TAG) + self.failed_tags),
             ("pass_failed", self.failed_passes),
@@ -274,18 +356,29 @@ impl Source for KernelSource {
 
     fn programs(&self) -> Vec<ProgramCost> {
         let iterators = self.tasks.programs();
+        let probes = self.scheduler.iter().flatten().map(|probe| (probe.name, &probe.program));
         self.tracepoints
             .iter()
             .chain(iterators)
-            .filter_map(|attached| {
-                let (runs, run_time_ns) = sys::program_cost(attached.program.as_fd()).ok()?;
-                (runs > 0).then_some(ProgramCost { name: attached.name, runs, run_time_ns })
+            .map(|attached| (attached.name, &attached.program))
+            .chain(probes)
+            .filter_map(|(name, program)| {
+                let (runs, run_time_ns) = sys::program_cost(program.as_fd()).ok()?;
+                (runs > 0).then_some(ProgramCost { name, runs, run_time_ns })
             })
             .collect()
     }
 
     fn map_bytes(&self) -> Option<u64> {
         self.map_bytes
+    }
+}
+
+fn profile_number(profile: Profile) -> u32 {
+    match profile {
+        Profile::None => PROFILE_NONE,
+        Profile::Counters => PROFILE_COUNTERS,
+        Profile::Histograms => PROFILE_HISTOGRAMS,
     }
 }
 

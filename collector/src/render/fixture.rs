@@ -2,12 +2,16 @@
 
 use std::sync::Arc;
 
-use crate::input::{Comm, ExitStatus, Rss, Sender, TaskState};
+use collector_ebpf::schedule::{KINDS, ON_CPU, POLL, RUNNABLE};
+
+use crate::histogram::Scratch;
+use crate::input::{Comm, ExitStatus, Interval, Rss, ScheduleReading, Sender, TaskState};
 use crate::snapshot::{
     DeathCertificate, Distribution, EventCounts, ExitCounts, Feature, Master, Own, Pool, ProgramCost,
     Reading, Snapshot, StateCounts, WindowQuantiles, Worker, WorkerState,
 };
 use crate::units::CpuTime;
+use crate::worker::schedule::Schedules;
 
 /// 2026-01-02T03:04:05.25Z
 pub(crate) const AT: u64 = 1_767_323_045_250_000_000;
@@ -65,6 +69,7 @@ pub(crate) fn pool(name: &str) -> Pool {
             ..Distribution::default()
         },
         lifetime_seconds: Distribution { bounds: &[1.0], cumulative: vec![0], ..Distribution::default() },
+        schedule: None,
         workers: Vec::new(),
     }
 }
@@ -81,8 +86,33 @@ pub(crate) fn worker(slot: u32) -> Worker {
         since_unix_ns: AT - 50 * SECOND,
         started_unix_ns: AT - 60 * SECOND,
         reading: Some(reading()),
+        schedule: None,
     }
 }
+
+/// A tenth of an hour of two threads: 1 ms of each kind of time for every number of it, from 1, the rest polling.
+pub(crate) fn schedule() -> ScheduleReading {
+    let mut time_ns: [u64; KINDS] = std::array::from_fn(|kind| (kind as u64 + 1) * 1_000_000);
+    time_ns[POLL as usize] = 720 * SECOND - time_ns.iter().sum::<u64>() - 5000;
+    ScheduleReading {
+        pool: 1,
+        at_ns: SCHEDULES_AT,
+        time_ns,
+        open: std::array::from_fn(|kind| if kind == POLL as usize { 2 } else { 0 }),
+        lived_ns: 720 * SECOND,
+        living: 2,
+        discarded: std::array::from_fn(|kind| u32::from(kind == POLL as usize)),
+        intervals: vec![
+            Interval { kind: ON_CPU as u8, bucket: 700, count: 30 },
+            Interval { kind: ON_CPU as u8, bucket: 800, count: 10 },
+            Interval { kind: RUNNABLE as u8, bucket: 500, count: 40 },
+            Interval { kind: POLL as u8, bucket: 1500, count: 39 },
+        ],
+    }
+}
+
+/// When the schedules of the snapshot were read.
+pub(crate) const SCHEDULES_AT: u64 = 8000 * SECOND;
 
 pub(crate) fn reading() -> Reading {
     Reading {
@@ -203,9 +233,17 @@ pub(crate) fn snapshot() -> Snapshot {
     vanished.cpu = None;
     vanished.peak_rss_bytes = None;
 
+    let mut schedules = Schedules::default();
+    schedules.account(0, &schedule(), true);
+    web.schedule = schedules.pool_view(1, CpuTime { user_ns: 3_000_000, system_ns: 0 }, &mut Scratch::new());
+    if let Some(first) = web.workers.first_mut() {
+        first.schedule = schedules.worker(0).cloned();
+    }
+
     Snapshot {
         at_unix_ns: AT,
         started_unix_ns: AT - 7200 * SECOND,
+        schedules_at_ns: SCHEDULES_AT,
         source: "ebpf",
         features: Arc::new([
             Feature { name: "lifecycle_events", enabled: true, reason: String::new(), remedy: String::new() },

@@ -7,12 +7,15 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io;
 
+use collector_ebpf::schedule::{DISK, KINDS, ON_CPU, RUNNABLE};
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
-use crate::input::{ExitStatus, Sender};
+use crate::histogram::Scratch;
+use crate::input::{ExitStatus, Sender, TIME_KINDS};
 use crate::snapshot::{self, DeathCertificate, Distribution, Snapshot};
 use crate::units::{CpuTime, NANOS_PER_SECOND, Pid};
+use crate::worker::schedule::WorkerSchedule;
 
 /// `/api/v1/summary`: pools without their workers.
 pub fn summary(snapshot: &Snapshot) -> Vec<u8> {
@@ -37,7 +40,8 @@ pub fn pool(snapshot: &Snapshot, name: &str) -> Option<Vec<u8>> {
 pub fn worker(snapshot: &Snapshot, pool: &str, slot: u32) -> Option<Vec<u8>> {
     let pool = snapshot.pools.iter().find(|p| &*p.name == pool)?;
     let worker = pool.workers.iter().find(|worker| worker.slot == slot)?;
-    let worker = Worker::of(&pool.name, worker, snapshot.at_unix_ns);
+    let mut scratch = Scratch::new();
+    let worker = Worker::of(&pool.name, worker, snapshot, &mut scratch);
     Some(bytes(&OneWorker { head: Head::of(snapshot), pool: &pool.name, worker }))
 }
 
@@ -219,6 +223,8 @@ struct PoolStats<'a> {
     summary: PoolSummary<'a>,
     totals: Totals,
     masters: Vec<Master<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    schedule: Option<Schedule>,
     quantiles: Quantiles,
     workers: Workers<'a>,
 }
@@ -226,18 +232,20 @@ struct PoolStats<'a> {
 /// Turned into wire types one by one while they are written: a list of all would be larger than the snapshot.
 struct Workers<'a> {
     pool: &'a snapshot::Pool,
-    at_unix_ns: u64,
+    snapshot: &'a Snapshot,
 }
 
 impl Serialize for Workers<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let workers = &self.pool.workers;
-        serializer.collect_seq(workers.iter().map(|w| Worker::of(&self.pool.name, w, self.at_unix_ns)))
+        let mut scratch = Scratch::new();
+        let worker = |worker| Worker::of(&self.pool.name, worker, self.snapshot, &mut scratch);
+        serializer.collect_seq(workers.iter().map(worker))
     }
 }
 
 impl<'a> PoolStats<'a> {
-    fn of(pool: &'a snapshot::Pool, snapshot: &Snapshot) -> Self {
+    fn of(pool: &'a snapshot::Pool, snapshot: &'a Snapshot) -> Self {
         Self {
             summary: PoolSummary::of(pool),
             totals: Totals {
@@ -248,12 +256,17 @@ impl<'a> PoolStats<'a> {
                 storage: Storage::of(pool.read_bytes, pool.written_bytes),
             },
             masters: pool.masters.iter().map(Master::of).collect(),
+            schedule: pool.schedule.as_ref().map(Schedule::of_pool),
             quantiles: Quantiles {
                 cpu_utilization: windows(&pool.cpu_utilization),
                 worker_rss_bytes: windows(&pool.worker_rss_bytes),
                 lifetime_seconds: windows(&pool.lifetime_seconds),
+                intervals: pool
+                    .schedule
+                    .as_ref()
+                    .map(|schedule| Intervals::of(|kind| schedule.intervals[kind].as_deref().map(windows))),
             },
-            workers: Workers { pool, at_unix_ns: snapshot.at_unix_ns },
+            workers: Workers { pool, snapshot },
         }
     }
 }
@@ -298,6 +311,72 @@ struct Quantiles {
     cpu_utilization: BTreeMap<&'static str, Window>,
     worker_rss_bytes: BTreeMap<&'static str, Window>,
     lifetime_seconds: BTreeMap<&'static str, Window>,
+    #[serde(flatten)]
+    intervals: Option<Intervals>,
+}
+
+type Windows = BTreeMap<&'static str, Window>;
+
+/// Lengths of the intervals between which the threads' time is divided.
+#[derive(Serialize)]
+struct Intervals {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run_queue_wait_seconds: Option<Windows>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    on_cpu_seconds: Option<Windows>,
+    /// By reason.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    off_cpu_seconds: BTreeMap<&'static str, Windows>,
+}
+
+impl Intervals {
+    fn of(mut windows: impl FnMut(usize) -> Option<Windows>) -> Self {
+        let reasons = TIME_KINDS.iter().enumerate().skip(DISK as usize);
+        Self {
+            run_queue_wait_seconds: windows(RUNNABLE as usize),
+            on_cpu_seconds: windows(ON_CPU as usize),
+            off_cpu_seconds: reasons.filter_map(|(kind, name)| Some((*name, windows(kind)?))).collect(),
+        }
+    }
+}
+
+/// Where the time of threads went while they were followed.
+#[derive(Serialize)]
+struct Schedule {
+    /// By kind of time.
+    seconds: BTreeMap<&'static str, Seconds>,
+    /// Lifetimes of the threads, together: what `seconds` add up to but for the residual.
+    followed_seconds: Seconds,
+    residual_seconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unattributed_cpu_seconds: Option<Seconds>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quantiles: Option<Intervals>,
+}
+
+impl Schedule {
+    fn of(time_ns: [u64; KINDS], lived_ns: u64) -> Self {
+        let residual_ns = lived_ns.wrapping_sub(time_ns.iter().sum()).cast_signed();
+        Self {
+            seconds: TIME_KINDS.into_iter().zip(time_ns.map(Seconds)).collect(),
+            followed_seconds: Seconds(lived_ns),
+            residual_seconds: residual_ns as f64 / NANOS_PER_SECOND as f64,
+            unattributed_cpu_seconds: None,
+            quantiles: None,
+        }
+    }
+
+    fn of_pool(schedule: &snapshot::Schedule) -> Self {
+        Self {
+            unattributed_cpu_seconds: Some(Seconds(schedule.unattributed_cpu_ns)),
+            ..Self::of(schedule.time_ns, schedule.lived_ns)
+        }
+    }
+
+    fn of_worker(schedule: &WorkerSchedule, at_ns: u64, scratch: &mut Scratch) -> Self {
+        let quantiles = Intervals::of(|kind| Some(windows(&schedule.distribution(kind, at_ns, scratch)?)));
+        Self { quantiles: Some(quantiles), ..Self::of(schedule.time_ns(at_ns), schedule.lived_ns(at_ns)) }
+    }
 }
 
 #[derive(Serialize)]
@@ -417,6 +496,8 @@ struct Worker<'a> {
     uptime_seconds: Seconds,
     #[serde(flatten)]
     reading: Option<Reading>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    schedule: Option<Schedule>,
 }
 
 #[derive(Serialize)]
@@ -457,7 +538,13 @@ impl Reading {
 }
 
 impl<'a> Worker<'a> {
-    fn of(pool: &'a str, worker: &'a snapshot::Worker, at_unix_ns: u64) -> Self {
+    fn of(
+        pool: &'a str,
+        worker: &'a snapshot::Worker,
+        snapshot: &'a Snapshot,
+        scratch: &mut Scratch,
+    ) -> Self {
+        let at_ns = snapshot.schedules_at_ns;
         Self {
             id: Id { pool, slot: worker.slot, generation: worker.generation },
             slot: worker.slot,
@@ -469,8 +556,9 @@ impl<'a> Worker<'a> {
             state: worker.state.as_str(),
             since: Time(worker.since_unix_ns),
             started: Time(worker.started_unix_ns),
-            uptime_seconds: Seconds(at_unix_ns.saturating_sub(worker.started_unix_ns)),
+            uptime_seconds: Seconds(snapshot.at_unix_ns.saturating_sub(worker.started_unix_ns)),
             reading: worker.reading.as_ref().map(Reading::of),
+            schedule: worker.schedule.as_ref().map(|s| Schedule::of_worker(s, at_ns, scratch)),
         }
     }
 }

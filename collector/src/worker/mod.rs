@@ -5,4 +5,5 @@ pub mod pool;
 pub mod process;
 pub mod recognize;
 pub mod registry;
+pub mod schedule;
 pub mod state;

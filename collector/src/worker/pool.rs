@@ -7,7 +7,7 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 
 use crate::histogram::{Scale, Windowed};
-use crate::input::{ExitStatus, Sample};
+use crate::input::{ExitStatus, Profile, Sample};
 use crate::snapshot::ExitCounts;
 use crate::units::{CpuTime, ProcessKey};
 
@@ -80,6 +80,8 @@ pub struct Pool {
     pub configured_size: Option<u32>,
     /// Nanoseconds between readings.
     pub interval_ns: u64,
+    /// What it wants to know of the scheduler.
+    pub profile: Profile,
     /// When its workers are read next, `CLOCK_MONOTONIC` ns.
     pub due_ns: u64,
     /// The pass that runs now is for this pool, too.
@@ -124,6 +126,7 @@ impl Pool {
             app: None,
             configured_size: None,
             interval_ns,
+            profile: Profile::default(),
             due_ns: now_ns,
             due: false,
             masters: Vec::new(),

@@ -4,7 +4,7 @@
 //! `slot` only: a successor takes over the slot, its counters start from its own zero, and readers see an ordinary
 //! counter reset.
 //!
-//! Every family is declared once, in [`family`]; `pools`, `workers` and `own` say which samples a snapshot gives it, and
+//! Every family is declared once, in `family`; `pools`, `workers` and `own` say which samples a snapshot gives it, and
 //! `text` how they are written.
 //!
 //! Two roads not taken. `worker_state` is no full state set: it has one series per worker, for the state it is in,

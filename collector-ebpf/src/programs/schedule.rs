@@ -1,0 +1,451 @@
+//! Where the time of workers' threads goes, switch by switch.
+//!
+//! All that a program here does for a thread that nobody follows is to look at one cache line. The rest is a few adds
+//! in memory that user space maps: no call into the kernel but for the clock, and, for a thread that blocks, for the
+//! system call that it blocked in.
+
+use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
+
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::helpers::generated::bpf_task_pt_regs;
+use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::programs::BtfTracePointContext;
+use collector_ebpf::event::{Counter, NONE};
+use collector_ebpf::histogram::{SUB_BUCKETS, index};
+use collector_ebpf::limits::{MAX_CHUNKS, THREAD_SETS};
+use collector_ebpf::offsets::ABSENT;
+use collector_ebpf::schedule::{
+    BY_DESCRIPTOR, CHILD, DIRECTORY_PAIRS, DISK, KINDS, NETWORK, ON_CPU, OTHER, PAGE_FAULT, PIPE, POLL,
+    PROFILE_COUNTERS, PROFILE_HISTOGRAMS, ROWS, RUNNABLE, STOPPED, SYSCALLS, THREAD_HISTOGRAMS,
+    THREAD_PARTIAL, Thread, UNKNOWN, WAYS,
+};
+use collector_ebpf::slot::Tag;
+
+use crate::kernel::{Task, now, offset, read, read_pointer};
+use crate::{CHUNKS, CONTROL, DIRECTORIES, FREE_CHUNKS, THREADS, TIMES, count, lifecycle};
+
+/// `TASK_UNINTERRUPTIBLE` of `include/linux/sched.h`.
+const TASK_UNINTERRUPTIBLE: u32 = 0x2;
+/// `__TASK_STOPPED | __TASK_TRACED`
+const TASK_STOPPED_OR_TRACED: u32 = 0x4 | 0x8;
+/// `TASK_DEAD`: the last switch of a thread.
+const TASK_DEAD: u32 = 0x80;
+/// `TASK_NOLOAD`: uninterruptible, but idle.
+const TASK_NOLOAD: u32 = 0x400;
+/// `PF_IO_WORKER | PF_KTHREAD | PF_USER_WORKER` of `include/linux/sched.h`: threads without a user side, whose saved
+/// registers mean nothing.
+const NO_USER_SIDE: u32 = 0x10 | 0x0020_0000 | 0x4000;
+
+/// File type bits of `i_mode` (inode(7)).
+const S_IFMT: u16 = 0o170_000;
+const S_IFSOCK: u16 = 0o140_000;
+const S_IFIFO: u16 = 0o010_000;
+const S_IFCHR: u16 = 0o020_000;
+
+/// Reasons by system call number, set by the loader: a kind of time, or [`BY_DESCRIPTOR`].
+#[unsafe(no_mangle)]
+static SYSCALL_REASONS: [u8; SYSCALLS] = [OTHER as u8; SYSCALLS];
+
+/// `(bool preempt, struct task_struct *prev, struct task_struct *next, unsigned int prev_state)`; the last is younger
+/// than our oldest kernel, and the state is still in `prev`.
+#[btf_tracepoint(function = "sched_switch")]
+fn task_switch(ctx: BtfTracePointContext) -> i32 {
+    let (prev, next) = (Task(ctx.arg(1)), Task(ctx.arg(2)));
+    // One after the other and not both looked up first: the verifier lets nobody compare two pointers at once, which is
+    // what the compiler makes of it.
+    let mut at_ns = 0;
+    if let Some(thread) = find(prev.tid()) {
+        at_ns = now();
+        leave_cpu(prev, thread, ctx.arg::<u64>(0) & 1 != 0, at_ns);
+    }
+    if let Some(thread) = find(next.tid()) {
+        if at_ns == 0 {
+            at_ns = now();
+        }
+        if Thread::kind_of(thread.place) == ON_CPU {
+            count(Counter::OUT_OF_ORDER);
+        }
+        change(thread, ON_CPU, at_ns);
+    }
+    0
+}
+
+/// The thread is runnable again. It may be running still, on its way to sleep: then it never slept.
+#[btf_tracepoint(function = "sched_wakeup")]
+fn task_wakeup(ctx: BtfTracePointContext) -> i32 {
+    let task = Task(ctx.arg(0));
+    if let Some(thread) = find(task.tid()) {
+        let kind = Thread::kind_of(thread.place);
+        if kind >= DISK && kind < KINDS as u32 {
+            change(thread, RUNNABLE, now());
+        }
+    }
+    0
+}
+
+/// The thread is runnable for the first time.
+#[btf_tracepoint(function = "sched_wakeup_new")]
+fn task_wakeup_new(ctx: BtfTracePointContext) -> i32 {
+    let task = Task(ctx.arg(0));
+    if let Some(thread) = find(task.tid()) {
+        thread.since_ns = now();
+    }
+    0
+}
+
+/// The entry of a followed thread. Only the CPU that holds the thread's run queue changes it, hence no atomics.
+#[inline(always)]
+fn find(tid: u32) -> Option<&'static mut Thread> {
+    if tid == 0 {
+        // The idle tasks; and in an entry it means that nobody has it.
+        return None;
+    }
+    let set = THREADS.get_ptr_mut(tid % THREAD_SETS as u32)?;
+    // SAFETY: a pointer into the array, checked by the verifier.
+    let threads = unsafe { &mut (*set).threads };
+    let [a, b, c, d] = threads;
+    if a.tid == tid {
+        Some(a)
+    } else if b.tid == tid {
+        Some(b)
+    } else if c.tid == tid {
+        Some(c)
+    } else if d.tid == tid {
+        Some(d)
+    } else {
+        None
+    }
+}
+
+/// Begins to follow a thread of a worker, if the worker's pool wants it and it is not followed yet.
+#[inline(always)]
+pub(crate) fn follow(tid: u32, tag: &Tag, kind: u32, partial: bool, now: u64) {
+    let Some(control) = CONTROL.get_ptr(0) else { return };
+    // SAFETY: a valid pointer into the array; user space sets it.
+    let ceiling = unsafe { (*control).ceiling };
+    if tag.slot == NONE || tag.profile < PROFILE_COUNTERS || ceiling < PROFILE_COUNTERS || find(tid).is_some()
+    {
+        return;
+    }
+    let mut flags = if partial { THREAD_PARTIAL } else { 0 };
+    if tag.profile >= PROFILE_HISTOGRAMS {
+        flags |= THREAD_HISTOGRAMS;
+    }
+    enter(tid, Thread::place(tag.slot, kind, flags), now);
+}
+
+/// A thread that has lived before it was followed, as the iterator finds it.
+#[inline(always)]
+pub(crate) fn follow_found(task: Task, tag: &Tag, state: u32, now: u64) {
+    if tag.slot == NONE || tag.profile < PROFILE_COUNTERS || state & TASK_DEAD != 0 {
+        return;
+    }
+    let kind = if state != 0 {
+        reason(task, state)
+    } else if offset!(task_on_cpu) == ABSENT {
+        UNKNOWN
+    } else {
+        let on_cpu: i32 = read!(task.0, task_on_cpu);
+        if on_cpu != 0 { ON_CPU } else { RUNNABLE }
+    };
+    follow(task.tid(), tag, kind, true, now);
+}
+
+/// Another thread than the main one called execve(2), which ended all others and gave it the main one's id. The last
+/// switch of the main thread may have come before or after that, under either id.
+#[inline(always)]
+pub(crate) fn take_over(old_tid: u32, tid: u32, kind: u32, now: u64) {
+    let mut place = None;
+    if let Some(thread) = find(old_tid) {
+        place = Some(thread.place);
+        leave(thread, now);
+    }
+    if let Some(thread) = find(tid) {
+        place = Some(thread.place);
+        leave(thread, now);
+    }
+    if let Some(place) = place {
+        let flags = place & THREAD_HISTOGRAMS | THREAD_PARTIAL;
+        enter(tid, Thread::place(Thread::slot_of(place), kind, flags), now);
+    }
+}
+
+/// Gives a thread an entry.
+#[inline(always)]
+fn enter(tid: u32, place: u32, now: u64) {
+    let Some(set) = THREADS.get_ptr_mut(tid % THREAD_SETS as u32) else { return };
+    // SAFETY: a pointer into the array, checked by the verifier.
+    let first = unsafe { (&raw mut (*set).threads).cast::<Thread>() };
+    for way in 0..WAYS {
+        // SAFETY: one of the elements.
+        let thread = unsafe { first.add(way) };
+        // SAFETY: a valid, aligned integer; whoever exchanges the zero has the entry.
+        let (_, free) = unsafe {
+            atomic_cxchg::<u32, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
+                &raw mut (*thread).tid,
+                0,
+                tid,
+            )
+        };
+        if free {
+            // SAFETY: the entry is this thread's now.
+            unsafe {
+                (*thread).place = place;
+                (*thread).since_ns = now;
+            }
+            lived(Thread::slot_of(place), now.wrapping_neg());
+            return;
+        }
+    }
+    count(Counter::NO_THREAD);
+}
+
+/// A thread is no longer followed.
+#[inline(always)]
+fn leave(thread: &mut Thread, now: u64) {
+    account(thread.place, thread.since_ns, now);
+    lived(Thread::slot_of(thread.place), now);
+    // SAFETY: an aligned integer of ours; volatile, so that it is the last store.
+    unsafe { (&raw mut thread.tid).write_volatile(0) };
+}
+
+#[inline(always)]
+fn leave_cpu(prev: Task, thread: &mut Thread, preempted: bool, now: u64) {
+    let state: u32 = read!(prev.0, task_state);
+    // A task that is preempted on its way to sleep is still runnable, and so is one that a signal kept from sleeping,
+    // whose state was put back.
+    let next = if preempted || state == 0 {
+        RUNNABLE
+    } else if state & TASK_DEAD != 0 {
+        leave(thread, now);
+        lifecycle::last_switch(prev);
+        return;
+    } else {
+        reason(prev, state)
+    };
+    change(thread, next, now);
+}
+
+/// Ends the interval that a thread is in, and begins the next.
+#[inline(always)]
+fn change(thread: &mut Thread, kind: u32, now: u64) {
+    let (place, since_ns) = (thread.place, thread.since_ns);
+    // User space adds the interval that is not over to what `Times` says of those that are; 0 tells it to look again.
+    // SAFETY: an aligned integer of ours; volatile, so that the order of the stores stays.
+    unsafe { (&raw mut thread.since_ns).write_volatile(0) };
+    account(place, since_ns, now);
+    let flags = place & THREAD_HISTOGRAMS;
+    // SAFETY: as above.
+    unsafe { (&raw mut thread.place).write_volatile(Thread::place(Thread::slot_of(place), kind, flags)) };
+    // SAFETY: as above.
+    unsafe { (&raw mut thread.since_ns).write_volatile(now) };
+}
+
+#[inline(always)]
+fn account(place: u32, since_ns: u64, now: u64) {
+    let (slot, kind) = (Thread::slot_of(place), Thread::kind_of(place));
+    if kind >= KINDS as u32 {
+        return;
+    }
+    let Some(times) = TIMES.get_ptr_mut(slot) else { return };
+    let kind = kind as usize;
+    // SAFETY: a pointer into the array, and an index below its length.
+    let (ended_ns, discarded) =
+        unsafe { (&raw mut (*times).ended_ns[kind], &raw mut (*times).discarded[kind]) };
+    if now < since_ns {
+        count(Counter::NEGATIVE);
+        add_u32(discarded, 1);
+        return;
+    }
+    let duration_ns = now - since_ns;
+    add_u64(ended_ns, duration_ns);
+    let known = place & THREAD_PARTIAL == 0;
+    let recorded = known && (place & THREAD_HISTOGRAMS == 0 || record(slot, kind as u32, duration_ns));
+    if !recorded {
+        add_u32(discarded, 1);
+    }
+}
+
+/// Adds one to the bucket of a value. False if there was no chunk for it.
+#[inline(always)]
+fn record(slot: u32, kind: u32, value: u64) -> bool {
+    let Some(control) = CONTROL.get_ptr(0) else { return false };
+    // SAFETY: a valid pointer into the array; user space sets it.
+    if unsafe { (*control).ceiling } < PROFILE_HISTOGRAMS {
+        return true;
+    }
+    let bucket = index(value) as u32;
+    let row = kind * ROWS as u32 + bucket / SUB_BUCKETS as u32;
+    let Some(directory) = DIRECTORIES.get_ptr_mut(slot) else { return false };
+    let pair = row / 2;
+    if pair >= DIRECTORY_PAIRS as u32 {
+        return false;
+    }
+    let shift = row % 2 * 16;
+    // SAFETY: a pointer into the array, and an index below its length.
+    let pair = unsafe { &raw mut (*directory).pairs[pair as usize] };
+    // SAFETY: valid and aligned; another CPU may set the other half.
+    let mut number = unsafe { pair.read_volatile() } >> shift & 0xffff;
+    if number == 0 {
+        number = hand_out(pair, shift);
+    }
+    let Some(chunk) = CHUNKS.get_ptr_mut(number.wrapping_sub(1)) else { return false };
+    // SAFETY: a pointer into the array, and an index below its length.
+    add_u32(unsafe { &raw mut (*chunk).counts[(bucket % SUB_BUCKETS as u32) as usize] }, 1);
+    true
+}
+
+/// Gives a slot a chunk: its number, or 0 when there is none left.
+///
+/// Not inlined: it is rare, and would otherwise be verified on every path that records.
+#[inline(never)]
+fn hand_out(pair: *mut u32, shift: u32) -> u32 {
+    let Some(number) = free_chunk() else {
+        count(Counter::NO_CHUNK);
+        return 0;
+    };
+    // A thread of the same worker on another CPU may give it one at the same time: either half of the pair.
+    for _ in 0..4 {
+        // SAFETY: a pointer into the directory, checked by the verifier.
+        let known = unsafe { pair.read_volatile() };
+        let present = known >> shift & 0xffff;
+        if present != 0 {
+            let _ = FREE_CHUNKS.push(number, 0);
+            return present;
+        }
+        // SAFETY: as above.
+        let (_, done) = unsafe {
+            atomic_cxchg::<u32, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
+                pair,
+                known,
+                known | number << shift,
+            )
+        };
+        if done {
+            return number;
+        }
+    }
+    let _ = FREE_CHUNKS.push(number, 0);
+    0
+}
+
+#[inline(always)]
+fn free_chunk() -> Option<u32> {
+    let control = CONTROL.get_ptr_mut(0)?;
+    // Looked at before it is raised, so that it never wraps around.
+    // SAFETY: valid, aligned pointers into the array.
+    let handed_out = unsafe {
+        let last = &raw mut (*control).last_chunk;
+        if last.read_volatile() >= MAX_CHUNKS as u32 {
+            MAX_CHUNKS as u32
+        } else {
+            atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(last, 1)
+        }
+    };
+    if handed_out < MAX_CHUNKS as u32 {
+        return Some(handed_out + 1);
+    }
+    FREE_CHUNKS.pop().ok().flatten()
+}
+
+#[inline(always)]
+fn lived(slot: u32, ns: u64) {
+    if let Some(times) = TIMES.get_ptr_mut(slot) {
+        // SAFETY: a pointer into the array.
+        add_u64(unsafe { &raw mut (*times).lived_ns }, ns);
+    }
+}
+
+#[inline(always)]
+fn add_u64(to: *mut u64, value: u64) {
+    // SAFETY: callers pass an aligned place in a map; threads of one worker run on several CPUs.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(to, value) };
+}
+
+#[inline(always)]
+fn add_u32(to: *mut u32, value: u32) {
+    // SAFETY: as above.
+    unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(to, value) };
+}
+
+/// Why a thread is blocked: its state, and the system call it is in.
+///
+/// | state | in | reason |
+/// |---|---|---|
+/// | stopped or traced | | `STOPPED` |
+/// | any | no system call | `PAGE_FAULT` |
+/// | uninterruptible | clone, fork, vfork, wait | `CHILD` |
+/// | uninterruptible | any other | `DISK` |
+/// | interruptible | a call of the table | its reason there |
+/// | interruptible | read, write and the like | by what the descriptor is open on |
+/// | any | of a thread without user side | `DISK` if uninterruptible, else `OTHER` |
+#[inline(always)]
+fn reason(task: Task, state: u32) -> u32 {
+    if state & TASK_STOPPED_OR_TRACED != 0 {
+        return STOPPED;
+    }
+    let uninterruptible = state & TASK_UNINTERRUPTIBLE != 0 && state & TASK_NOLOAD == 0;
+    let flags: u32 = read!(task.0, task_flags);
+    if flags & NO_USER_SIDE != 0 || offset!(regs_syscall) == ABSENT {
+        return if uninterruptible { DISK } else { OTHER };
+    }
+    // SAFETY: a trusted task; the helper gives the registers that were saved on entry to the kernel.
+    let registers = unsafe { bpf_task_pt_regs(task.0.cast_mut().cast()) } as *const u8;
+    let number: i32 = read!(registers, regs_syscall);
+    if number < 0 {
+        return PAGE_FAULT;
+    }
+    let number = number as usize;
+    let listed = if number < SYSCALLS {
+        let reasons = (&raw const SYSCALL_REASONS).cast::<u8>();
+        // SAFETY: an index below the length; volatile, because the loader replaces the values.
+        unsafe { reasons.add(number).read_volatile() }
+    } else {
+        OTHER as u8
+    };
+    if uninterruptible {
+        return if u32::from(listed) == CHILD { CHILD } else { DISK };
+    }
+    if listed == BY_DESCRIPTOR {
+        return by_descriptor(task, read!(registers, regs_argument));
+    }
+    u32::from(listed)
+}
+
+/// What a descriptor is open on.
+#[inline(always)]
+fn by_descriptor(task: Task, descriptor: u64) -> u32 {
+    // The kernel takes an `unsigned int`.
+    let descriptor = descriptor as u32;
+    if offset!(inode_mode) == ABSENT {
+        return OTHER;
+    }
+    let files = read_pointer!(task.0, task_files);
+    let mode = (|| {
+        let table: *const u8 = load(files, offset!(files_fdt))?;
+        let length: u32 = load(table, offset!(fdtable_max_fds))?;
+        if descriptor >= length {
+            return None;
+        }
+        let descriptors: *const u8 = load(table, offset!(fdtable_fd))?;
+        let file: *const u8 = load(descriptors.wrapping_add(descriptor as usize * 8), 0)?;
+        let inode: *const u8 = load(file, offset!(file_inode))?;
+        load::<u16>(inode, offset!(inode_mode))
+    })();
+    match mode.map(|mode| mode & S_IFMT) {
+        Some(S_IFSOCK) => NETWORK,
+        Some(S_IFIFO) => PIPE,
+        // An anonymous inode has no type: event descriptors, timers, signals, inotify.
+        Some(0) => POLL,
+        Some(S_IFCHR) | None => OTHER,
+        Some(_) => DISK,
+    }
+}
+
+/// Reads through a pointer that the verifier knows nothing about.
+#[inline(always)]
+fn load<T>(base: *const u8, offset: u32) -> Option<T> {
+    // SAFETY: the helper checks the address; what is read here are integers and pointers, which have no invalid bit
+    // patterns.
+    unsafe { bpf_probe_read_kernel(base.wrapping_add(offset as usize).cast()) }.ok()
+}

@@ -1,0 +1,152 @@
+//! What the scheduler does with the threads of workers: where each is now, and where its time went.
+//!
+//! A thread is always in exactly one [kind](KINDS) of time: on a CPU, runnable and waiting for one, or blocked for a
+//! reason. Each change ends an interval, which is added to the [`Times`] of the worker's slot and, if the pool wants
+//! histograms, to the bucket of its length ([`crate::histogram`]).
+//!
+//! Buckets are kept in [`Chunk`]s of 64, one power of two each, handed out when the first value falls into one: a
+//! worker's waits lie in a dozen of the 444 that there could be. A slot keeps its chunks when another worker takes it,
+//! so a fork storm hands out none.
+
+use crate::histogram::{BUCKETS, SUB_BUCKETS};
+
+/// Executing.
+pub const ON_CPU: u32 = 0;
+/// Ready to run, waiting for a CPU: woken up, preempted, or yielding.
+pub const RUNNABLE: u32 = 1;
+/// Blocked uninterruptibly, which is nearly always for storage, or in a call on a file.
+pub const DISK: u32 = 2;
+/// Blocked in futex(2), a System V semaphore or a file lock.
+pub const LOCK: u32 = 3;
+/// Blocked in a call on a socket other than accept(2).
+pub const NETWORK: u32 = 4;
+/// Blocked in a call that waits for work: epoll, poll, select, accept, io_uring, message queues, event descriptors.
+pub const POLL: u32 = 5;
+/// Blocked in nanosleep(2), pause(2) and the like.
+pub const SLEEP: u32 = 6;
+/// Blocked in a read or write of a pipe.
+pub const PIPE: u32 = 7;
+/// Blocked outside any system call: a page had to come, or the address space was locked.
+pub const PAGE_FAULT: u32 = 8;
+/// Blocked in wait(2), or in vfork(2) until the child executes.
+pub const CHILD: u32 = 9;
+/// Stopped by a signal or a debugger.
+pub const STOPPED: u32 = 10;
+/// Blocked in anything else.
+pub const OTHER: u32 = 11;
+
+/// Number of kinds of time. Kinds from [`DISK`] on are reasons to be off CPU.
+pub const KINDS: usize = 12;
+
+/// The thread was found running: what it does is known from its next switch on.
+pub const UNKNOWN: u32 = 0xff;
+
+/// A system call whose reason depends on what its first argument, a descriptor, is open on. Only in the table of
+/// system calls; never a kind of time.
+pub const BY_DESCRIPTOR: u8 = 0xfe;
+
+/// System calls in the table of reasons; those with higher numbers are [`OTHER`].
+pub const SYSCALLS: usize = 512;
+
+/// A followed thread. 16 bytes, written only on the CPU that changes what it does.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Thread {
+    /// Thread id; 0 when this place is free.
+    pub tid: u32,
+    /// Slot of its worker in the low 16 bits, then 8 bits of its kind of time, then `THREAD_…` bits.
+    pub place: u32,
+    /// When the interval began, `CLOCK_MONOTONIC` ns; 0 while its end is being accounted.
+    pub since_ns: u64,
+}
+
+/// In [`Thread::place`]: the interval began before the thread was followed, so its length is not known.
+pub const THREAD_PARTIAL: u32 = 1 << 24;
+/// In [`Thread::place`]: its pool wants histograms.
+pub const THREAD_HISTOGRAMS: u32 = 1 << 25;
+
+impl Thread {
+    /// Packs a place.
+    #[inline(always)]
+    pub const fn place(slot: u32, kind: u32, flags: u32) -> u32 {
+        slot & 0xffff | (kind & 0xff) << 16 | flags
+    }
+
+    /// The slot in a place.
+    #[inline(always)]
+    pub const fn slot_of(place: u32) -> u32 {
+        place & 0xffff
+    }
+
+    /// The kind in a place.
+    #[inline(always)]
+    pub const fn kind_of(place: u32) -> u32 {
+        place >> 16 & 0xff
+    }
+}
+
+/// Threads that share a cache line.
+pub const WAYS: usize = 4;
+
+/// The places that a thread may have: the set with number `tid % THREAD_SETS`. 64 bytes.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ThreadSet {
+    /// In no order.
+    pub threads: [Thread; WAYS],
+}
+
+/// Where the time of a worker's threads went. 160 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Times {
+    /// Intervals that ended, by kind, ns.
+    pub ended_ns: [u64; KINDS],
+    /// By kind, intervals that are in no histogram: begun before the thread was followed, negative, or without a chunk.
+    pub discarded: [u32; KINDS],
+    /// Sum of the times at which threads ended less the sum of the times at which they were first followed, ns,
+    /// wrapping: with the times of now added for those that live it is how long all of them have lived.
+    pub lived_ns: u64,
+    /// Zero.
+    pub padding: u64,
+}
+
+/// Powers of two that values can have; chunks per kind.
+pub const ROWS: usize = BUCKETS / SUB_BUCKETS as usize;
+
+/// Numbers of a slot's chunks, from 1; 0 where there is none yet. By kind, then by power of two: 888 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Directory {
+    /// Two chunk numbers each, the lower index in the low half.
+    pub pairs: [u32; DIRECTORY_PAIRS],
+}
+
+/// Length of [`Directory::pairs`].
+pub const DIRECTORY_PAIRS: usize = KINDS * ROWS / 2;
+
+/// Counts of 64 neighbouring buckets. User space takes them by exchanging them for 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Chunk {
+    /// By the low six bits of the bucket number.
+    pub counts: [u32; SUB_BUCKETS as usize],
+}
+
+/// What a pool wants to know: nothing of the scheduler.
+pub const PROFILE_NONE: u32 = 0;
+/// What a pool wants to know: where the time went.
+pub const PROFILE_COUNTERS: u32 = 1;
+/// What a pool wants to know: that and how long intervals were.
+pub const PROFILE_HISTOGRAMS: u32 = 2;
+
+const _: () = {
+    assert!(size_of::<Thread>() == 16);
+    assert!(size_of::<ThreadSet>() == 64);
+    assert!(size_of::<Times>() == 160);
+    assert!(size_of::<Directory>() == 888);
+    assert!(size_of::<Chunk>() == 256);
+    assert!(DIRECTORY_PAIRS * 2 == KINDS * ROWS);
+    assert!(crate::limits::MAX_SLOTS <= 1 << 16);
+    assert!(crate::limits::MAX_CHUNKS < 1 << 16);
+};

@@ -1,0 +1,270 @@
+//! What the scheduler probes have counted, read from the arrays that they write.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+use aya::maps::{MapData, Queue};
+use collector_ebpf::histogram::SUB_BUCKETS;
+use collector_ebpf::limits::{MAX_CHUNKS, MAX_SLOTS, THREAD_SETS};
+use collector_ebpf::schedule::{
+    Chunk, DIRECTORY_PAIRS, Directory, KINDS, ROWS, Thread, ThreadSet, Times, WAYS,
+};
+
+use super::shared::Shared;
+use crate::input::{Interval, ScheduleReading};
+
+/// A worker's threads change what they do while we read; after so many attempts the figures stay as they were.
+const ATTEMPTS: usize = 16;
+
+/// A scheduler probe. It runs while it has a link.
+pub(super) struct Probe {
+    pub(super) name: &'static str,
+    pub(super) program: OwnedFd,
+    pub(super) link: Option<OwnedFd>,
+}
+
+/// The arrays of the scheduler probes.
+pub(super) struct ScheduleTable {
+    threads: Shared<ThreadSet>,
+    times: Shared<Times>,
+    directories: Shared<Directory>,
+    chunks: Shared<Chunk>,
+    free_chunks: Queue<MapData, u32>,
+    /// Indices of the threads of each slot, as of the last look.
+    by_slot: HashMap<u32, Vec<usize>>,
+    /// By slot, what its threads were doing when it was last read: if it is the same now, nothing has ended since.
+    signatures: Vec<u64>,
+}
+
+impl ScheduleTable {
+    pub(super) fn new(
+        threads: MapData,
+        times: MapData,
+        directories: MapData,
+        chunks: MapData,
+        free_chunks: Queue<MapData, u32>,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            threads: Shared::new(threads, THREAD_SETS)?,
+            times: Shared::new(times, MAX_SLOTS)?,
+            directories: Shared::new(directories, MAX_SLOTS)?,
+            chunks: Shared::new(chunks, MAX_CHUNKS)?,
+            free_chunks,
+            by_slot: HashMap::new(),
+            signatures: vec![0; MAX_SLOTS],
+        })
+    }
+
+    /// Looks who is followed. Before a round of readings; threads that come later are in the next.
+    pub(super) fn find_threads(&mut self) {
+        for threads in self.by_slot.values_mut() {
+            threads.clear();
+        }
+        for index in 0..THREAD_SETS * WAYS {
+            let Some(thread) = self.thread(index) else { return };
+            if thread.tid != 0 {
+                self.by_slot.entry(Thread::slot_of(thread.place)).or_default().push(index);
+            }
+        }
+        self.by_slot.retain(|_, threads| !threads.is_empty());
+    }
+
+    fn thread(&self, index: usize) -> Option<Thread> {
+        let set = self.threads.at(index / WAYS)?;
+        // SAFETY: an element of the set; a pointer into the mapping.
+        let thread = unsafe { &raw const (*set).threads[index % WAYS] };
+        // SAFETY: valid and aligned; the kernel may write at the same time, hence volatile; all fields are integers.
+        Some(unsafe { thread.read_volatile() })
+    }
+
+    fn times(&self, slot: u32) -> Option<Times> {
+        let times = self.times.at(usize::try_from(slot).ok()?)?;
+        // SAFETY: a pointer into the mapping; as in `thread`.
+        Some(unsafe { times.read_volatile() })
+    }
+
+    /// Reads one slot: time by kind until now, and, into `out.intervals`, what was recorded since the last reading.
+    /// `Some(false)` if the threads would not hold still, `None` if they have not moved since.
+    pub(super) fn read(&mut self, slot: u32, now: fn() -> u64, out: &mut ScheduleReading) -> Option<bool> {
+        let index = usize::try_from(slot).ok()?;
+        let threads: &[usize] = self.by_slot.get(&slot).map_or(&[], Vec::as_slice);
+        let signature = self.signature(threads, slot);
+        if signature.is_some_and(|now| self.signatures.get(index) == Some(&now)) {
+            return None;
+        }
+        let read = (0..ATTEMPTS).find_map(|_| self.read_times(threads, slot, now, out));
+        self.take(slot, &mut out.intervals);
+        *self.signatures.get_mut(index)? = read.unwrap_or(0);
+        Some(read.is_some())
+    }
+
+    /// What the threads of a slot are doing and since when, folded; `None` while one changes. Never 0.
+    fn signature(&self, threads: &[usize], slot: u32) -> Option<u64> {
+        // FNV-1a, by words.
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        for index in threads {
+            let thread = self.thread(*index)?;
+            if thread.tid == 0 || Thread::slot_of(thread.place) != slot {
+                continue;
+            }
+            if thread.since_ns == 0 {
+                return None;
+            }
+            for word in [u64::from(thread.tid) << 32 | u64::from(thread.place), thread.since_ns] {
+                hash = (hash ^ word).wrapping_mul(0x0000_0100_0000_01b3);
+            }
+        }
+        Some(hash | 1)
+    }
+
+    /// The programs set `since_ns` to 0, add the interval that ends to the slot's times, and then begin the next. So if
+    /// a thread shows the same interval before and after its slot's times were read, the interval is not in them.
+    fn read_times(
+        &self,
+        threads: &[usize],
+        slot: u32,
+        now: fn() -> u64,
+        out: &mut ScheduleReading,
+    ) -> Option<u64> {
+        let signature = self.signature(threads, slot)?;
+        let at_ns = now();
+        let mut open_ns = [0u64; KINDS];
+        out.open = [0; KINDS];
+        out.living = 0;
+        for index in threads {
+            let thread = self.thread(*index)?;
+            if thread.tid == 0 || Thread::slot_of(thread.place) != slot {
+                continue;
+            }
+            out.living += 1;
+            let kind = Thread::kind_of(thread.place) as usize;
+            if let (Some(open), Some(count)) = (open_ns.get_mut(kind), out.open.get_mut(kind)) {
+                // Wrapping: the interval may have begun after the clock was read.
+                *open = open.wrapping_add(at_ns.wrapping_sub(thread.since_ns));
+                *count += 1;
+            }
+        }
+        fence(Ordering::Acquire);
+        let times = self.times(slot)?;
+        fence(Ordering::Acquire);
+        if self.signature(threads, slot)? != signature {
+            return None;
+        }
+        out.at_ns = at_ns;
+        out.lived_ns = times.lived_ns.wrapping_add(at_ns.wrapping_mul(u64::from(out.living)));
+        out.discarded = times.discarded;
+        for ((time, ended), open) in out.time_ns.iter_mut().zip(times.ended_ns).zip(open_ns) {
+            *time = ended.wrapping_add(open);
+        }
+        Some(signature)
+    }
+
+    /// Takes the counts of a slot's histograms. Nothing that is counted at the same moment is lost: it is in this
+    /// taking or in the next.
+    fn take(&self, slot: u32, out: &mut Vec<Interval>) {
+        for row in 0..KINDS * ROWS {
+            let number = self.chunk_of(slot, row);
+            let Some(chunk) = number.checked_sub(1).and_then(|index| self.chunks.at(index as usize)) else {
+                continue;
+            };
+            for within in 0..SUB_BUCKETS as usize {
+                // SAFETY: an element of the chunk; a pointer into the mapping.
+                let count = unsafe { &raw mut (*chunk).counts[within] };
+                // SAFETY: mapped, aligned, as long as `self`; the programs add to it by atomic instructions.
+                let count = unsafe { AtomicU32::from_ptr(count) };
+                if count.load(Ordering::Relaxed) == 0 {
+                    continue;
+                }
+                let count = count.swap(0, Ordering::Relaxed);
+                let bucket = (row % ROWS) * SUB_BUCKETS as usize + within;
+                out.push(Interval { kind: (row / ROWS) as u8, bucket: bucket as u16, count });
+            }
+        }
+    }
+
+    fn pair(&self, slot: u32, index: usize) -> Option<&AtomicU32> {
+        let directory = self.directories.at(usize::try_from(slot).ok()?)?;
+        if index >= DIRECTORY_PAIRS {
+            return None;
+        }
+        // SAFETY: an element of the directory; a pointer into the mapping.
+        let pair = unsafe { &raw mut (*directory).pairs[index] };
+        // SAFETY: mapped, aligned, as long as `self`; the programs change it by atomic instructions.
+        Some(unsafe { AtomicU32::from_ptr(pair) })
+    }
+
+    fn chunk_of(&self, slot: u32, row: usize) -> u32 {
+        let pair = self.pair(slot, row / 2).map_or(0, |pair| pair.load(Ordering::Acquire));
+        pair >> (row % 2 * 16) & 0xffff
+    }
+
+    /// Stops to follow the threads of a worker that lives on, or of all.
+    pub(super) fn forget(&self, slot: Option<u32>, now_ns: u64) {
+        for index in 0..THREAD_SETS * WAYS {
+            let Some(set) = self.threads.at(index / WAYS) else { return };
+            // SAFETY: an element of the set; a pointer into the mapping.
+            let thread = unsafe { &raw mut (*set).threads[index % WAYS] };
+            // SAFETY: a pointer into the mapping; the kernel may write, hence volatile.
+            let seen = unsafe { thread.read_volatile() };
+            let its = Thread::slot_of(seen.place);
+            if seen.tid != 0 && slot.is_none_or(|slot| slot == its) {
+                // SAFETY: a pointer into the mapping.
+                let tid = unsafe { &raw mut (*thread).tid };
+                // SAFETY: mapped, aligned, as long as `self`. Exchanged only if it is still the same thread's.
+                let tid = unsafe { AtomicU32::from_ptr(tid) };
+                if tid.compare_exchange(seen.tid, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                    self.close(its, seen, now_ns);
+                }
+            }
+        }
+    }
+
+    /// Accounts for what a thread was doing when it was last followed.
+    fn close(&self, slot: u32, thread: Thread, now_ns: u64) {
+        let Some(times) = self.times.at(slot as usize) else { return };
+        // SAFETY: a pointer to a field inside the mapping.
+        let lived = unsafe { &raw mut (*times).lived_ns };
+        // SAFETY: mapped, aligned, as long as `self`; the programs add to it by atomic instructions.
+        unsafe { AtomicU64::from_ptr(lived) }.fetch_add(now_ns, Ordering::Relaxed);
+        let kind = Thread::kind_of(thread.place) as usize;
+        if kind < KINDS && thread.since_ns != 0 {
+            // SAFETY: as above, and an index below the length.
+            let ended = unsafe { &raw mut (*times).ended_ns[kind] };
+            let open_ns = now_ns.saturating_sub(thread.since_ns);
+            // SAFETY: as above.
+            unsafe { AtomicU64::from_ptr(ended) }.fetch_add(open_ns, Ordering::Relaxed);
+        }
+    }
+
+    /// Makes a slot ready for another worker. Its counts were taken; it keeps its chunks.
+    pub(super) fn clear(&mut self, slot: u32) {
+        if let Some(times) = usize::try_from(slot).ok().and_then(|slot| self.times.at(slot)) {
+            // SAFETY: a pointer into the mapping; no thread of this slot is followed any more.
+            unsafe { times.write_volatile(Times::default()) };
+        }
+        if let Some(signature) = usize::try_from(slot).ok().and_then(|slot| self.signatures.get_mut(slot)) {
+            *signature = 0;
+        }
+    }
+
+    /// Gives the chunks of a slot that has no worker back to all.
+    pub(super) fn reclaim(&mut self, slot: u32) {
+        for index in 0..DIRECTORY_PAIRS {
+            let pair = self.pair(slot, index).map_or(0, |pair| pair.swap(0, Ordering::AcqRel));
+            for number in [pair & 0xffff, pair >> 16] {
+                if number != 0 {
+                    // The list has room for every chunk, so this cannot fail for want of it.
+                    let _ = self.free_chunks.push(number, 0);
+                }
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for ScheduleTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ScheduleTable").field("slots", &self.by_slot.len()).finish_non_exhaustive()
+    }
+}

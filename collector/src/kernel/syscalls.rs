@@ -1,0 +1,84 @@
+//! Why a thread that is blocked in a system call is blocked: the table that the programs look the call up in.
+//!
+//! Numbers differ by architecture and come from libc, so the table is right for the one we are built for. A 32-bit
+//! program on a 64-bit kernel has other numbers; its reasons are wrong.
+
+use collector_ebpf::schedule::{BY_DESCRIPTOR, CHILD, DISK, LOCK, NETWORK, OTHER, POLL, SLEEP, SYSCALLS};
+
+macro_rules! calls {
+    ($($name:ident)*) => { &[$(libc::$name),*] };
+}
+
+/// Reasons with their calls, on every architecture.
+const CALLS: [(u8, &[libc::c_long]); 8] = [
+    (
+        POLL as u8,
+        calls!(SYS_epoll_pwait SYS_epoll_pwait2 SYS_ppoll SYS_pselect6 SYS_accept SYS_accept4 SYS_io_uring_enter
+            SYS_mq_timedreceive SYS_msgrcv),
+    ),
+    (
+        LOCK as u8,
+        calls!(SYS_futex SYS_futex_waitv SYS_semop SYS_semtimedop SYS_flock SYS_fcntl SYS_mq_timedsend SYS_msgsnd),
+    ),
+    (
+        NETWORK as u8,
+        calls!(SYS_recvfrom SYS_recvmsg SYS_recvmmsg SYS_sendto SYS_sendmsg SYS_sendmmsg SYS_connect SYS_shutdown),
+    ),
+    (
+        SLEEP as u8,
+        calls!(SYS_nanosleep SYS_clock_nanosleep SYS_restart_syscall SYS_rt_sigsuspend SYS_rt_sigtimedwait),
+    ),
+    (
+        DISK as u8,
+        calls!(SYS_pread64 SYS_pwrite64 SYS_preadv SYS_pwritev SYS_preadv2 SYS_pwritev2 SYS_fsync SYS_fdatasync
+            SYS_sync SYS_syncfs SYS_sync_file_range SYS_io_getevents SYS_openat SYS_openat2),
+    ),
+    (CHILD as u8, calls!(SYS_wait4 SYS_waitid SYS_clone SYS_clone3)),
+    (
+        BY_DESCRIPTOR,
+        calls!(SYS_read SYS_write SYS_readv SYS_writev SYS_close SYS_ioctl SYS_sendfile SYS_splice SYS_tee SYS_vmsplice),
+    ),
+    (OTHER as u8, &[]),
+];
+
+/// Calls that newer architectures have no more.
+#[cfg(target_arch = "x86_64")]
+const OLDER_CALLS: [(u8, &[libc::c_long]); 4] = [
+    (POLL as u8, calls!(SYS_epoll_wait SYS_poll SYS_select)),
+    (SLEEP as u8, calls!(SYS_pause)),
+    (CHILD as u8, calls!(SYS_fork SYS_vfork)),
+    (DISK as u8, calls!(SYS_open)),
+];
+#[cfg(not(target_arch = "x86_64"))]
+const OLDER_CALLS: [(u8, &[libc::c_long]); 0] = [];
+
+/// Reason by number of the call.
+pub(super) fn reasons() -> [u8; SYSCALLS] {
+    let mut table = [OTHER as u8; SYSCALLS];
+    for (reason, calls) in CALLS.iter().chain(&OLDER_CALLS) {
+        for call in *calls {
+            if let Some(entry) = usize::try_from(*call).ok().and_then(|call| table.get_mut(call)) {
+                *entry = *reason;
+            }
+        }
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_listed_call_has_its_reason() {
+        let table = reasons();
+        let listed: usize = CALLS.iter().chain(&OLDER_CALLS).map(|(_, calls)| calls.len()).sum();
+        assert_eq!(
+            table.iter().filter(|reason| **reason != OTHER as u8).count(),
+            listed,
+            "one call has two reasons"
+        );
+        assert_eq!(u32::from(table[libc::SYS_futex as usize]), LOCK);
+        assert_eq!(table[libc::SYS_read as usize], BY_DESCRIPTOR);
+    }
+}

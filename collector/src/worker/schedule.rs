@@ -1,0 +1,292 @@
+//! Where the threads of workers spend their time: by worker and by pool, as totals and as distributions.
+//!
+//! Kept by kernel record and not by worker: a record is read for the last time when its worker is long off the books,
+//! and it knows its pool. Figures of a worker that did nothing since its last reading are not touched at all: a total is
+//! kept as what it would have been at time 0, and how many threads add to it ever since (`Running`).
+
+use std::sync::Arc;
+
+use collector_ebpf::schedule::{KINDS, ON_CPU};
+
+use crate::histogram::{Scale, Scratch, Windowed};
+use crate::input::{ScheduleReading, Source};
+use crate::snapshot::{Distribution, Schedule};
+use crate::units::{ByProcess, CpuTime, NANOS_PER_SECOND, monotonic_ns};
+use crate::worker::pool::PoolId;
+
+/// Seconds, from a microsecond to an hour; 1, 2.5 and 5 of each decade. The classic buckets of every kind of time.
+const SECONDS: Scale = Scale {
+    per_unit: NANOS_PER_SECOND as f64,
+    bounds: &[
+        1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2,
+        0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0, 3600.0,
+    ],
+    ceiling: 1e9,
+};
+
+/// The same for one worker, which is shown by quantiles only.
+const WORKER_SECONDS: Scale = Scale { bounds: &[], ..SECONDS };
+
+/// A total that grows by itself: some threads add to it all the time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Running {
+    /// The total less `rate` times the time it was read at, ns, wrapping.
+    at_zero: u64,
+    /// Threads that add to it.
+    rate: u32,
+}
+
+impl Running {
+    fn new(total_ns: u64, rate: u32, at_ns: u64) -> Self {
+        Self { at_zero: total_ns.wrapping_sub(at_ns.wrapping_mul(rate.into())), rate }
+    }
+
+    fn at(self, at_ns: u64) -> u64 {
+        self.at_zero.wrapping_add(at_ns.wrapping_mul(self.rate.into()))
+    }
+
+    /// Replaces one part of a sum.
+    fn replace(&mut self, old: Self, new: Self) {
+        self.at_zero = self.at_zero.wrapping_add(new.at_zero).wrapping_sub(old.at_zero);
+        self.rate = self.rate.wrapping_add(new.rate).wrapping_sub(old.rate);
+    }
+}
+
+/// Time by kind, and lifetime of threads, that all grow.
+#[derive(Clone, Copy, Debug, Default)]
+struct Times {
+    kinds: [Running; KINDS],
+    lived: Running,
+}
+
+impl Times {
+    fn of(reading: &ScheduleReading) -> Self {
+        let mut times = Self::default();
+        for (kind, running) in times.kinds.iter_mut().enumerate() {
+            *running = Running::new(reading.time_ns[kind], reading.open[kind], reading.at_ns);
+        }
+        times.lived = Running::new(reading.lived_ns, reading.living, reading.at_ns);
+        times
+    }
+
+    fn replace(&mut self, old: &Self, new: &Self) {
+        for ((sum, old), new) in self.kinds.iter_mut().zip(old.kinds).zip(new.kinds) {
+            sum.replace(old, new);
+        }
+        self.lived.replace(old.lived, new.lived);
+    }
+}
+
+/// Distributions by kind; `None` until something was recorded.
+type Histograms = [Option<Box<Windowed>>; KINDS];
+
+/// What readers get of [`Histograms`], made anew only when it has changed.
+type Shown = [Option<Arc<Distribution>>; KINDS];
+
+fn record_intervals(
+    histograms: &mut Histograms,
+    scale: Scale,
+    reading: &ScheduleReading,
+    discarded: &[u32; KINDS],
+) {
+    for interval in &reading.intervals {
+        if let Some(histogram) = of_kind(histograms, interval.kind.into(), scale, reading.at_ns) {
+            histogram.record_bucket(interval.bucket, interval.count);
+        }
+    }
+    for (kind, count) in discarded.iter().enumerate().filter(|(_, count)| **count > 0) {
+        if let Some(histogram) = of_kind(histograms, kind, scale, reading.at_ns) {
+            histogram.discard_many(*count);
+        }
+    }
+}
+
+fn of_kind(histograms: &mut Histograms, kind: usize, scale: Scale, now_ns: u64) -> Option<&mut Windowed> {
+    let histogram = histograms.get_mut(kind)?.get_or_insert_with(|| Box::new(Windowed::new(scale, now_ns)));
+    histogram.advance(now_ns);
+    Some(histogram)
+}
+
+/// Where the time of one worker went.
+#[derive(Clone, Debug, Default)]
+pub struct WorkerSchedule {
+    times: Times,
+    discarded: [u32; KINDS],
+    histograms: Histograms,
+}
+
+impl WorkerSchedule {
+    /// Time by kind until `at_ns` ([`Schedules::at_ns`] or later), ns.
+    pub fn time_ns(&self, at_ns: u64) -> [u64; KINDS] {
+        self.times.kinds.map(|running| running.at(at_ns))
+    }
+
+    /// How long its threads have been followed until `at_ns`, ns, together.
+    pub fn lived_ns(&self, at_ns: u64) -> u64 {
+        self.times.lived.at(at_ns)
+    }
+
+    /// Lengths of the intervals of a kind, in the windows that end at `at_ns`; `None` if none was recorded.
+    pub fn distribution(&self, kind: usize, at_ns: u64, scratch: &mut Scratch) -> Option<Distribution> {
+        let mut histogram = self.histograms.get(kind)?.as_deref()?.clone();
+        histogram.advance(at_ns);
+        Some(histogram.distribution(scratch))
+    }
+}
+
+/// Where the time of a pool's workers went, living and dead.
+#[derive(Clone, Debug, Default)]
+pub struct PoolSchedule {
+    times: Times,
+    histograms: Histograms,
+    /// What was shown last; totals never fall.
+    shown: Shown,
+    shown_ns: [u64; KINDS],
+    shown_lived_ns: u64,
+    unattributed_cpu_ns: u64,
+}
+
+impl PoolSchedule {
+    /// Time by kind until `at_ns`, ns.
+    ///
+    /// A worker's threads move on between their reading and this moment, so that what was shown can be some
+    /// microseconds more than what became of it: then it stays until that is made up for.
+    pub fn time_ns(&mut self, at_ns: u64) -> [u64; KINDS] {
+        for (shown, running) in self.shown_ns.iter_mut().zip(self.times.kinds) {
+            *shown = grown(*shown, running.at(at_ns));
+        }
+        self.shown_ns
+    }
+
+    /// How long its workers' threads have been followed until `at_ns`, ns, together.
+    pub fn lived_ns(&mut self, at_ns: u64) -> u64 {
+        self.shown_lived_ns = grown(self.shown_lived_ns, self.times.lived.at(at_ns));
+        self.shown_lived_ns
+    }
+
+    /// Lengths of intervals by kind, in the windows that end now.
+    pub fn distributions(
+        &mut self,
+        now_ns: u64,
+        scratch: &mut Scratch,
+    ) -> [Option<Arc<Distribution>>; KINDS] {
+        for (histogram, shown) in self.histograms.iter_mut().zip(&mut self.shown) {
+            let Some(histogram) = histogram else { continue };
+            if histogram.advance(now_ns) || shown.as_ref().is_none_or(|shown| !histogram.is_shown_by(shown)) {
+                *shown = Some(Arc::new(histogram.distribution(scratch)));
+            }
+        }
+        self.shown.clone()
+    }
+}
+
+/// The larger one, where a difference of more than half the range is a negative one.
+fn grown(before: u64, now: u64) -> u64 {
+    if now.wrapping_sub(before).cast_signed() > 0 { now } else { before }
+}
+
+/// All of it.
+#[derive(Debug, Default)]
+pub struct Schedules {
+    /// By kernel record.
+    workers: Vec<Option<Arc<WorkerSchedule>>>,
+    pools: ByProcess<PoolId, PoolSchedule>,
+    reading: ScheduleReading,
+    /// Figures are as of this moment, `CLOCK_MONOTONIC` ns.
+    at_ns: u64,
+}
+
+impl Schedules {
+    /// Reads the records of workers that live.
+    pub fn read(&mut self, records: impl Iterator<Item = u32>, source: &mut dyn Source) {
+        source.find_threads();
+        for record in records {
+            self.read_one(record, source);
+        }
+        self.at_ns = monotonic_ns();
+    }
+
+    fn read_one(&mut self, record: u32, source: &mut dyn Source) {
+        let Some(consistent) = source.schedule(record, &mut self.reading) else { return };
+        let reading = std::mem::take(&mut self.reading);
+        self.account(record, &reading, consistent);
+        self.reading = reading;
+    }
+
+    /// Adds what is new in a reading to a worker and its pool.
+    pub fn account(&mut self, record: u32, reading: &ScheduleReading, consistent: bool) {
+        let Ok(index) = usize::try_from(record) else { return };
+        if self.workers.len() <= index {
+            self.workers.resize(index + 1, None);
+        }
+        let Some(place) = self.workers.get_mut(index) else { return };
+        let worker = Arc::make_mut(place.get_or_insert_default());
+        let pool = self.pools.entry(reading.pool).or_default();
+        let discarded = account(pool, worker, reading, consistent);
+        record_intervals(&mut pool.histograms, SECONDS, reading, &discarded);
+        record_intervals(&mut worker.histograms, WORKER_SECONDS, reading, &discarded);
+        self.at_ns = self.at_ns.max(reading.at_ns);
+    }
+
+    /// Takes the last figures of a record, and gives it back.
+    pub fn release(&mut self, record: u32, source: &mut dyn Source) {
+        let place = usize::try_from(record).ok().and_then(|index| self.workers.get_mut(index));
+        let mut worker = place.and_then(Option::take).unwrap_or_default();
+        if let Some(consistent) = source.schedule(record, &mut self.reading) {
+            let pool = self.pools.entry(self.reading.pool).or_default();
+            let discarded = account(pool, Arc::make_mut(&mut worker), &self.reading, consistent);
+            record_intervals(&mut pool.histograms, SECONDS, &self.reading, &discarded);
+        }
+        source.release(record);
+    }
+
+    /// A worker's.
+    pub fn worker(&self, record: u32) -> Option<&Arc<WorkerSchedule>> {
+        self.workers.get(usize::try_from(record).ok()?)?.as_ref()
+    }
+
+    /// The moment that totals are as of, `CLOCK_MONOTONIC` ns: no reading is younger.
+    pub fn at_ns(&self) -> u64 {
+        self.at_ns
+    }
+
+    /// A pool's. `cpu` is what the kernel accounted to its workers while they were watched.
+    pub fn pool_view(&mut self, pool: PoolId, cpu: CpuTime, scratch: &mut Scratch) -> Option<Schedule> {
+        let at_ns = self.at_ns;
+        let pool = self.pools.get_mut(&pool)?;
+        let time_ns = pool.time_ns(at_ns);
+        let unattributed = cpu.total_ns().saturating_sub(time_ns[ON_CPU as usize]);
+        pool.unattributed_cpu_ns = pool.unattributed_cpu_ns.max(unattributed);
+        Some(Schedule {
+            time_ns,
+            lived_ns: pool.lived_ns(at_ns),
+            unattributed_cpu_ns: pool.unattributed_cpu_ns,
+            intervals: pool.distributions(at_ns, scratch),
+        })
+    }
+
+    /// A pool is no more.
+    pub fn forget_pool(&mut self, pool: PoolId) {
+        self.pools.remove(&pool);
+    }
+}
+
+/// Adds what a worker's times have grown by to its pool's. Returns what was discarded since its last reading, by kind.
+fn account(
+    pool: &mut PoolSchedule,
+    worker: &mut WorkerSchedule,
+    reading: &ScheduleReading,
+    consistent: bool,
+) -> [u32; KINDS] {
+    let mut discarded = [0; KINDS];
+    if consistent {
+        let times = Times::of(reading);
+        pool.times.replace(&worker.times, &times);
+        worker.times = times;
+        for ((new, now), before) in discarded.iter_mut().zip(reading.discarded).zip(worker.discarded) {
+            *new = now.wrapping_sub(before);
+        }
+        worker.discarded = reading.discarded;
+    }
+    discarded
+}
