@@ -55,6 +55,8 @@ pub struct Worker {
     skipped: Option<Box<Sample>>,
     /// CPU as last accounted to the pool, and when it was read.
     baseline: Option<(CpuTime, u64)>,
+    /// The latest reading was below the one before.
+    behind: bool,
     /// Share of a CPU in the last interval.
     pub utilization: Option<f64>,
     /// Number of its death certificate.
@@ -108,7 +110,7 @@ pub struct Registry {
     pass: u64,
     /// The text of the last name that was turned into text: forks come in series.
     last_comm: (Comm, Arc<str>),
-    /// Readings below the previous one, left out.
+    /// Readings below the previous one, of which the figures that fell were left out.
     pub backward_readings: u64,
     /// Ends that no event told.
     pub unreported_ends: u64,
@@ -224,6 +226,7 @@ impl Registry {
                 skipped: None,
                 // Born under our eyes: all it ever uses is the pool's.
                 baseline: arrival.forked_at_ns.map(|at_ns| (CpuTime::default(), at_ns)),
+                behind: false,
                 utilization: None,
                 certificate: None,
                 missed_since_ns: None,
@@ -297,22 +300,7 @@ impl Registry {
         };
         worker.skipped = None;
         let mut sample = *sample;
-        // Its exit may have told more than its last reading.
-        if let Some((before, _)) = worker.baseline {
-            if sample.cpu.total_ns() < before.total_ns() {
-                // A thread that ended between two rows of one pass is in neither sum; the next pass has it.
-                self.backward_readings += 1;
-                sample.cpu = before;
-            } else {
-                sample.cpu = sample.cpu.not_below(before);
-            }
-        }
-        if let Some(last) = &worker.last {
-            // Sums over living threads fall when one ends, and a figure can be unreadable once: what was known stays.
-            sample.run_delay_ns = sample.run_delay_ns.max(last.run_delay_ns);
-            sample.read_bytes = sample.read_bytes.max(last.read_bytes);
-            sample.written_bytes = sample.written_bytes.max(last.written_bytes);
-        }
+        self.backward_readings += u64::from(worker.keep_up(&mut sample));
         let ended = worker.certificate.is_some();
         match worker.baseline {
             Some((before, at_ns)) => {
@@ -501,6 +489,44 @@ impl Worker {
     /// It has ended and waits to be reaped.
     pub fn ended(&self) -> bool {
         self.certificate.is_some()
+    }
+
+    /// Lifts cumulative figures to what was known before: counters never fall. True for a fall that should not have been.
+    ///
+    /// Two kinds of falls are how the kernel tells these figures, and do not count. A thread that ends between the row
+    /// of the main thread, which has the sums of those that are gone, and its own turn is in neither; the next pass has
+    /// it, so a process of several threads counts when that one is behind, too. And the kernel keeps run delay of living
+    /// threads only.
+    fn keep_up(&mut self, sample: &mut Sample) -> bool {
+        let mut behind = false;
+        // Its exit may have told more than its last reading.
+        if let Some((before, _)) = self.baseline {
+            behind = sample.cpu.total_ns() < before.total_ns();
+            sample.cpu = if behind { before } else { sample.cpu.not_below(before) };
+        }
+        let Some(last) = &self.last else { return behind };
+        let mut lift = |now: &mut u64, before: u64| {
+            behind |= *now < before;
+            *now = before.max(*now);
+        };
+        lift(&mut sample.minor_faults, last.minor_faults);
+        lift(&mut sample.major_faults, last.major_faults);
+        for (now, before) in [
+            (&mut sample.voluntary_switches, last.voluntary_switches),
+            (&mut sample.involuntary_switches, last.involuntary_switches),
+            (&mut sample.read_bytes, last.read_bytes),
+            (&mut sample.written_bytes, last.written_bytes),
+        ] {
+            match (now, before) {
+                (Some(now), Some(before)) => lift(now, before),
+                // Unreadable this time; what was known stays.
+                (now, before) => *now = now.or(before),
+            }
+        }
+        sample.run_delay_ns = sample.run_delay_ns.max(last.run_delay_ns);
+        let threaded = last.threads > 1 || sample.threads > 1;
+        let again = std::mem::replace(&mut self.behind, behind);
+        behind && (again || !threaded)
     }
 
     /// Adds to the pool what it used since the last account. Accounts never go back.

@@ -371,6 +371,41 @@ fn the_split_never_goes_backwards() {
     assert_eq!(registry.backward_readings, 1);
 }
 
+#[test]
+fn no_counter_falls_when_a_thread_ends_within_a_pass() {
+    let reading = |threads: u32, figure: u64| Sample {
+        threads,
+        minor_faults: figure,
+        major_faults: figure,
+        voluntary_switches: Some(figure),
+        involuntary_switches: Some(figure),
+        run_delay_ns: Some(figure),
+        read_bytes: Some(figure),
+        written_bytes: Some(figure),
+        ..sample(key(9), cpu(figure, 0), 20)
+    };
+    // Readings with what is shown then, and how many of them count as a loss.
+    let check = |readings: &[(u32, u64, u64)], losses: u64| {
+        let (mut registry, id) = registry();
+        registry.join(id, arrival(key(9), Some(10), None));
+        for (threads, figure, shown) in readings {
+            registry.sampled(&reading(*threads, *figure), 20);
+            let last = registry.worker(key(9)).unwrap().last.unwrap();
+            let [faults, major] = [last.minor_faults, last.major_faults];
+            assert_eq!([faults, major, last.cpu.user_ns], [*shown; 3], "{readings:?}");
+            let others = [last.voluntary_switches, last.involuntary_switches, last.run_delay_ns];
+            assert_eq!(others, [Some(*shown); 3], "{readings:?}");
+            assert_eq!([last.read_bytes, last.written_bytes], [Some(*shown); 2], "{readings:?}");
+        }
+        assert_eq!(registry.backward_readings, losses, "{readings:?}");
+    };
+    check(&[(1, 10, 10), (1, 12, 12)], 0);
+    check(&[(3, 10, 10), (2, 7, 10), (2, 12, 12)], 0);
+    check(&[(2, 10, 10), (1, 7, 10), (1, 12, 12)], 0);
+    check(&[(3, 10, 10), (2, 7, 10), (2, 8, 10), (2, 12, 12), (2, 11, 12)], 1);
+    check(&[(1, 10, 10), (1, 7, 10), (1, 12, 12)], 1);
+}
+
 /// Readings of storage bytes of one worker, and what its pool has then.
 fn check_storage(forked: bool, readings: &[Option<u64>], expected: Option<u64>) {
     let (mut registry, id) = registry();
