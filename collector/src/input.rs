@@ -180,7 +180,7 @@ pub trait Source {
     /// A process that is gone already is no error: its end was or will be reported.
     fn track(&mut self, process: ProcessKey, pool: u32, role: Role) -> SlotRecord;
 
-    /// Takes a role from a process that goes on living.
+    /// Takes a role from a process that goes on living. What fails now is done in a later pass.
     fn untrack(&mut self, process: ProcessKey, role: Role);
 
     /// Gives back the record of a worker whose final figures were taken.
@@ -201,6 +201,16 @@ pub trait Source {
     /// changed since the last time but that time has passed, or if nothing is known here; `Some(false)` if its times
     /// cannot be read now, and only what was recorded is in `out`.
     fn schedule(&mut self, _record: u32, _out: &mut ScheduleReading) -> Option<bool> {
+        None
+    }
+
+    /// A process lives that passes did not show. Where passes show every one that lives there is nothing to look up.
+    fn lives(&mut self, _process: ProcessKey) -> bool {
+        false
+    }
+
+    /// How a worker ended, as its record has it; for an end that no fact told.
+    fn recorded_exit(&self, _process: ProcessKey, _record: u32) -> Option<Exit> {
         None
     }
 

@@ -1,10 +1,12 @@
 //! [`KernelSource`]: the eBPF implementation of [`Source`].
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use ::procfs::ProcError;
+use ::procfs::process::Stat;
 use aya::maps::{MapData, PerCpuArray};
 use collector_ebpf::event::{Counter, EXEC, EXIT, FORK, KINDS, NONE, REAP, RENAME};
 use collector_ebpf::maps;
@@ -21,7 +23,10 @@ use super::sys::{self, TaskStorage};
 use super::tasks::{Missing, TaskReader};
 use crate::input::{self, Comm, Input, Listed, Profile, Role, ScheduleReading, SlotRecord, Source};
 use crate::snapshot::{EventCounts, Feature, ProgramCost};
-use crate::units::{HostFacts, ProcessKey, monotonic_ns};
+use crate::units::{HostFacts, Pid, ProcessKey, monotonic_ns};
+
+/// Processes whose tag could not be taken away are remembered up to this number.
+const MAX_UNTAGGED_LATER: usize = 1024;
 
 const KIND_NAMES: [(u32, &str); KINDS] =
     [(FORK, "fork"), (EXEC, "exec"), (RENAME, "rename"), (EXIT, "exit"), (REAP, "reap")];
@@ -52,6 +57,10 @@ pub struct KernelSource {
     /// The next pass is to tell all figures.
     tell_all: bool,
     failed_tags: u64,
+    /// The last attempt to tag or untag failed, and was told of.
+    tagging_fails: bool,
+    /// Roles that are to be taken from processes, but could not be.
+    untagged_later: VecDeque<(ProcessKey, Role)>,
     refused_slots: u64,
     refused_chunks: u64,
 }
@@ -85,6 +94,8 @@ impl KernelSource {
             failed_passes: 0,
             tell_all: true,
             failed_tags: 0,
+            tagging_fails: false,
+            untagged_later: VecDeque::new(),
             refused_slots: 0,
             refused_chunks: 0,
         })
@@ -114,8 +125,8 @@ impl KernelSource {
                     at_ns: slot.forked_at_ns,
                 }));
             }
-            if matches!(slot.phase, EXITED | FINAL | REAPED) {
-                out(Input::Exit(events::death(child, &slot.death, slot.cpu, self.host, slot.exited_at_ns)));
+            if let Some(exit) = recorded_exit(&slot, self.host) {
+                out(Input::Exit(exit));
             }
             if slot.phase == REAPED {
                 let cpu = Some(events::cpu(slot.cpu));
@@ -129,18 +140,112 @@ impl KernelSource {
         profile_number(self.profiles.get(&pool).copied().unwrap_or_default())
     }
 
-    /// Opens a process by pid and makes sure it is the one that is meant.
-    fn open_process(&self, process: ProcessKey) -> io::Result<Option<std::os::fd::OwnedFd>> {
+    /// `/proc/PID/stat`; `None` if there is no such process.
+    fn stat(&self, pid: Pid) -> io::Result<Option<Stat>> {
+        let process = ::procfs::process::Process::new_with_root(self.procfs.join(pid.to_string()));
+        match process.and_then(|process| process.stat()) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(ProcError::NotFound(_)) => Ok(None),
+            Err(ProcError::Io(error, _)) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+            Err(error) => Err(io::Error::other(error)),
+        }
+    }
+
+    /// Opens a process by pid and makes sure it is the one that is meant; `None` if that is gone.
+    fn open_process(&self, process: ProcessKey) -> io::Result<Option<OwnedFd>> {
         let pidfd = match sys::pidfd_open(process.pid) {
             Ok(pidfd) => pidfd,
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
             Err(error) => return Err(error),
         };
         // While we hold the pidfd the process is either the one whose start we read now, or gone.
-        let started = ::procfs::process::Process::new_with_root(self.procfs.join(process.pid.to_string()))
-            .and_then(|p| p.stat());
-        Ok(started.is_ok_and(|stat| stat.starttime == process.start_ticks()).then_some(pidfd))
+        let stat = self.stat(process.pid)?;
+        Ok(stat.is_some_and(|stat| stat.starttime == process.start_ticks()).then_some(pidfd))
     }
+
+    /// Adds a role to the tag of a process. Returns the slot that a worker was given.
+    fn tag(&mut self, process: ProcessKey, pool: u32, role: Role) -> io::Result<SlotRecord> {
+        let Some(pidfd) = self.open_process(process)? else { return Ok(None) };
+        // A process may fork the workers of one pool and be a worker of another; what its tag says of the one role
+        // stays when the other is added.
+        let before = self.tags.get(pidfd.as_fd())?.unwrap_or_default();
+        // Whoever follows it from here has none of its figures.
+        let before = Tag { told_alone: 0, profile: self.profile_of(pool), ..before };
+        let (tag, slot) = match role {
+            Role::Master if before.role & ROLE_WORKER != 0 => {
+                (Tag { pool, role: ROLE_MASTER | ROLE_WORKER, ..before }, None)
+            }
+            Role::Master => (Tag { pool, role: ROLE_MASTER, slot: NONE, ..before }, None),
+            Role::Worker => {
+                if before.role & ROLE_WORKER != 0 && before.slot != NONE {
+                    // Its threads are followed into the slot that it had.
+                    self.schedule.forget(Some(before.slot), monotonic_ns());
+                }
+                let (pid, start_ns) = (process.pid, process.start_ns);
+                let slot = self.slots.take(Slot { pid, start_ns, pool, ..Slot::default() });
+                self.refused_slots += u64::from(slot.is_none());
+                let children_pool = if before.role & ROLE_MASTER != 0 { before.pool } else { pool };
+                let role = before.role & ROLE_MASTER | ROLE_WORKER;
+                (Tag { pool: children_pool, role, slot: slot.unwrap_or(NONE), ..before }, slot)
+            }
+        };
+        let set = self.tags.set(pidfd.as_fd(), &tag);
+        if let (Err(_), Some(slot)) = (&set, slot) {
+            self.slots.release(slot);
+        }
+        set.map(|()| slot)
+    }
+
+    /// Takes a role out of a tag.
+    fn untag(&self, process: ProcessKey, role: Role) -> io::Result<()> {
+        // Gone: the kernel freed the tag with it.
+        let Some(pidfd) = self.open_process(process)? else { return Ok(()) };
+        let Some(tag) = self.tags.get(pidfd.as_fd())? else { return Ok(()) };
+        let (gone, stays) = match role {
+            Role::Master => (ROLE_MASTER, tag),
+            Role::Worker => (ROLE_WORKER, Tag { slot: NONE, ..tag }),
+        };
+        let stays = Tag { role: tag.role & !gone, ..stays };
+        match stays.role {
+            0 => self.tags.delete(pidfd.as_fd()),
+            _ => self.tags.set(pidfd.as_fd(), &stays),
+        }?;
+        if role == Role::Worker && tag.slot != NONE {
+            self.schedule.forget(Some(tag.slot), monotonic_ns());
+        }
+        Ok(())
+    }
+
+    /// Does what could not be done before, as long as it succeeds.
+    fn untag_now(&mut self) {
+        while let Some((process, role)) = self.untagged_later.front().copied() {
+            match self.untag(process, role) {
+                Err(error) if !is_gone(&error) => return,
+                _ => drop(self.untagged_later.pop_front()),
+            }
+            self.tagging_fails = false;
+        }
+    }
+
+    /// Counts each, and tells of the first in a row.
+    fn tagging_failed(&mut self, process: ProcessKey, error: &io::Error, outcome: &str) {
+        self.failed_tags += 1;
+        if !std::mem::replace(&mut self.tagging_fails, true) {
+            tracing::warn!(pid = process.pid, %error, "the tag of a process could not be set; {outcome}");
+        }
+    }
+}
+
+/// ESRCH is said of a process, ENOENT of a tag.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT))
+}
+
+/// The end of the worker that has a slot; `None` while it lives, or if it had ended before it was tagged.
+fn recorded_exit(slot: &Slot, host: HostFacts) -> Option<input::Exit> {
+    let process = ProcessKey { pid: slot.pid, start_ns: slot.start_ns };
+    (matches!(slot.phase, EXITED | FINAL | REAPED) && slot.exited_at_ns != 0)
+        .then(|| events::death(process, &slot.death, slot.cpu, host, slot.exited_at_ns))
 }
 
 impl Source for KernelSource {
@@ -174,6 +279,7 @@ impl Source for KernelSource {
             self.lost_seen = lost;
             self.recover(out);
         }
+        self.untag_now();
         let started_ns = monotonic_ns();
         self.slots.begin_pass(self.tell_all);
         let result = self.tasks.pass(self.missing, out);
@@ -196,74 +302,29 @@ impl Source for KernelSource {
     }
 
     fn track(&mut self, process: ProcessKey, pool: u32, role: Role) -> SlotRecord {
-        let pidfd = match self.open_process(process) {
-            Ok(Some(pidfd)) => pidfd,
-            Ok(None) => return None,
+        self.untagged_later.retain(|later| *later != (process, role));
+        match self.tag(process, pool, role) {
+            Ok(slot) => {
+                self.tagging_fails = false;
+                slot
+            }
+            Err(error) if is_gone(&error) => None,
             Err(error) => {
-                self.failed_tags += 1;
-                tracing::warn!(pid = process.pid, %error, "opening a process to track it failed");
-                return None;
-            }
-        };
-        // A process may fork the workers of one pool and be a worker of another; what its tag says of the one role
-        // stays when the other is added.
-        let before: Tag = self.tags.get(pidfd.as_fd()).ok().flatten().unwrap_or_default();
-        // Whoever follows it from here has none of its figures.
-        let before = Tag { told_alone: 0, profile: self.profile_of(pool), ..before };
-        let (tag, slot) = match role {
-            Role::Master if before.role & ROLE_WORKER != 0 => {
-                (Tag { pool, role: ROLE_MASTER | ROLE_WORKER, ..before }, None)
-            }
-            Role::Master => (Tag { pool, role: ROLE_MASTER, slot: NONE, ..before }, None),
-            Role::Worker => {
-                if before.role & ROLE_WORKER != 0 && before.slot != NONE {
-                    // Its threads are followed into the slot that it had.
-                    self.schedule.forget(Some(before.slot), monotonic_ns());
-                }
-                let (pid, start_ns) = (process.pid, process.start_ns);
-                let slot = self.slots.take(Slot { pid, start_ns, pool, ..Slot::default() });
-                self.refused_slots += u64::from(slot.is_none());
-                let children_pool = if before.role & ROLE_MASTER != 0 { before.pool } else { pool };
-                let role = before.role & ROLE_MASTER | ROLE_WORKER;
-                (Tag { pool: children_pool, role, slot: slot.unwrap_or(NONE), ..before }, slot)
-            }
-        };
-        match self.tags.set(pidfd.as_fd(), &tag) {
-            Ok(()) => slot,
-            Err(error) => {
-                if let Some(slot) = slot {
-                    self.slots.release(slot);
-                }
-                if error.raw_os_error() != Some(libc::ESRCH) {
-                    self.failed_tags += 1;
-                    tracing::warn!(pid = process.pid, %error, "tagging a process failed; it is not followed");
-                }
+                // Passes do not show the process, so the aggregator asks again.
+                self.tagging_failed(process, &error, "it is not followed until that works");
                 None
             }
         }
     }
 
     fn untrack(&mut self, process: ProcessKey, role: Role) {
-        // Gone: the kernel freed the tag with it.
-        let Ok(Some(pidfd)) = self.open_process(process) else { return };
-        let Ok(Some(tag)) = self.tags.get(pidfd.as_fd()) else { return };
-        let (gone, stays) = match role {
-            Role::Master => (ROLE_MASTER, tag),
-            Role::Worker => (ROLE_WORKER, Tag { slot: NONE, ..tag }),
-        };
-        let stays = Tag { role: tag.role & !gone, ..stays };
-        let result = match stays.role {
-            0 => self.tags.delete(pidfd.as_fd()),
-            _ => self.tags.set(pidfd.as_fd(), &stays),
-        };
-        if let Err(error) = result
-            && !matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT))
-        {
-            self.failed_tags += 1;
-            tracing::warn!(pid = process.pid, %error, "taking a tag away failed");
+        let Err(error) = self.untag(process, role) else { return };
+        if is_gone(&error) {
+            return;
         }
-        if role == Role::Worker && tag.slot != NONE {
-            self.schedule.forget(Some(tag.slot), monotonic_ns());
+        self.tagging_failed(process, &error, "it is followed until that works");
+        if self.untagged_later.len() < MAX_UNTAGGED_LATER && !self.untagged_later.contains(&(process, role)) {
+            self.untagged_later.push_back((process, role));
         }
     }
 
@@ -323,6 +384,22 @@ impl Source for KernelSource {
         let read = self.schedule.read(record, monotonic_ns, out)?;
         out.pool = self.slots.get(record)?.pool;
         Some(read)
+    }
+
+    fn lives(&mut self, process: ProcessKey) -> bool {
+        match self.stat(process.pid) {
+            Ok(Some(stat)) => {
+                stat.starttime == process.start_ticks() && !matches!(stat.state, 'Z' | 'X' | 'x')
+            }
+            Ok(None) => false,
+            // Whoever cannot be looked at is not known to be gone.
+            Err(_) => true,
+        }
+    }
+
+    fn recorded_exit(&self, process: ProcessKey, record: u32) -> Option<input::Exit> {
+        let slot = self.slots.get(record)?;
+        recorded_exit(&slot, self.host).filter(|exit| exit.process == process)
     }
 
     fn event_counts(&self) -> Vec<EventCounts> {

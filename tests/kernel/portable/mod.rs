@@ -5,3 +5,4 @@ mod ends;
 mod identity;
 pub(crate) mod losses;
 mod memory;
+mod tags;

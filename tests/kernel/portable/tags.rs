@@ -1,0 +1,70 @@
+//! Processes are followed and let go of, also when that does not work at once.
+
+use std::path::Path;
+
+use collector::input::{Input, Role, Source};
+use collector::kernel::KernelSource;
+use collector::kernel::support::Support;
+use collector::units::{HostFacts, ProcessKey};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::support::Workload;
+
+fn passes_show(source: &mut KernelSource, process: ProcessKey) -> bool {
+    let mut shown = false;
+    source.pass(&mut |input| {
+        shown |= match input {
+            Input::Sample(sample) => sample.process == process,
+            Input::Unchanged { process: unchanged, .. } => unchanged == process,
+            _ => false,
+        };
+    });
+    shown
+}
+
+/// Does something while no file can be opened.
+fn without_descriptors<T>(work: impl FnOnce() -> T) -> T {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, 0, hard).unwrap();
+    let outcome = work();
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+    outcome
+}
+
+#[test]
+fn what_fails_for_want_of_descriptors_is_counted_and_done_later() {
+    let support = Support::probe(Path::new("/sys"));
+    let mut source = KernelSource::open(&support, Path::new("/proc"), HostFacts::of_this_host()).unwrap();
+    let mut master = Workload::start();
+    let pid = master.spawn("sleep").as_raw().cast_unsigned();
+    let mut found = None;
+    source.list(&mut |listed| found = found.or((listed.process.pid == pid).then_some(listed.process)));
+    let process = found.unwrap();
+    let failed = |source: &KernelSource| {
+        source.losses().into_iter().find(|(reason, _)| *reason == "tag_not_stored").unwrap().1
+    };
+
+    assert_eq!(without_descriptors(|| source.track(process, 1, Role::Worker)), None);
+    assert_eq!(failed(&source), 1);
+    assert!(without_descriptors(|| source.lives(process)), "that it cannot be looked at does not end it");
+    assert!(!passes_show(&mut source, process));
+
+    let record = source.track(process, 1, Role::Worker).unwrap();
+    assert!(passes_show(&mut source, process));
+    without_descriptors(|| source.untrack(process, Role::Worker));
+    assert_eq!(failed(&source), 2);
+    assert!(!passes_show(&mut source, process), "the tag was taken away before the pass");
+    source.release(record);
+
+    // What is wanted again is not taken away later.
+    source.track(process, 1, Role::Worker).unwrap();
+    without_descriptors(|| source.untrack(process, Role::Worker));
+    source.track(process, 1, Role::Worker).unwrap();
+    assert!(passes_show(&mut source, process));
+
+    let gone = ProcessKey { start_ns: process.start_ns - 1_000_000_000, ..process };
+    assert!(source.lives(process) && !source.lives(gone));
+    assert_eq!(source.track(gone, 1, Role::Worker), None);
+    source.untrack(gone, Role::Worker);
+    assert_eq!(failed(&source), 3, "to be gone is no failure");
+}
