@@ -3,6 +3,7 @@
 mod cpu;
 mod ends;
 mod identity;
+mod listing;
 pub(crate) mod losses;
 mod memory;
 mod tags;
