@@ -11,7 +11,7 @@ mod discover;
 use std::sync::Arc;
 
 use crate::histogram::Scratch;
-use crate::input::{Input, Profile, ProgramFacts, Role, Source};
+use crate::input::{Input, Profile, ProgramFacts, Reap, Role, Sample, Source};
 use crate::snapshot::{self, Own, Snapshot, StateCounts, WorkerState};
 use crate::units::{
     ByProcess, HostFacts, NANOS_PER_SECOND, Pid, ProcessKey, Processes, boottime_ns, monotonic_ns, unix_ns,
@@ -58,9 +58,9 @@ pub struct Aggregate {
     /// No search for pools before, `CLOCK_MONOTONIC` ns.
     discovery_due_ns: u64,
     /// Masters by process; a process can fork the workers of one pool.
-    masters: ByProcess<ProcessKey, PoolId>,
+    masters: ByProcess<ProcessKey, Master>,
     /// Latest readings of masters.
-    master_readings: ByProcess<ProcessKey, crate::input::Sample>,
+    master_readings: ByProcess<ProcessKey, Sample>,
     /// Programs of parents that were looked at for recognition, so that each is read once.
     looked_at: Processes<ProcessKey>,
     /// Where the time of workers went.
@@ -74,10 +74,26 @@ pub struct Aggregate {
     lost_events: u64,
     refused_pools: u64,
     vanished: Vec<Vanished>,
-    /// Masters whose tag went with a thread.
+    /// Workers that ended without a word of how, and what was told of their leaving the kernel.
+    unexplained: Vec<(ProcessKey, Option<Reap>)>,
+    /// Masters whose tag went with a thread, or that a pass did not see.
     untagged_masters: Vec<ProcessKey>,
     /// Processes that a fork probe tagged for a pool that was dropped meanwhile, with their records.
     orphans: Vec<(ProcessKey, u32)>,
+}
+
+/// A process that forks the workers of a pool.
+#[derive(Debug)]
+struct Master {
+    pool: PoolId,
+    /// What it ran when it was found; `None` if a rule names it.
+    program: Option<Vec<u8>>,
+    /// It has executed a program since.
+    executed: bool,
+    /// In the pass that runs, or ran last.
+    seen: bool,
+    /// Passes in a row that did not see it.
+    missed: u32,
 }
 
 impl Aggregate {
@@ -105,6 +121,7 @@ impl Aggregate {
             lost_events: 0,
             refused_pools: 0,
             vanished: Vec::new(),
+            unexplained: Vec::new(),
             untagged_masters: Vec::new(),
             orphans: Vec::new(),
         };
@@ -198,7 +215,7 @@ impl Aggregate {
 
     fn drop_pool(&mut self, id: PoolId, source: &mut dyn Source) {
         let masters: Vec<ProcessKey> =
-            self.masters.iter().filter(|(_, p)| **p == id).map(|(k, _)| *k).collect();
+            self.masters.iter().filter(|(_, master)| master.pool == id).map(|(k, _)| *k).collect();
         for key in masters {
             self.masters.remove(&key);
             self.master_readings.remove(&key);
@@ -246,6 +263,7 @@ impl Aggregate {
         match input {
             Input::Fork(fork) => {
                 let is_new = self.processes.forked(fork.child, fork.parent, fork.comm, fork.at_ns);
+                self.end_displaced(fork.at_ns);
                 // Found by a listing before its event arrived: it is not counted as found, but as forked.
                 if let Some(process) =
                     self.processes.by_pid_mut(fork.child.pid).filter(|p| p.key == fork.child)
@@ -291,11 +309,11 @@ impl Aggregate {
                 self.registry.renamed(exec.process, exec.comm, true, now);
                 self.looked_at.remove(&exec.process);
                 self.enqueue(exec.process.pid);
-                if exec.by_thread {
-                    // The kernel's tag went with the old main thread. A worker is tagged anew by the next pass that
-                    // misses it; a master has to be at once, for its children to be.
-                    self.processes.topology_changed = true;
-                    if self.masters.contains_key(&exec.process) {
+                if let Some(master) = self.masters.get_mut(&exec.process) {
+                    master.executed = true;
+                    if exec.by_thread {
+                        // The kernel's tag went with the old main thread. A worker is tagged anew when the next pass
+                        // has missed it; a master has to be at once, for its children to be.
                         self.untagged_masters.push(exec.process);
                     }
                 }
@@ -313,33 +331,36 @@ impl Aggregate {
                 self.master_ended(exit.process, exit.at_ns);
             }
             Input::Reap(reap) => {
-                release.extend(self.registry.reaped(&reap, self.unix_minus_monotonic));
+                if self.registry.worker(reap.process).is_some_and(|w| !w.ended() && w.record.is_some()) {
+                    // Its exit was lost, but its record has it; that is looked up where the source can be asked.
+                    self.unexplained.push((reap.process, Some(reap)));
+                } else {
+                    release.extend(self.registry.reaped(&reap, self.unix_minus_monotonic));
+                }
                 self.processes.remove(reap.process);
                 self.master_ended(reap.process, reap.at_ns);
             }
             Input::Sample(sample) => {
-                if self.masters.contains_key(&sample.process) {
-                    let mut reading = sample;
-                    if let Some(before) = self.master_readings.get(&sample.process) {
-                        // Never back, as for workers: a fall looks like a new process to whoever reads a counter.
-                        reading.cpu = if reading.cpu.total_ns() < before.cpu.total_ns() {
-                            before.cpu
-                        } else {
-                            reading.cpu.not_below(before.cpu)
-                        };
-                    }
-                    self.master_readings.insert(sample.process, reading);
-                }
+                let is_master = self.master_sampled(&sample);
                 let now = self.unix_from_monotonic(sample.at_ns);
-                self.registry.sampled(&sample, now);
+                if !self.registry.sampled(&sample, now) && !is_master {
+                    self.end_predecessor(sample.process, sample.at_ns);
+                }
             }
             Input::Unchanged { process, at_ns } => {
                 let now = self.unix_from_monotonic(at_ns);
-                self.registry.unchanged(process, at_ns, now);
+                if self.registry.unchanged(process, at_ns, now) {
+                    // A master that is a worker, too, is looked after as a worker.
+                } else if let Some(master) = self.masters.get_mut(&process) {
+                    master.seen = true;
+                } else {
+                    self.end_predecessor(process, at_ns);
+                }
             }
             Input::PassComplete { started_ns } => {
                 let vanished = self.registry.pass_complete(started_ns, self.unix_minus_monotonic);
                 self.vanished.extend(vanished);
+                self.miss_masters();
             }
             Input::Lost { events } => {
                 self.lost_events += events;
@@ -348,9 +369,58 @@ impl Aggregate {
         }
     }
 
+    /// Takes the reading of a master; false if it is none.
+    fn master_sampled(&mut self, sample: &Sample) -> bool {
+        let Some(master) = self.masters.get_mut(&sample.process) else { return false };
+        master.seen = true;
+        let mut reading = *sample;
+        if let Some(before) = self.master_readings.get(&sample.process) {
+            // Never back, as for workers: a fall looks like a new process to whoever reads a counter.
+            reading.cpu = if reading.cpu.total_ns() < before.cpu.total_ns() {
+                before.cpu
+            } else {
+                reading.cpu.not_below(before.cpu)
+            };
+        }
+        self.master_readings.insert(sample.process, reading);
+        true
+    }
+
+    /// A pass is over. Masters that it did not see are to be tagged again, after one pass, two, four …
+    fn miss_masters(&mut self) {
+        for (key, master) in &mut self.masters {
+            let as_worker = self.registry.worker(*key).is_some_and(|worker| !worker.ended());
+            master.missed = if master.seen || as_worker { 0 } else { master.missed.saturating_add(1) };
+            if master.missed.is_power_of_two() {
+                self.untagged_masters.push(*key);
+            }
+        }
+    }
+
+    /// Whoever had the pid of a process before it has ended.
+    fn end_predecessor(&mut self, process: ProcessKey, at_ns: u64) {
+        let known = self.processes.by_pid(process.pid).map(|known| known.key);
+        if let Some(before) = known.filter(|known| known.start_ns < process.start_ns) {
+            self.processes.remove(before);
+            self.processes.displaced.push(before);
+            self.end_displaced(at_ns);
+        }
+    }
+
+    /// Processes whose pid others have now: they have ended, whatever was told.
+    fn end_displaced(&mut self, at_ns: u64) {
+        for key in std::mem::take(&mut self.processes.displaced) {
+            self.looked_at.remove(&key);
+            self.master_ended(key, at_ns);
+            if self.registry.worker(key).is_some_and(|worker| !worker.ended()) {
+                self.unexplained.push((key, None));
+            }
+        }
+    }
+
     fn master_ended(&mut self, key: ProcessKey, at_ns: u64) {
-        if let Some(pool) = self.masters.remove(&key)
-            && let Some(pool) = self.registry.pools.get_mut(&pool)
+        if let Some(master) = self.masters.remove(&key)
+            && let Some(pool) = self.registry.pools.get_mut(&master.pool)
         {
             pool.masters.retain(|master| *master != key);
             pool.note_emptiness(at_ns);
@@ -362,6 +432,9 @@ impl Aggregate {
     pub fn pass_begins(&mut self, now_ns: u64) -> u64 {
         self.set_clocks();
         self.registry.pass_begins();
+        for master in self.masters.values_mut() {
+            master.seen = false;
+        }
         let mut next = (now_ns / self.config.interval_ns + 1) * self.config.interval_ns;
         for pool in self.registry.pools.values_mut() {
             // Turns lie on a grid that all pools of one interval share, or each pool would bring passes of its own. One

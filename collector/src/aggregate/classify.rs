@@ -5,8 +5,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::{Aggregate, as_facts};
-use crate::input::{FactReader, Needs, ProgramFacts, Role, Source};
+use super::{Aggregate, Master, as_facts};
+use crate::input::{FactReader, Needs, ProgramFacts, Reap, Role, Source};
 use crate::units::{NANOS_PER_SECOND, Pid, ProcessKey, Processes, monotonic_ns};
 use crate::worker::pool::PoolId;
 use crate::worker::registry::{Arrival, Vanished};
@@ -36,34 +36,12 @@ impl Aggregate {
             self.schedules.release(record, source);
         }
         for key in std::mem::take(&mut self.untagged_masters) {
-            if let Some(pool) = self.masters.get(&key) {
-                source.track(key, *pool, Role::Master);
+            if let Some(master) = self.masters.get(&key) {
+                source.track(key, master.pool, Role::Master);
             }
         }
-        for vanished in std::mem::take(&mut self.vanished) {
-            match vanished {
-                Vanished::Missed(key, pool) => {
-                    // It may have ended, moved or lost its pool since.
-                    if self.registry.worker(key).is_none_or(|w| w.pool != pool || w.ended()) {
-                        continue;
-                    }
-                    let record = source.track(key, pool, Role::Worker);
-                    if let Some(old) = self
-                        .registry
-                        .worker_mut(key)
-                        .and_then(|w| record.and_then(|record| w.record.replace(record)))
-                    {
-                        self.schedules.release(old, source);
-                    }
-                }
-                Vanished::Gone(key, record) => {
-                    self.processes.remove(key);
-                    if let Some(record) = record {
-                        self.schedules.release(record, source);
-                    }
-                }
-            }
-        }
+        self.look_for_vanished(now_ns, source);
+        self.explain_ends(now_ns, source);
         self.look += 1;
         let mut queue = std::mem::take(&mut self.queue);
         let later =
@@ -88,9 +66,70 @@ impl Aggregate {
             if process.queued {
                 process.look_due_ns = now_ns + age_ns.max(LOOK_AGAIN_NS);
                 self.queue.push(pid);
+            } else {
+                let key = process.key;
+                self.judge_master(key, now_ns, source, facts);
             }
         }
         self.forget_empty_pools(now_ns, source);
+    }
+
+    /// Ends workers of which nobody told how they ended, unless their records do.
+    fn explain_ends(&mut self, now_ns: u64, source: &mut dyn Source) {
+        for (key, reap) in std::mem::take(&mut self.unexplained) {
+            let Some(worker) = self.registry.worker(key) else { continue };
+            if let Some(exit) = worker.record.and_then(|record| source.recorded_exit(key, record)) {
+                self.registry.exited(&exit, self.unix_minus_monotonic);
+            }
+            match reap {
+                Some(reap) => {
+                    if let Some(record) = self.registry.reaped(&reap, self.unix_minus_monotonic) {
+                        self.schedules.release(record, source);
+                    }
+                }
+                None => self.registry.end_unreported(key, None, now_ns, self.unix_minus_monotonic),
+            }
+        }
+    }
+
+    /// Tags workers anew that passes did not see, and ends those that must have ended.
+    fn look_for_vanished(&mut self, now_ns: u64, source: &mut dyn Source) {
+        for vanished in std::mem::take(&mut self.vanished) {
+            let (key, pool, overdue) = match vanished {
+                Vanished::Missed(key, pool) => (key, pool, false),
+                Vanished::Overdue(key, pool) => (key, pool, true),
+                Vanished::Gone(key, record) => {
+                    self.processes.remove(key);
+                    if let Some(record) = record {
+                        self.schedules.release(record, source);
+                    }
+                    continue;
+                }
+            };
+            // It may have ended, moved or lost its pool since.
+            if self.registry.worker(key).is_none_or(|w| w.pool != pool || w.ended()) {
+                continue;
+            }
+            if overdue && !source.lives(key) {
+                self.processes.remove(key);
+                self.master_ended(key, now_ns);
+                let reap = Reap { process: key, cpu: None, at_ns: now_ns };
+                self.unexplained.push((key, Some(reap)));
+                continue;
+            }
+            if overdue {
+                self.registry.lives(key);
+            }
+            let record = source.track(key, pool, Role::Worker);
+            if let Some(old) =
+                self.registry.worker_mut(key).and_then(|w| record.and_then(|record| w.record.replace(record)))
+            {
+                self.schedules.release(old, source);
+            }
+            if let Some(master) = self.masters.get(&key) {
+                source.track(key, master.pool, Role::Master);
+            }
+        }
     }
 
     fn list(&mut self, source: &mut dyn Source) {
@@ -106,6 +145,7 @@ impl Aggregate {
                 new.push(listed.process.pid);
             }
         });
+        self.end_displaced(monotonic_ns());
         // A failed listing says nothing; who is in no listing has ended.
         if !seen.is_empty() {
             self.processes.retain(|p| seen.contains(&p.key));
@@ -180,13 +220,22 @@ impl Aggregate {
         let parents: HashSet<(Pid, Arc<str>)> =
             self.processes.iter().filter_map(|p| Some((p.parent, p.matched.clone()?))).collect();
         for (key, verdict, master_of) in verdicts {
-            if let Some(rule) = master_of
-                && let Some(name) = self.config.matcher.rules()[rule].fixed_name()
-                // A worker that still has its master's name and program is no second master.
-                && verdict.as_ref().is_none_or(|verdict| verdict.pool != name)
-                && let Some(pool) = self.registry.pool_named(name).map(|p| p.id)
-            {
+            // A worker that still has its master's name and program is no second master.
+            let forks_for = master_of
+                .and_then(|rule| self.config.matcher.rules()[rule].fixed_name())
+                .filter(|name| verdict.as_ref().is_none_or(|verdict| verdict.pool != *name))
+                .and_then(|name| self.registry.pool_named(name))
+                .map(|pool| pool.id);
+            let of_its_children = verdict
+                .as_ref()
+                .map(|v| v.pool.as_str().into())
+                .filter(|name| parents.contains(&(key.pid, Arc::clone(name))));
+            if let Some(pool) = forks_for {
                 self.make_master(key, pool, source);
+            } else if let Some(name) = self.configured_pool_of_master(key)
+                && of_its_children != Some(name)
+            {
+                self.unmake_master(key, now_ns, source);
             }
             let Some(verdict) = verdict else {
                 let seated = self.registry.worker(key).filter(|w| !w.ended()).map(|w| w.pool);
@@ -198,7 +247,9 @@ impl Aggregate {
             let rule = &self.config.matcher.rules()[verdict.rule];
             let (interval_ns, rule_size) = (self.rule_interval(rule.interval_ns), rule.size);
             let pool_name: Arc<str> = verdict.pool.as_str().into();
-            let Some(pool) = self.pool_for(&pool_name, "config", interval_ns, now_ns) else { continue };
+            let Some(pool) = self.pool_for(&pool_name, "config", interval_ns, now_ns) else {
+                continue;
+            };
             if let Some(pool) = self.registry.pools.get_mut(&pool)
                 && let Some(size) = verdict.size.or(rule_size)
             {
@@ -223,6 +274,12 @@ impl Aggregate {
         self.registry.pools.get(&id).is_some_and(|pool| &*pool.origin == "config")
     }
 
+    /// The name of the pool whose workers it forks, if that is one of the configuration.
+    fn configured_pool_of_master(&self, key: ProcessKey) -> Option<Arc<str>> {
+        let pool = self.registry.pools.get(&self.masters.get(&key)?.pool)?;
+        (&*pool.origin == "config").then(|| Arc::clone(&pool.name))
+    }
+
     /// The pool of this name, made if there is room.
     pub(super) fn pool_for(
         &mut self,
@@ -242,18 +299,28 @@ impl Aggregate {
     }
 
     pub(super) fn make_master(&mut self, key: ProcessKey, pool_id: PoolId, source: &mut dyn Source) {
-        if self.masters.get(&key) == Some(&pool_id) {
+        if self.masters.get(&key).is_some_and(|master| master.pool == pool_id) {
             return;
         }
         let Some(pool) = self.registry.pools.get_mut(&pool_id) else { return };
         pool.masters.push(key);
         pool.empty_since_ns = None;
-        if let Some(old) = self.masters.insert(key, pool_id)
-            && let Some(old) = self.registry.pools.get_mut(&old)
+        let master = Master { pool: pool_id, program: None, executed: false, seen: true, missed: 0 };
+        if let Some(old) = self.masters.insert(key, master)
+            && let Some(old) = self.registry.pools.get_mut(&old.pool)
         {
             old.masters.retain(|master| *master != key);
         }
         source.track(key, pool_id, Role::Master);
+    }
+
+    /// It goes on living, and forks no workers any more.
+    pub(super) fn unmake_master(&mut self, key: ProcessKey, now_ns: u64, source: &mut dyn Source) {
+        source.untrack(key, Role::Master);
+        self.master_ended(key, now_ns);
+        // It may be found to be the master of others.
+        self.looked_at.remove(&key);
+        self.processes.topology_changed = true;
     }
 
     /// Makes a process a worker of a pool, wherever it was before.

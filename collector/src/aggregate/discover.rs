@@ -87,6 +87,9 @@ impl Aggregate {
                 self.dismiss(key, now_ns, source);
             }
             self.make_master(key, pool, source);
+            if let Some(master) = self.masters.get_mut(&key) {
+                master.program = recognize::program_of(&own_facts);
+            }
             if works {
                 self.place(key, pool, None, now_ns, source);
             }
@@ -103,8 +106,54 @@ impl Aggregate {
         self.registry.pools.get(&id).is_some_and(|pool| pool.program.is_some())
     }
 
+    fn forks_for(&self, key: ProcessKey, pool: PoolId) -> bool {
+        self.masters.get(&key).is_some_and(|master| master.pool == pool)
+    }
+
+    /// A master that was found may have become something else: another program, or what a rule names. Called when what
+    /// it runs has shown what it is, since servers that begin anew look like something else at first.
+    pub(super) fn judge_master(
+        &mut self,
+        key: ProcessKey,
+        now_ns: u64,
+        source: &mut dyn Source,
+        reader: &mut dyn FactReader,
+    ) {
+        let Some(master) = self.masters.get(&key) else { return };
+        let (pool, executed) = (master.pool, master.executed);
+        let Some(process) = self.processes.get(key).filter(|_| !self.is_configured(pool)) else { return };
+        let (comm, claimed) = (process.comm, process.matched.is_some());
+        if claimed {
+            let children = self.registry.pools.get(&pool).into_iter().flat_map(Pool::holders);
+            let children: Vec<ProcessKey> = children
+                .map(|(_, child)| child)
+                .filter(|child| self.processes.get(*child).is_some_and(|child| child.parent == key.pid))
+                .collect();
+            for child in children {
+                self.dismiss(child, now_ns, source);
+            }
+            self.unmake_master(key, now_ns, source);
+        }
+        if claimed || !executed {
+            return;
+        }
+        let Some(facts) = self.facts(key, Needs::PROGRAM, true, reader).filter(|f| f.exe.is_some()) else {
+            return;
+        };
+        let own = as_facts(comm.as_bytes(), &facts);
+        let known = self.registry.pools.get(&pool).and_then(|pool| pool.program);
+        let recognized = recognize::master(&own).map(|recognized| recognized.program);
+        let program = recognize::program_of(&own);
+        match self.masters.get_mut(&key) {
+            Some(master) if known.is_some() && recognized == known || program == master.program => {
+                master.executed = false;
+            }
+            _ => self.unmake_master(key, now_ns, source),
+        }
+    }
+
     fn masters_known_program(&self, key: ProcessKey) -> bool {
-        self.masters.get(&key).is_some_and(|id| self.pool_is_known_program(*id))
+        self.masters.get(&key).is_some_and(|master| self.pool_is_known_program(master.pool))
     }
 
     /// Living parents only: a server that daemonized was its parent's child, too.
@@ -112,7 +161,7 @@ impl Aggregate {
         let Some(worker) = self.registry.worker(key).filter(|w| !w.ended()) else { return false };
         let parent = self.processes.get(key).and_then(|p| self.processes.by_pid(p.parent));
         self.pool_is_known_program(worker.pool)
-            && parent.is_some_and(|parent| self.masters.get(&parent.key) == Some(&worker.pool))
+            && parent.is_some_and(|parent| self.forks_for(parent.key, worker.pool))
     }
 
     /// Names and makes the pool of a master that was found; says whether the master is a worker, too.
@@ -128,7 +177,7 @@ impl Aggregate {
         let base = recognize::pool_name(&as_facts(comm.as_bytes(), own));
         // A second generation of masters (an upgrade in flight) shares the pool of the first.
         let parent = self.processes.get(master).and_then(|p| self.processes.by_pid(p.parent)).map(|p| p.key);
-        let parents_pool = parent.and_then(|p| self.masters.get(&p).copied());
+        let parents_pool = parent.and_then(|p| self.masters.get(&p)).map(|master| master.pool);
         if let Some(id) = parents_pool
             && self
                 .registry
@@ -217,7 +266,7 @@ impl Aggregate {
             let key = process.key;
             let seated = self.registry.worker(key).filter(|w| !w.ended()).map(|w| w.pool);
             let by_parent =
-                self.processes.by_pid(process.parent).and_then(|p| self.masters.get(&p.key)).copied();
+                self.processes.by_pid(process.parent).and_then(|p| self.masters.get(&p.key)).map(|m| m.pool);
             let Some(pool) = seated.or(by_parent) else { continue };
             if !self.is_configured(pool) {
                 self.judge_child(key, pool, now_ns, source, reader);
@@ -233,7 +282,7 @@ impl Aggregate {
         source: &mut dyn Source,
         reader: &mut dyn FactReader,
     ) {
-        if self.masters.get(&key) == Some(&pool_id) || self.masters_known_program(key) {
+        if self.forks_for(key, pool_id) || self.masters_known_program(key) {
             return;
         }
         let Some(comm) = self.processes.get(key).map(|p| p.comm) else { return };

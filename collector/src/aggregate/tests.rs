@@ -1,5 +1,7 @@
 //! The aggregator against the host of [`world`].
 
+mod losses;
+mod masters;
 mod world;
 
 use std::collections::BTreeMap;
@@ -593,6 +595,8 @@ enum Step {
     Lose,
     /// The tag of a process gets lost.
     Untag(usize),
+    /// From now on no process can be tagged, or it can again.
+    Untaggable(bool),
     Turn,
     /// Time goes by, then a pass comes.
     Pass(u64),
@@ -620,6 +624,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => (any_process.clone(), 1u64..1000).prop_map(|(at, ns)| Step::Run(at, ns)),
         1 => Just(Step::Lose),
         1 => any_process.prop_map(Step::Untag),
+        1 => any::<bool>().prop_map(Step::Untaggable),
         4 => Just(Step::Turn),
         4 => (0..2 * SECOND).prop_map(Step::Pass),
         1 => (0usize..3).prop_map(Step::Reconfigure),
@@ -636,8 +641,8 @@ fn check_world(world: &World) -> Result<(), TestCaseError> {
             prop_assert!(other.is_none(), "{} is in {} and {:?}", holder, pool.name, other);
         }
     }
-    for (key, pool) in &world.aggregate.masters {
-        let pool = &world.aggregate.registry.pools[pool];
+    for (key, master) in &world.aggregate.masters {
+        let pool = &world.aggregate.registry.pools[&master.pool];
         prop_assert_eq!(pool.masters.iter().filter(|master| *master == key).count(), 1);
     }
     let of_pools: usize = world.aggregate.registry.pools.values().map(|p| p.masters.len()).sum();
@@ -696,6 +701,7 @@ fn run(script: &[Step]) -> Result<(), TestCaseError> {
                     host.tags.remove(&key);
                 }
             }),
+            Step::Untaggable(untaggable) => world.host(|host| host.untaggable = untaggable),
             Step::Turn => world.turn(),
             Step::Pass(ns) => {
                 world.later(ns);

@@ -48,6 +48,8 @@ pub struct ProcessTable {
     pub refused: u64,
     /// Who is whose child changed since this was last cleared.
     pub topology_changed: bool,
+    /// Processes that must have ended, because another has their pid; until the owner takes them.
+    pub displaced: Vec<ProcessKey>,
 }
 
 impl ProcessTable {
@@ -82,10 +84,16 @@ impl ProcessTable {
     }
 
     fn insert(&mut self, process: Process) -> bool {
-        if self.processes.len() >= MAX_PROCESSES && !self.processes.contains_key(&process.key.pid) {
+        let before = self.processes.get(&process.key.pid).map(|before| before.key);
+        if before.is_none() && self.processes.len() >= MAX_PROCESSES {
             self.refused += 1;
             return false;
         }
+        // What is told late of a process that had the pid before.
+        if before.is_some_and(|before| before.start_ns > process.key.start_ns) {
+            return false;
+        }
+        self.displaced.extend(before);
         self.topology_changed = true;
         self.processes.insert(process.key.pid, process);
         true
@@ -185,6 +193,8 @@ mod tests {
         assert!(table.forked(key(7, 1), 1, Comm::from_bytes(b"a"), 0));
         assert!(!table.forked(key(7, 1), 1, Comm::from_bytes(b"a"), 0), "told twice");
         assert!(table.forked(key(7, 2), 1, Comm::from_bytes(b"b"), 0));
+        assert_eq!(table.displaced, [key(7, 1)]);
+        assert!(!table.forked(key(7, 1), 1, Comm::from_bytes(b"a"), 0), "told late");
         table.remove(key(7, 1));
         assert!(table.get(key(7, 2)).is_some(), "a late end of the first does not touch the second");
         assert!(table.get(key(7, 1)).is_none());

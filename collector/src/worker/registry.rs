@@ -61,9 +61,18 @@ pub struct Worker {
     pub utilization: Option<f64>,
     /// Number of its death certificate.
     certificate: Option<u64>,
-    /// Begin of the first pass that did not see it, `CLOCK_MONOTONIC` ns.
-    missed_since_ns: Option<u64>,
+    /// `None` if the last pass saw it.
+    missed: Option<Missed>,
     seen_in_pass: u64,
+}
+
+/// Passes in a row that did not see a worker.
+#[derive(Clone, Copy, Debug)]
+struct Missed {
+    /// Begin of the first, `CLOCK_MONOTONIC` ns.
+    since_ns: u64,
+    /// How many.
+    passes: u32,
 }
 
 /// Everything a worker needs to begin.
@@ -87,12 +96,14 @@ pub struct Arrival {
     pub now_unix_ns: u64,
 }
 
-/// What happened to a worker that was thought alive.
+/// What became of a worker that a pass did not see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Vanished {
-    /// Not seen once: perhaps the kernel lost its tag.
+    /// Perhaps the kernel lost its tag. Said after one pass, two, four …
     Missed(ProcessKey, PoolId),
-    /// Gone, and its end was not reported; taken off the books.
+    /// Not seen for so long that it must have ended, if it cannot be shown to live.
+    Overdue(ProcessKey, PoolId),
+    /// It had ended, and the kernel has let go of it without a word; taken off the books.
     Gone(ProcessKey, SlotRecord),
 }
 
@@ -229,7 +240,7 @@ impl Registry {
                 behind: false,
                 utilization: None,
                 certificate: None,
-                missed_since_ns: None,
+                missed: None,
                 seen_in_pass: self.pass,
             }),
         );
@@ -278,25 +289,27 @@ impl Registry {
         }
     }
 
-    /// It has not run since its last reading, which holds for this moment, too.
-    pub fn unchanged(&mut self, key: ProcessKey, at_ns: u64, now_unix_ns: u64) {
-        let Some(worker) = self.workers.get_mut(&key) else { return };
-        worker.missed_since_ns = None;
+    /// It has not run since its last reading, which holds for this moment, too. False for strangers.
+    pub fn unchanged(&mut self, key: ProcessKey, at_ns: u64, now_unix_ns: u64) -> bool {
+        let Some(worker) = self.workers.get_mut(&key) else { return false };
+        worker.missed = None;
         worker.seen_in_pass = self.pass;
         if let Some(reading) = worker.skipped.as_deref().or(worker.last.as_ref()) {
             let reading = Sample { at_ns, ..*reading };
             self.sampled(&reading, now_unix_ns);
         }
+        true
     }
 
-    /// Takes a reading. Readings for pools whose turn it is not, and of strangers, are ignored.
-    pub fn sampled(&mut self, sample: &Sample, now_unix_ns: u64) {
-        let Some(worker) = self.workers.get_mut(&sample.process) else { return };
-        worker.missed_since_ns = None;
+    /// Takes a reading. Those for pools whose turn it is not are kept for later; those of strangers are ignored, and the
+    /// answer is false.
+    pub fn sampled(&mut self, sample: &Sample, now_unix_ns: u64) -> bool {
+        let Some(worker) = self.workers.get_mut(&sample.process) else { return false };
+        worker.missed = None;
         worker.seen_in_pass = self.pass;
         let Some(pool) = self.pools.get_mut(&worker.pool).filter(|pool| pool.due) else {
             worker.skipped = Some(Box::new(*sample));
-            return;
+            return true;
         };
         worker.skipped = None;
         let mut sample = *sample;
@@ -326,6 +339,7 @@ impl Registry {
         if sample.cpu.total_ns() > 0 {
             worker.moved(Fact::Ran, now_unix_ns);
         }
+        true
     }
 
     /// Its last thread ended: it gives up its slot and gets a certificate.
@@ -378,7 +392,7 @@ impl Registry {
     }
 
     /// The exit of a worker was lost: what is known is that it is gone.
-    fn end_unreported(
+    pub fn end_unreported(
         &mut self,
         key: ProcessKey,
         cpu: Option<CpuTime>,
@@ -430,33 +444,43 @@ impl Registry {
         self.pass += 1;
     }
 
+    /// A worker that no pass sees lives all the same.
+    pub fn lives(&mut self, key: ProcessKey) {
+        if let Some(worker) = self.workers.get_mut(&key) {
+            worker.missed = None;
+        }
+    }
+
     /// A pass that began at `started_ns` saw every tracked process that was born before. Those it did not see are
-    /// reported; those missed for long are taken off the books with what is known of them.
+    /// reported; of those that had ended, the ones missed for long are taken off the books.
     pub fn pass_complete(&mut self, started_ns: u64, unix_minus_monotonic: i64) -> Vec<Vanished> {
         let pass = self.pass;
-        let missed: Vec<ProcessKey> = self
+        let missed: Vec<(ProcessKey, Missed)> = self
             .workers
             .values_mut()
             .filter(|w| w.seen_in_pass != pass && w.forked_at_ns.is_none_or(|at| at < started_ns))
             .map(|worker| {
-                worker.missed_since_ns.get_or_insert(started_ns);
-                worker.key
+                let missed = worker.missed.get_or_insert(Missed { since_ns: started_ns, passes: 0 });
+                missed.passes = missed.passes.saturating_add(1);
+                (worker.key, *missed)
             })
             .collect();
         let mut vanished = Vec::new();
-        for key in missed {
+        for (key, missed) in missed {
             let Some(worker) = self.workers.get(&key) else { continue };
-            let since_ns = worker.missed_since_ns.unwrap_or(started_ns);
-            if started_ns.saturating_sub(since_ns) < MISSED_NS {
-                // An ended worker is on its way out: the kernel frees a task some milliseconds after it was reaped.
-                if worker.certificate.is_none() {
+            let overdue = started_ns.saturating_sub(missed.since_ns) >= MISSED_NS;
+            // An ended worker is on its way out: the kernel frees a task some milliseconds after it was reaped.
+            if worker.certificate.is_none() {
+                if overdue {
+                    vanished.push(Vanished::Overdue(key, worker.pool));
+                } else if missed.passes.is_power_of_two() {
                     vanished.push(Vanished::Missed(key, worker.pool));
                 }
-                continue;
+            } else if overdue {
+                let gone = Reap { process: key, cpu: None, at_ns: started_ns };
+                let record = self.reaped(&gone, unix_minus_monotonic);
+                vanished.push(Vanished::Gone(key, record));
             }
-            let gone = Reap { process: key, cpu: None, at_ns: started_ns };
-            let record = self.reaped(&gone, unix_minus_monotonic);
-            vanished.push(Vanished::Gone(key, record));
         }
         vanished
     }

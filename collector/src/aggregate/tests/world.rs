@@ -58,6 +58,8 @@ pub(super) struct Host {
     pub(super) lost: u64,
     pub(super) told: Vec<ProcessKey>,
     pub(super) unlistable: bool,
+    /// No process can be tagged now.
+    pub(super) untaggable: bool,
     pub(super) config_texts: BTreeMap<String, String>,
     pub(super) tracked: Vec<(Pid, u32, Role)>,
     pub(super) untracked: Vec<(Pid, Role)>,
@@ -264,7 +266,8 @@ impl Source for Fake {
     fn track(&mut self, process: ProcessKey, pool: u32, role: Role) -> SlotRecord {
         let mut host = self.0.borrow_mut();
         host.tracked.push((process.pid, pool, role));
-        let real = host.processes.get(&process.pid).filter(|p| p.key == process).cloned()?;
+        let untaggable = host.untaggable;
+        let real = host.processes.get(&process.pid).filter(|p| p.key == process && !untaggable).cloned()?;
         let mut tag = host.tags.get(&process).copied().unwrap_or_default();
         match role {
             Role::Master => tag.master = Some(pool),
@@ -301,6 +304,15 @@ impl Source for Fake {
         let user = host.tags.iter().find(|(_, tag)| tag.record == Some(record));
         assert!(user.is_none(), "record {record} is still written by {user:?}");
         host.released.push(record);
+    }
+
+    fn lives(&mut self, process: ProcessKey) -> bool {
+        self.0.borrow().processes.get(&process.pid).is_some_and(|real| real.key == process && !real.zombie)
+    }
+
+    fn recorded_exit(&self, process: ProcessKey, record: u32) -> Option<Exit> {
+        let host = self.0.borrow();
+        host.records.get(&record).and_then(|written| written.exit).filter(|exit| exit.process == process)
     }
 
     fn event_counts(&self) -> Vec<EventCounts> {

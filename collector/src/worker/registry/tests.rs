@@ -128,6 +128,10 @@ fn key(pid: Pid) -> ProcessKey {
     ProcessKey { pid, start_ns: 100 }
 }
 
+fn gone(registry: &mut Registry, process: ProcessKey, at_ns: u64) -> SlotRecord {
+    registry.reaped(&Reap { process, cpu: None, at_ns }, UNIX_MINUS_MONOTONIC)
+}
+
 /// A registry with one pool, whose workers are read.
 fn registry() -> (Registry, PoolId) {
     let mut registry = Registry::new(4);
@@ -283,9 +287,11 @@ fn run(script: &[Step], kept: usize) -> Result<(), TestCaseError> {
     for at in [now, now + MISSED_NS] {
         registry.pass_begins();
         for vanished in registry.pass_complete(at + 1, UNIX_MINUS_MONOTONIC) {
-            if let Vanished::Gone(_, record) = vanished {
-                released.extend(record);
-            }
+            released.extend(match vanished {
+                Vanished::Missed(..) => None,
+                Vanished::Overdue(key, _) => gone(&mut registry, key, at + 1),
+                Vanished::Gone(_, record) => record,
+            });
         }
     }
     prop_assert_eq!(registry.workers().count(), 0);
@@ -463,16 +469,21 @@ fn who_is_missed_for_long_is_gone() {
         }
         let mut vanished = registry.pass_complete(started_ns, 0);
         vanished.sort_by_key(|v| match v {
-            Vanished::Missed(key, _) | Vanished::Gone(key, _) => key.pid,
+            Vanished::Missed(key, _) | Vanished::Overdue(key, _) | Vanished::Gone(key, _) => key.pid,
         });
         vanished
     };
     assert_eq!(pass(&mut registry, 5 * SECOND, &[8, 10]), [], "9 was born while it ran");
     assert_eq!(pass(&mut registry, 6 * SECOND, &[10]), [missed(8), missed(9)]);
     assert_eq!(pass(&mut registry, 10 * SECOND, &[9, 10]), [missed(8)], "9 was seen again");
+    assert_eq!(pass(&mut registry, 11 * SECOND, &[10]), [missed(9)], "the third time for 8");
     assert_eq!(pass(&mut registry, 6 * SECOND + MISSED_NS - 1, &[10]), [missed(8), missed(9)]);
-    let gone = pass(&mut registry, 6 * SECOND + MISSED_NS, &[10]);
-    assert_eq!(gone, [Vanished::Gone(key(8), Some(3)), missed(9)]);
+    let overdue = pass(&mut registry, 6 * SECOND + MISSED_NS, &[10]);
+    assert_eq!(overdue, [Vanished::Overdue(key(8), id)], "the third time for 9");
+    registry.lives(key(8));
+    assert_eq!(pass(&mut registry, 7 * SECOND + MISSED_NS, &[9, 10]), [missed(8)], "from the start");
+    assert_eq!(registry.pools[&id].living(), 3);
+    assert_eq!(gone(&mut registry, key(8), 8 * SECOND), Some(3));
     let pool = &registry.pools[&id];
     assert_eq!((pool.exits.unknown, pool.exits.total(), pool.living(), pool.unreaped), (1, 1, 2, 0));
     assert_eq!((registry.unreported_ends, registry.unreported_reaps), (1, 1));
