@@ -162,6 +162,7 @@ impl Aggregate {
                 None => self.registry.add_pool(name, "config".into(), interval_ns, now),
             };
             if let Some(pool) = self.registry.pools.get_mut(&id) {
+                pool.claimed_by_rule();
                 pool.configured_size = size;
                 pool.interval_ns = interval_ns;
             }

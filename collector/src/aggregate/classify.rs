@@ -9,6 +9,7 @@ use super::{Aggregate, Master, as_facts};
 use crate::input::{FactReader, Needs, ProgramFacts, Reap, Role, Source};
 use crate::units::{NANOS_PER_SECOND, Pid, ProcessKey, Processes, monotonic_ns};
 use crate::worker::pool::PoolId;
+use crate::worker::process::ProcessTable;
 use crate::worker::registry::{Arrival, Vanished};
 
 /// A process is looked at again until it has run its program for so long: servers write the titles of their workers
@@ -250,6 +251,9 @@ impl Aggregate {
             let Some(pool) = self.pool_for(&pool_name, "config", interval_ns, now_ns) else {
                 continue;
             };
+            if !self.is_configured(pool) {
+                self.claim(pool, &pool_name, interval_ns, now_ns, source);
+            }
             if let Some(pool) = self.registry.pools.get_mut(&pool)
                 && let Some(size) = verdict.size.or(rule_size)
             {
@@ -278,6 +282,25 @@ impl Aggregate {
     fn configured_pool_of_master(&self, key: ProcessKey) -> Option<Arc<str>> {
         let pool = self.registry.pools.get(&self.masters.get(&key)?.pool)?;
         (&*pool.origin == "config").then(|| Arc::clone(&pool.name))
+    }
+
+    /// A rule has named a pool that was found. Who is in it and matches no such rule leaves it.
+    fn claim(&mut self, id: PoolId, name: &Arc<str>, interval_ns: u64, now_ns: u64, source: &mut dyn Source) {
+        let Some(pool) = self.registry.pools.get_mut(&id) else { return };
+        pool.claimed_by_rule();
+        pool.interval_ns = interval_ns;
+        let matches =
+            |p: &ProcessTable, key| p.get(key).is_some_and(|process| process.matched.as_ref() == Some(name));
+        let strangers: Vec<ProcessKey> =
+            pool.holders().map(|(_, key)| key).filter(|key| !matches(&self.processes, *key)).collect();
+        let masters: Vec<ProcessKey> =
+            pool.masters.iter().copied().filter(|key| !matches(&self.processes, *key)).collect();
+        for key in strangers {
+            self.dismiss(key, now_ns, source);
+        }
+        for key in masters {
+            self.unmake_master(key, now_ns, source);
+        }
     }
 
     /// The pool of this name, made if there is room.

@@ -147,6 +147,14 @@ impl Pool {
         }
     }
 
+    /// A rule has the name of this pool: what was found out about it counts no longer.
+    pub fn claimed_by_rule(&mut self) {
+        if &*self.origin != "config" {
+            self.origin = "config".into();
+            (self.program, self.app, self.configured_size) = (None, None, None);
+        }
+    }
+
     /// Living workers.
     pub fn living(&self) -> u32 {
         self.living

@@ -134,6 +134,35 @@ fn alone(comm: &str, line: &str) -> Conditions {
 }
 
 #[test]
+fn a_rule_takes_over_the_pool_that_has_its_name() {
+    let origin = |world: &mut World| world.pool("srv").origin.to_string();
+    let mut world = found();
+    assert_eq!(origin(&mut world), "zero-config");
+    // By a fixed name. Nobody in the pool matches, so they are found again, under another name.
+    world.reconfigure(config(vec![by_comm("srv", "other")]));
+    world.settle();
+    world.check(&["srv: [] | []", "srv@10.service: [10] | [11, 12]"]);
+    assert_eq!(origin(&mut world), "config");
+    // By a capture, when somebody comes that matches.
+    let mut world = World::new(config(vec![by_line("${app}", "app=(?P<app>[a-z]+)")]));
+    world.host(|host| {
+        host.add(10, 1, "srv", "/srv", "srv\0");
+        host.add(11, 10, "srv", "/srv", "srv\0");
+        host.add(12, 10, "srv", "/srv", "srv\0");
+    });
+    world.settle();
+    assert_eq!(origin(&mut world), "zero-config");
+    world.host(|host| {
+        host.fork(1, 20);
+        host.exec(20, "x", "/x", "x app=srv\0");
+    });
+    world.settle();
+    assert_eq!(origin(&mut world), "config");
+    world.check(&["srv: [] | [20]", "srv@10.service: [10] | [11, 12]"]);
+    assert_eq!(world.pool("srv").exits.reclassified, 2);
+}
+
+#[test]
 fn a_master_that_a_pass_did_not_see_is_tagged_again() {
     let mut world = World::new(only(vec![by_parent("jobs", "boss")]));
     world.host(|host| host.add(10, 1, "boss", "/boss", "boss\0"));
