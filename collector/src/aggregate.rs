@@ -8,6 +8,7 @@
 mod classify;
 mod discover;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::histogram::Scratch;
@@ -21,6 +22,9 @@ use crate::worker::pool::{Pool, PoolId};
 use crate::worker::process::ProcessTable;
 use crate::worker::registry::{Arrival, Registry, Vanished};
 use crate::worker::schedule::{Schedules, WorkerSchedule};
+
+/// Refused pools that are remembered, so that each is counted once. Names can be as many as there are command lines.
+const MAX_REFUSED: usize = 4096;
 
 /// A discovered pool without worker and master is forgotten after this time.
 const EMPTY_POOL_KEPT_NS: u64 = 600 * NANOS_PER_SECOND;
@@ -72,7 +76,9 @@ pub struct Aggregate {
     /// `listing` when a full listing is wanted: at start and after losses.
     listing_wanted: bool,
     lost_events: u64,
-    refused_pools: u64,
+    /// What there was no room for among the pools; up to [`MAX_REFUSED`].
+    refused_pools: HashSet<Refused>,
+    refused_pools_total: u64,
     vanished: Vec<Vanished>,
     /// Workers that ended without a word of how, and what was told of their leaving the kernel.
     unexplained: Vec<(ProcessKey, Option<Reap>)>,
@@ -94,6 +100,15 @@ struct Master {
     seen: bool,
     /// Passes in a row that did not see it.
     missed: u32,
+}
+
+/// A pool that there was no room for.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum Refused {
+    /// Of a rule.
+    Named(Arc<str>),
+    /// Of this master.
+    Of(ProcessKey),
 }
 
 impl Aggregate {
@@ -119,7 +134,8 @@ impl Aggregate {
             boot_unix_ns: 0,
             listing_wanted: true,
             lost_events: 0,
-            refused_pools: 0,
+            refused_pools: HashSet::new(),
+            refused_pools_total: 0,
             vanished: Vec::new(),
             unexplained: Vec::new(),
             untagged_masters: Vec::new(),
@@ -420,6 +436,7 @@ impl Aggregate {
     }
 
     fn master_ended(&mut self, key: ProcessKey, at_ns: u64) {
+        self.refused_pools.remove(&Refused::Of(key));
         if let Some(master) = self.masters.remove(&key)
             && let Some(pool) = self.registry.pools.get_mut(&master.pool)
         {
@@ -475,7 +492,7 @@ impl Aggregate {
             ("final_cpu_unreported", self.registry.unreported_reaps),
             ("reading_went_backwards", self.registry.backward_readings),
             ("process_table_full", self.processes.refused),
-            ("pool_limit", self.refused_pools),
+            ("pool_limit", self.refused_pools_total),
         ]
     }
 

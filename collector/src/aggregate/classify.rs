@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::{Aggregate, Master, as_facts};
+use super::{Aggregate, MAX_REFUSED, Master, Refused, as_facts};
 use crate::input::{FactReader, Needs, ProgramFacts, Reap, Role, Source};
 use crate::units::{NANOS_PER_SECOND, Pid, ProcessKey, Processes, monotonic_ns};
 use crate::worker::pool::PoolId;
@@ -248,7 +248,8 @@ impl Aggregate {
             let rule = &self.config.matcher.rules()[verdict.rule];
             let (interval_ns, rule_size) = (self.rule_interval(rule.interval_ns), rule.size);
             let pool_name: Arc<str> = verdict.pool.as_str().into();
-            let Some(pool) = self.pool_for(&pool_name, "config", interval_ns, now_ns) else {
+            let refused = Refused::Named(Arc::clone(&pool_name));
+            let Some(pool) = self.pool_for(&pool_name, "config", interval_ns, now_ns, refused) else {
                 continue;
             };
             if !self.is_configured(pool) {
@@ -303,19 +304,23 @@ impl Aggregate {
         }
     }
 
-    /// The pool of this name, made if there is room.
+    /// The pool of this name, made if there is room; otherwise what is `refused` is counted, once.
     pub(super) fn pool_for(
         &mut self,
         name: &Arc<str>,
         origin: &str,
         interval_ns: u64,
         now_ns: u64,
+        refused: Refused,
     ) -> Option<PoolId> {
         if let Some(pool) = self.registry.pool_named(name) {
             return Some(pool.id);
         }
         if self.registry.pools.len() >= self.config.max_pools {
-            self.refused_pools += 1;
+            // Beyond what is remembered nothing is counted: rather too few than one again and again.
+            if self.refused_pools.len() < MAX_REFUSED && self.refused_pools.insert(refused) {
+                self.refused_pools_total += 1;
+            }
             return None;
         }
         Some(self.registry.add_pool(Arc::clone(name), origin.into(), interval_ns, now_ns))

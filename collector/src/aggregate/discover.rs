@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::classify::SETTLED_NS;
-use super::{Aggregate, as_facts};
+use super::{Aggregate, Refused, as_facts};
 use crate::input::{FactReader, Needs, ProgramFacts, Source};
 use crate::units::{ByProcess, Pid, ProcessKey};
 use crate::worker::pool::{Pool, PoolId};
@@ -193,7 +193,8 @@ impl Aggregate {
         };
         let app = recognized.as_ref().and_then(|r| r.app.clone());
         let name = self.free_name(&base, app.as_deref(), own);
-        let id = self.pool_for(&name, &origin, self.config.interval_ns, now_ns)?;
+        let refused = Refused::Of(master);
+        let id = self.pool_for(&name, &origin, self.config.interval_ns, now_ns, refused)?;
         let (size, works) = recognized.as_ref().map_or((None, false), |r| self.size_of(master, r, reader));
         if let Some(pool) = self.registry.pools.get_mut(&id) {
             pool.program = recognized.as_ref().map(|r| r.program);

@@ -105,3 +105,27 @@ fn a_master_that_lost_its_pid_to_another_is_none() {
     world.turn();
     world.check(&["jobs: [] | []"]);
 }
+
+#[test]
+fn a_refused_pool_counts_once() {
+    let rules = vec![by_comm("a", "a"), by_line("app-${app}", "app=(?P<app>.)")];
+    let mut world = World::new(Config { max_pools: 1, ..config(rules) });
+    world.host(|host| {
+        host.add(10, 1, "x", "/x", "app=1\0");
+        host.add(11, 1, "x", "/x", "app=1\0");
+        host.add(12, 1, "x", "/x", "app=2\0");
+        host.add(20, 1, "srv", "/srv", "srv\0");
+        host.add(21, 20, "srv", "/srv", "srv\0");
+        host.add(22, 20, "srv", "/srv", "srv\0");
+    });
+    for round in 0..3 {
+        world.host(|host| {
+            host.fork(20, 30 + round);
+            host.fork(1, 40 + round);
+            host.exec(40 + round, "x", "/x", "app=2\0");
+        });
+        world.settle();
+    }
+    world.check(&["a: [] | []"]);
+    assert_eq!(world.loss("pool_limit"), 3, "app-1, app-2 and that of 20");
+}
