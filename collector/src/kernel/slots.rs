@@ -1,7 +1,7 @@
 //! The slot table: shared memory that the programs write, and which of its slots are free.
 
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use aya::maps::{MapData, Queue};
 use collector_ebpf::limits::MAX_SLOTS;
@@ -58,13 +58,12 @@ impl SlotTable {
     /// Reads a slot; the phase first, then what it vouches for.
     pub(super) fn get(&self, number: u32) -> Option<Slot> {
         let slot = self.slots.at(usize::try_from(number).ok()?)?;
-        // SAFETY: a pointer into the mapping.
-        let phase = unsafe { &raw const (*slot).phase };
-        // SAFETY: valid and aligned. The kernel may write at the same time, hence volatile reads; all fields are
-        // integers, so any mixture is a valid value, and the phase tells which are complete.
-        let phase = unsafe { phase.read_volatile() };
-        fence(Ordering::Acquire);
-        // SAFETY: as above.
+        // SAFETY: a pointer to a field inside the mapping.
+        let phase = unsafe { &raw mut (*slot).phase };
+        // SAFETY: mapped, aligned, as long as `self`; the programs exchange it atomically, after what it vouches for.
+        let phase = unsafe { AtomicU32::from_ptr(phase) }.load(Ordering::Acquire);
+        // SAFETY: valid and aligned. A program may write at the same time, hence volatile; all fields are integers, so
+        // any mixture is a valid value, and the phase that was read before tells which are complete.
         let slot = unsafe { slot.read_volatile() };
         Some(Slot { phase, ..slot })
     }
@@ -115,10 +114,22 @@ impl SlotTable {
         }
     }
 
+    /// Writes a slot, its phase last, as the programs do.
     fn put(&mut self, number: u32, slot: Slot) {
-        if let Some(place) = self.slots.at(number as usize) {
-            // SAFETY: in bounds; a slot that is not free and has no tagged process is ours alone.
-            unsafe { place.write_volatile(slot) };
-        }
+        let Some(place) = self.slots.at(number as usize) else { return };
+        // SAFETY: valid and aligned; within this process `&mut self` keeps others away, and no reference to the mapping
+        // exists anywhere. The programs are another matter. One that gives a slot to a new worker has its number from
+        // the list or the counter, as we have ours, and those give each number to one of us. One that holds a tag
+        // compares pid and start with its own process before it writes: it passes a free slot by, whose fields are
+        // zero, and one that was given to another. Between that look and its last write there are nanoseconds in which
+        // we may free the slot of a process that we took for gone; then both write. The accesses are volatile, so no
+        // compiler relies on what it saw or wrote before, and each field is an integer, so any mixture is a valid value:
+        // the worst is a wrong end in the record of one worker, never memory that is not ours.
+        unsafe { place.write_volatile(Slot { phase: FREE, ..slot }) };
+        // SAFETY: a pointer to a field inside the mapping.
+        let phase = unsafe { &raw mut (*place).phase };
+        // SAFETY: mapped, aligned, as long as `self`; the programs exchange it atomically. Released after the fields
+        // that it vouches for.
+        unsafe { AtomicU32::from_ptr(phase) }.store(slot.phase, Ordering::Release);
     }
 }
