@@ -18,6 +18,7 @@ use crate::config::web::WebConfig;
 use crate::http;
 use crate::kernel::support::Support;
 use crate::procfs::ProgramReader;
+use crate::render::prometheus::Groups;
 use crate::snapshot::Snapshot;
 use crate::units::{HostFacts, unix_ns};
 use crate::{privileges, source};
@@ -46,6 +47,7 @@ pub fn run(flags: Flags) -> anyhow::Result<()> {
     let connections = Arc::new(http::Connections::default());
     let loaded_unix_ns = flags.config_file.is_some().then(unix_ns);
     let source_name = opened.source.name();
+    let served = Served { web, groups: file.groups };
     let collector = Collector::new(Setup {
         source: opened.source,
         facts: Box::new(facts),
@@ -65,7 +67,7 @@ pub fn run(flags: Flags) -> anyhow::Result<()> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the server")?;
     let result =
-        runtime.block_on(serve(&flags, web, listeners, snapshots, &connections, &commands, source_name));
+        runtime.block_on(serve(&flags, served, listeners, snapshots, &connections, &commands, source_name));
     // The collecting thread ends with the last of these.
     drop(commands);
     if thread.join().is_err() {
@@ -84,11 +86,17 @@ fn bind(address: SocketAddr) -> anyhow::Result<std::net::TcpListener> {
     Ok(listener)
 }
 
+/// What the files say of serving; a reload may change it.
+struct Served {
+    web: WebConfig,
+    groups: Groups,
+}
+
 type Snapshots = watch::Receiver<Option<Arc<Snapshot>>>;
 
 async fn serve(
     flags: &Flags,
-    web: WebConfig,
+    Served { web, groups }: Served,
     listeners: Vec<std::net::TcpListener>,
     snapshots: Snapshots,
     connections: &Arc<http::Connections>,
@@ -101,6 +109,7 @@ async fn serve(
 
     let (reload, mut reload_requests) = tokio::sync::mpsc::channel(1);
     let shared = Arc::new(http::Shared::new(flags.http.clone(), web.access, snapshots, Some(reload)));
+    shared.set_groups(groups);
     let scheme = if web.tls.is_some() { "https" } else { "http" };
     let tls = Arc::new(http::tls::Tls::new(web.tls)?);
     let reloader = Reloader { flags, shared: &shared, tls: &tls, commands };
@@ -171,6 +180,7 @@ impl Reloader<'_> {
         let web = config::load_web(self.flags)?;
         self.tls.replace(web.tls)?;
         self.shared.set_access(web.access);
+        self.shared.set_groups(file.groups);
         Ok(file)
     }
 }

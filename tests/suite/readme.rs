@@ -1,7 +1,7 @@
 //! The README says what the program does: its table of metrics, its flags and its example configuration.
 
 use collector::kernel::support::OLDEST_LINUX;
-use collector::render::prometheus::{Format, families};
+use collector::render::prometheus::{Format, Group, Groups, families};
 
 use crate::support::collector_command;
 
@@ -11,11 +11,12 @@ const END: &str = "<!-- end of metrics -->\n";
 
 #[test]
 fn the_table_of_metrics_is_complete() {
-    let mut table = String::from("| metric | type | labels | |\n|---|---|---|---|\n");
+    let mut table = String::from("| metric | group | type | labels | |\n|---|---|---|---|---|\n");
     for family in families() {
         table += &format!(
-            "| `{}` | {} | {} | {} |\n",
+            "| `{}` | `{}` | {} | {} | {} |\n",
             family.name,
+            family.group.as_str(),
             family.kind.as_str(Format::OpenMetrics),
             family.labels.iter().map(|label| format!("`{label}`")).collect::<Vec<_>>().join(" "),
             family.help.replace('|', "\\|")
@@ -29,6 +30,18 @@ fn the_table_of_metrics_is_complete() {
         return;
     }
     assert_eq!(written, table, "renew it with BLESS=1");
+}
+
+/// Groups that the README calls the default.
+#[test]
+fn the_default_groups_are_told() {
+    let readme = std::fs::read_to_string(README).unwrap();
+    let names: Vec<&str> = Group::ALL
+        .into_iter()
+        .filter(|group| Groups::default().contains(*group))
+        .map(Group::as_str)
+        .collect();
+    assert!(readme.contains(&format!("collect: [{}]", names.join(", "))), "{names:?}");
 }
 
 #[test]

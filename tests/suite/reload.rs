@@ -36,11 +36,21 @@ fn a_good_file_takes_effect_and_a_bad_one_does_not() {
     });
     assert_eq!(collector.metric("collector_config_last_reload_successful"), Some(1.0));
 
+    let shows = |family: &str| collector.text("/metrics", "text/plain").contains(&format!("\n{family}{{"));
+    assert!(shows("worker_threads") && !shows("worker_page_faults_total"), "the default");
+    let details = "zero_config: false\nmetrics: {collect: [pools, worker_details, collector]}\npools: [{name: second, match: {comm: workload}}]\n";
+    std::fs::write(&path, details).unwrap();
+    kill(collector.pid(), Signal::SIGHUP).unwrap();
+    eventually("other series are there", || {
+        (!shows("worker_threads") && shows("worker_page_faults_total")).then_some(())
+    });
+
     std::fs::write(&path, "pools: [{name: third}]\n").unwrap();
     kill(collector.pid(), Signal::SIGHUP).unwrap();
     eventually("the failure shows", || {
         (collector.metric("collector_config_last_reload_successful")? == 0.0).then_some(())
     });
-    assert_eq!(names(), ["empty", "second"]);
+    assert_eq!(names(), ["second"]);
+    assert!(!shows("worker_threads"), "a refused file changes nothing");
     assert!(collector.log().contains("pools[0] (third)"), "the log says why:\n{}", collector.log());
 }

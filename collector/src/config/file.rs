@@ -7,6 +7,7 @@ use regex::bytes::{Regex, RegexBuilder};
 use serde::Deserialize;
 use thiserror::Error;
 
+use crate::render::prometheus::Groups;
 use crate::units::NANOS_PER_SECOND;
 use crate::worker::matcher::{Conditions, MAX_NAME, Matcher, Rule};
 
@@ -72,6 +73,8 @@ pub struct FileConfig {
     pub max_workers: usize,
     /// Death certificates kept.
     pub exits_kept: usize,
+    /// Groups of metrics in a scrape that does not name others.
+    pub groups: Groups,
 }
 
 impl Default for FileConfig {
@@ -84,6 +87,7 @@ impl Default for FileConfig {
             max_pools: limits.pools,
             max_workers: limits.workers_per_pool,
             exits_kept: limits.exits,
+            groups: Groups::default(),
         }
     }
 }
@@ -94,7 +98,14 @@ struct Written {
     interval: Option<String>,
     zero_config: Option<bool>,
     limits: Limits,
+    metrics: WrittenMetrics,
     pools: Vec<WrittenPool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct WrittenMetrics {
+    collect: Option<Vec<String>>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -201,6 +212,12 @@ pub fn parse(text: &str, path: &str) -> Result<FileConfig, FileError> {
         Some(text) => interval(text).map_err(|e| at("interval", e))?,
         None => NANOS_PER_SECOND,
     };
+    let groups = match &written.metrics.collect {
+        Some(names) => {
+            Groups::named(names.iter().map(String::as_str)).map_err(|e| at("metrics.collect", e))?
+        }
+        None => Groups::default(),
+    };
     let mut names = HashSet::new();
     let mut rules = Vec::with_capacity(written.pools.len());
     for (index, pool) in written.pools.into_iter().enumerate() {
@@ -224,6 +241,7 @@ pub fn parse(text: &str, path: &str) -> Result<FileConfig, FileError> {
         max_pools: limits.pools,
         max_workers: limits.workers_per_pool,
         exits_kept: limits.exits,
+        groups,
     })
 }
 
@@ -325,6 +343,7 @@ mod tests {
             let config = parse(text, "c.yml").unwrap();
             assert!(config.zero_config);
             assert_eq!(config.interval_ns, NANOS_PER_SECOND);
+            assert_eq!(config.groups, Groups::default());
             assert_eq!(config.matcher.rules().len(), 0);
         }
     }
@@ -335,6 +354,7 @@ mod tests {
             "interval: 2s
 zero_config: false
 limits: {pools: 8, workers_per_pool: 100, exits: 50}
+metrics: {collect: [pools, workers, worker_details, collector]}
 pools:
   - name: gunicorn-${app}
     match:
@@ -351,6 +371,7 @@ pools:
         .unwrap();
         assert_eq!((config.zero_config, config.interval_ns), (false, 2 * NANOS_PER_SECOND));
         assert_eq!((config.max_pools, config.max_workers, config.exits_kept), (8, 100, 50));
+        assert_eq!(config.groups, Groups::all());
         let [first, second] = config.matcher.rules() else { panic!("two rules") };
         assert_eq!(first.worker.comm, [b"gunicorn"]);
         assert_eq!(first.worker.uid, [0, 0]);
@@ -376,6 +397,9 @@ pools:
         check("interval: soon", "no duration");
         check("interval: 1ms", "outside 100ms to 1h");
         check("limits: {pools: 0}", "limits.pools");
+        check("metrics: {collect: [pools, workers_details]}", "metrics.collect: there is no group");
+        check("metrics: {collect: []}", "metrics.collect: name at least one");
+        check("metrics: {collects: [pools]}", "unknown field");
         check("colour: red", "unknown field");
         check("pools: [{name: a, match: {com: b}}]", "unknown field");
         check("pools: {", "c.yml");

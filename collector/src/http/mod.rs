@@ -4,7 +4,7 @@
 //! | route | answer |
 //! |---|---|
 //! | `GET /` | dashboard, one HTML page without external parts |
-//! | `GET /metrics` (or `--web.telemetry-path`) | Prometheus text 0.0.4 or OpenMetrics 1.0.0 by `Accept`, gzip |
+//! | `GET /metrics?collect[]=` (or `--web.telemetry-path`) | Prometheus text 0.0.4 or OpenMetrics 1.0.0 by `Accept`, gzip |
 //! | `GET /api/v1/summary` | pools, uptime |
 //! | `GET /api/v1/stats` | everything, worker by worker; gzip |
 //! | `GET /api/v1/pools/{pool}` | one pool with its workers |
@@ -47,6 +47,7 @@ use self::cache::Cache;
 pub use self::error::Error;
 pub use self::reload::ReloadRequest;
 pub use self::server::{Connections, Limits, serve};
+use crate::render::prometheus::Groups;
 use crate::snapshot::Snapshot;
 
 /// Every path but that of the metrics, which can be configured.
@@ -103,6 +104,8 @@ pub struct Shared {
     reload: Option<mpsc::Sender<ReloadRequest>>,
     page: Bytes,
     access: RwLock<Arc<Access>>,
+    /// What a scrape gets that does not say what it wants.
+    groups: RwLock<Groups>,
 }
 
 impl Shared {
@@ -115,7 +118,17 @@ impl Shared {
     ) -> Self {
         let page = dashboard::page_for(&config.telemetry_path);
         let access = RwLock::new(Arc::new(Access::new(access)));
-        Self { config, snapshots, cache: Cache::default(), reload, page, access }
+        let groups = RwLock::default();
+        Self { config, snapshots, cache: Cache::default(), reload, page, access, groups }
+    }
+
+    /// From the next scrape on that does not say what it wants.
+    pub fn set_groups(&self, groups: Groups) {
+        *self.groups.write().unwrap_or_else(PoisonError::into_inner) = groups;
+    }
+
+    fn groups(&self) -> Groups {
+        *self.groups.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// From the next request on; who was verified before is verified again.

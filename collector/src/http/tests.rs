@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tower::ServiceExt as _;
 
 use super::*;
-use crate::render::fixture;
+use crate::render::{fixture, prometheus};
 use crate::snapshot::Pool;
 
 struct Site {
@@ -101,6 +101,50 @@ async fn metrics_come_in_the_form_asked_for() {
         assert_eq!(answer.header("vary"), "Accept, Accept-Encoding");
         assert_eq!(answer.header("content-encoding"), "");
     }
+}
+
+#[tokio::test]
+async fn a_scrape_can_say_which_metrics_it_wants() {
+    let site = site();
+    let text = async |query: &str| {
+        let answer = get(&site.router, &format!("/metrics{query}")).await;
+        assert_eq!(answer.status, StatusCode::OK, "{query}");
+        String::from_utf8(answer.body.to_vec()).unwrap()
+    };
+    let has = |text: &str| {
+        ["worker_pool_size{", "worker_threads{", "worker_page_faults_total{", "collector_passes_total "]
+            .map(|series| text.contains(&format!("\n{series}")))
+    };
+    assert_eq!(has(&text("").await), [true, true, false, true]);
+    assert_eq!(has(&text("?other=1").await), [true, true, false, true]);
+    assert_eq!(has(&text("?collect[]=worker_details").await), [false, false, true, false]);
+    assert_eq!(has(&text("?collect%5B%5D=pools&collect%5B%5D=collector").await), [true, false, false, true]);
+    site.shared.set_groups(prometheus::Groups::all());
+    assert_eq!(has(&text("").await), [true; 4]);
+    assert_eq!(has(&text("?collect[]=workers").await), [false, true, false, false]);
+    for (query, expected) in [("?collect[]=threads", "worker_details"), ("?collect[]=", "worker_details")] {
+        let answer = get(&site.router, &format!("/metrics{query}")).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{query}");
+        assert!(answer.error().contains(expected), "{}", answer.error());
+    }
+}
+
+#[tokio::test]
+async fn no_more_bodies_are_kept_than_readers_need() {
+    let site = site();
+    let names = prometheus::Group::ALL.map(prometheus::Group::as_str);
+    let mut kept = 0;
+    for selection in 1u32..16 {
+        let wanted: Vec<String> = (0..4)
+            .filter(|at| selection & 1 << at != 0)
+            .map(|at| format!("collect[]={}", names[at]))
+            .collect();
+        let uri = format!("/metrics?{}", wanted.join("&"));
+        let (first, second) = (get(&site.router, &uri).await.body, get(&site.router, &uri).await.body);
+        assert_eq!(first, second, "{uri}");
+        kept += usize::from(first.as_ptr() == second.as_ptr());
+    }
+    assert_eq!(kept, 6);
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
-//! Every family there can be, declared once, in the order of the output.
+//! Every family there can be, declared once, in the order of the output. Whatever shows a family, in whichever format,
+//! takes name, kind, unit and help from here.
 
-use super::Format;
+use super::{Format, Group};
 
 /// What the samples of a family are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,8 @@ impl Kind {
 /// A metric family, as declared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Family {
+    /// What it is written with.
+    pub group: Group,
     /// Full name, with `_total` or `_info` at its end where the kind asks for it.
     pub name: &'static str,
     /// What its samples are.
@@ -63,155 +66,164 @@ pub fn families() -> impl Iterator<Item = &'static Family> {
 }
 
 macro_rules! families {
-    ($($id:ident = $kind:ident $name:literal [$($label:literal),*] $unit:literal $help:literal;)*) => {
-        $(
+    ($($group:ident {
+        $($id:ident = $kind:ident $name:literal [$($label:literal),*] $unit:literal $help:literal;)*
+    })*) => {
+        $($(
             pub(super) const $id: Family = Family {
+                group: Group::$group,
                 name: $name,
                 kind: Kind::$kind,
                 labels: &[$($label),*],
                 unit: $unit,
                 help: $help,
             };
-        )*
-        static FAMILIES: &[Family] = &[$($id),*];
+        )*)*
+        static FAMILIES: &[Family] = &[$($($id,)*)*];
     };
 }
 
 families! {
-    POOL_INFO = Info "worker_pool_info" ["pool", "origin"] ""
-        "A pool, and what made it one: config, recognized:<program> or zero-config.";
-    POOL_SIZE = Gauge "worker_pool_size" ["pool"] ""
-        "Configured number of workers where it is known, otherwise the number of living ones.";
-    POOL_CONFIGURED_SIZE = Gauge "worker_pool_configured_size" ["pool"] ""
-        "Configured number of workers; absent where it is not known.";
-    POOL_WORKERS = Gauge "worker_pool_workers" ["pool", "state"] ""
-        "Living workers by state; each is in exactly one.";
-    POOL_FLAGGED = Gauge "worker_pool_flagged_workers" ["pool", "flag"] ""
-        "Workers with a flag. defunct: ended, and not reaped by their parent.";
-    POOL_UNLISTED = Gauge "worker_pool_unlisted_workers" ["pool"] ""
-        "Living workers without series of their own, because the pool has more than the ceiling.";
-    POOL_SPAWNS = Counter "worker_pool_spawns_total" ["pool"] ""
-        "Workers forked since the collector started.";
-    POOL_EXITS = Counter "worker_pool_exits_total" ["pool", "reason"] ""
-        "Workers that left since the collector started, by reason.";
-    POOL_CPU = Counter "worker_pool_cpu_seconds_total" ["pool", "mode"] "seconds"
-        "CPU time of all workers while watched, living and dead.";
-    POOL_RUN_DELAY = Counter "worker_pool_run_delay_seconds_total" ["pool"] "seconds"
-        "Time workers waited runnable for a CPU while watched.";
-    POOL_RSS = Gauge "worker_pool_resident_memory_bytes" ["pool"] "bytes"
-        "Resident memory of living workers together; pages they share count once per worker.";
-    POOL_READ = Counter "worker_pool_read_bytes_total" ["pool"] "bytes"
-        "Bytes that workers caused to be read from storage while watched.";
-    POOL_WRITTEN = Counter "worker_pool_written_bytes_total" ["pool"] "bytes"
-        "Bytes that workers caused to be written to storage while watched.";
-    POOL_UTILIZATION = Histogram "worker_pool_cpu_utilization_ratio" ["pool"] "ratio"
-        "CPU of one worker in one interval as a share of one CPU, one value per worker and interval.";
-    POOL_UTILIZATION_QUANTILE = Summary "worker_pool_cpu_utilization_ratio_quantile" ["pool", "quantile", "window"] ""
-        "Quantiles of worker_pool_cpu_utilization_ratio in a window, within 1.6 %.";
-    POOL_UTILIZATION_DISCARDED = Counter "worker_pool_cpu_utilization_ratio_discarded_total" ["pool"] ""
-        "Values left out of worker_pool_cpu_utilization_ratio because they could not be true.";
-    POOL_WORKER_RSS = Histogram "worker_pool_worker_resident_memory_bytes" ["pool"] "bytes"
-        "Resident memory of one worker, one value per worker and interval.";
-    POOL_WORKER_RSS_QUANTILE = Summary "worker_pool_worker_resident_memory_bytes_quantile" ["pool", "quantile", "window"] ""
-        "Quantiles of worker_pool_worker_resident_memory_bytes in a window, within 1.6 %.";
-    POOL_WORKER_RSS_DISCARDED = Counter "worker_pool_worker_resident_memory_bytes_discarded_total" ["pool"] ""
-        "Values left out of worker_pool_worker_resident_memory_bytes because they could not be true.";
-    POOL_LIFETIME = Histogram "worker_pool_lifetime_seconds" ["pool"] "seconds"
-        "Age of workers when they ended.";
-    POOL_LIFETIME_QUANTILE = Summary "worker_pool_lifetime_seconds_quantile" ["pool", "quantile", "window"] ""
-        "Quantiles of worker_pool_lifetime_seconds in a window, within 1.6 %.";
-    POOL_LIFETIME_DISCARDED = Counter "worker_pool_lifetime_seconds_discarded_total" ["pool"] ""
-        "Values left out of worker_pool_lifetime_seconds because they could not be true.";
+    Pools {
+        POOL_INFO = Info "worker_pool_info" ["pool", "origin"] ""
+            "A pool, and what made it one: config, recognized:<program> or zero-config.";
+        POOL_SIZE = Gauge "worker_pool_size" ["pool"] ""
+            "Configured number of workers where it is known, otherwise the number of living ones.";
+        POOL_CONFIGURED_SIZE = Gauge "worker_pool_configured_size" ["pool"] ""
+            "Configured number of workers; absent where it is not known.";
+        POOL_WORKERS = Gauge "worker_pool_workers" ["pool", "state"] ""
+            "Living workers by state; each is in exactly one.";
+        POOL_FLAGGED = Gauge "worker_pool_flagged_workers" ["pool", "flag"] ""
+            "Workers with a flag. defunct: ended, and not reaped by their parent.";
+        POOL_UNLISTED = Gauge "worker_pool_unlisted_workers" ["pool"] ""
+            "Living workers without series of their own, because the pool has more than the ceiling.";
+        POOL_SPAWNS = Counter "worker_pool_spawns_total" ["pool"] ""
+            "Workers forked since the collector started.";
+        POOL_EXITS = Counter "worker_pool_exits_total" ["pool", "reason"] ""
+            "Workers that left since the collector started, by reason.";
+        POOL_CPU = Counter "worker_pool_cpu_seconds_total" ["pool", "mode"] "seconds"
+            "CPU time of all workers while watched, living and dead.";
+        POOL_RUN_DELAY = Counter "worker_pool_run_delay_seconds_total" ["pool"] "seconds"
+            "Time workers waited runnable for a CPU while watched.";
+        POOL_RSS = Gauge "worker_pool_resident_memory_bytes" ["pool"] "bytes"
+            "Resident memory of living workers together; pages they share count once per worker.";
+        POOL_READ = Counter "worker_pool_read_bytes_total" ["pool"] "bytes"
+            "Bytes that workers caused to be read from storage while watched.";
+        POOL_WRITTEN = Counter "worker_pool_written_bytes_total" ["pool"] "bytes"
+            "Bytes that workers caused to be written to storage while watched.";
+        POOL_UTILIZATION = Histogram "worker_pool_cpu_utilization_ratio" ["pool"] "ratio"
+            "CPU of one worker in one interval as a share of one CPU, one value per worker and interval.";
+        POOL_UTILIZATION_QUANTILE = Summary "worker_pool_cpu_utilization_ratio_quantile" ["pool", "quantile", "window"] ""
+            "Quantiles of worker_pool_cpu_utilization_ratio in a window, within 1.6 %.";
+        POOL_UTILIZATION_DISCARDED = Counter "worker_pool_cpu_utilization_ratio_discarded_total" ["pool"] ""
+            "Values left out of worker_pool_cpu_utilization_ratio because they could not be true.";
+        POOL_WORKER_RSS = Histogram "worker_pool_worker_resident_memory_bytes" ["pool"] "bytes"
+            "Resident memory of one worker, one value per worker and interval.";
+        POOL_WORKER_RSS_QUANTILE = Summary "worker_pool_worker_resident_memory_bytes_quantile" ["pool", "quantile", "window"] ""
+            "Quantiles of worker_pool_worker_resident_memory_bytes in a window, within 1.6 %.";
+        POOL_WORKER_RSS_DISCARDED = Counter "worker_pool_worker_resident_memory_bytes_discarded_total" ["pool"] ""
+            "Values left out of worker_pool_worker_resident_memory_bytes because they could not be true.";
+        POOL_LIFETIME = Histogram "worker_pool_lifetime_seconds" ["pool"] "seconds"
+            "Age of workers when they ended.";
+        POOL_LIFETIME_QUANTILE = Summary "worker_pool_lifetime_seconds_quantile" ["pool", "quantile", "window"] ""
+            "Quantiles of worker_pool_lifetime_seconds in a window, within 1.6 %.";
+        POOL_LIFETIME_DISCARDED = Counter "worker_pool_lifetime_seconds_discarded_total" ["pool"] ""
+            "Values left out of worker_pool_lifetime_seconds because they could not be true.";
 
-    MASTER_COUNT = Gauge "worker_pool_masters" ["pool"] ""
-        "Processes alive that fork the workers of the pool.";
-    MASTER_INFO = Info "worker_pool_master_info" ["pool", "master", "pid", "comm"] ""
-        "A process that forks workers; master numbers them by age, 0 is the oldest.";
-    MASTER_START = Gauge "worker_pool_master_start_time_seconds" ["pool", "master"] "seconds"
-        "When the master started, since the Unix epoch.";
-    MASTER_CPU = Counter "worker_pool_master_cpu_seconds_total" ["pool", "master", "mode"] "seconds"
-        "CPU time of the master since it started.";
-    MASTER_RSS = Gauge "worker_pool_master_resident_memory_bytes" ["pool", "master"] "bytes"
-        "Resident memory of the master.";
+        MASTER_COUNT = Gauge "worker_pool_masters" ["pool"] ""
+            "Processes alive that fork the workers of the pool.";
+        MASTER_INFO = Info "worker_pool_master_info" ["pool", "master", "pid", "comm"] ""
+            "A process that forks workers; master numbers them by age, 0 is the oldest.";
+        MASTER_START = Gauge "worker_pool_master_start_time_seconds" ["pool", "master"] "seconds"
+            "When the master started, since the Unix epoch.";
+        MASTER_CPU = Counter "worker_pool_master_cpu_seconds_total" ["pool", "master", "mode"] "seconds"
+            "CPU time of the master since it started.";
+        MASTER_RSS = Gauge "worker_pool_master_resident_memory_bytes" ["pool", "master"] "bytes"
+            "Resident memory of the master.";
+    }
+    Workers {
+        WORKER_INFO = Info "worker_info" ["pool", "slot", "generation", "pid", "app", "comm"] ""
+            "The worker that has the slot now; generation counts the workers that have had it.";
+        WORKER_STATE = Gauge "worker_state" ["pool", "slot", "state"] ""
+            "1 for the state the worker is in; its other states have no series.";
+        WORKER_START = Gauge "worker_start_time_seconds" ["pool", "slot"] "seconds"
+            "When the worker started, since the Unix epoch.";
+        WORKER_CPU = Counter "worker_cpu_seconds_total" ["pool", "slot", "mode"] "seconds"
+            "CPU time of the worker since it started.";
+        WORKER_RSS = Gauge "worker_resident_memory_bytes" ["pool", "slot"] "bytes"
+            "Resident memory of the worker: anonymous, file and shared memory.";
+        WORKER_ANONYMOUS = Gauge "worker_anonymous_memory_bytes" ["pool", "slot"] "bytes"
+            "Resident anonymous memory of the worker.";
+        WORKER_THREADS = Gauge "worker_threads" ["pool", "slot"] ""
+            "Living threads of the worker.";
+    }
+    WorkerDetails {
+        WORKER_UTILIZATION = Gauge "worker_cpu_utilization_ratio" ["pool", "slot"] "ratio"
+            "CPU of the worker in the last interval as a share of one CPU.";
+        WORKER_RUN_DELAY = Counter "worker_run_delay_seconds_total" ["pool", "slot"] "seconds"
+            "Time the living threads of the worker waited runnable for a CPU since it started.";
+        WORKER_FILE = Gauge "worker_file_memory_bytes" ["pool", "slot"] "bytes"
+            "Resident pages of files that the worker has mapped.";
+        WORKER_SHMEM = Gauge "worker_shared_memory_bytes" ["pool", "slot"] "bytes"
+            "Resident shared memory and tmpfs pages of the worker.";
+        WORKER_SWAP = Gauge "worker_swap_bytes" ["pool", "slot"] "bytes"
+            "Anonymous memory of the worker that was swapped out.";
+        WORKER_FAULTS = Counter "worker_page_faults_total" ["pool", "slot", "kind"] ""
+            "Page faults of the worker since it started; major ones needed IO.";
+        WORKER_SWITCHES = Counter "worker_context_switches_total" ["pool", "slot", "kind"] ""
+            "Times the worker left a CPU since it started: by itself (voluntary) or preempted (involuntary).";
+        WORKER_READ = Counter "worker_read_bytes_total" ["pool", "slot"] "bytes"
+            "Bytes the worker caused to be read from storage since it started.";
+        WORKER_WRITTEN = Counter "worker_written_bytes_total" ["pool", "slot"] "bytes"
+            "Bytes the worker caused to be written to storage since it started.";
+    }
+    Collector {
+        BUILD_INFO = Info "collector_build_info" ["version"] ""
+            "The version of the collector.";
+        SOURCE_INFO = Info "collector_source_info" ["source"] ""
+            "Where the facts come from: ebpf or procfs.";
+        FEATURE = Gauge "collector_feature_enabled" ["feature", "reason"] ""
+            "1 for what works here, 0 for what does not; reason says why not, or how it is reduced.";
+        EVENTS_COUNTED = Counter "collector_events_counted_total" ["kind"] ""
+            "Lifecycle events the kernel side saw: those delivered and those lost.";
+        EVENTS_DELIVERED = Counter "collector_events_delivered_total" ["kind"] ""
+            "Lifecycle events that were handed to the collector.";
+        EVENTS_LOST = Counter "collector_events_lost_total" ["kind"] ""
+            "Lifecycle events for which there was no room on the way.";
+        LOSSES = Counter "collector_losses_total" ["reason"] ""
+            "What went wrong and cost a fact, by reason.";
+        PASSES = Counter "collector_passes_total" [] ""
+            "Passes over all tracked processes.";
+        PASS_CPU = Counter "collector_pass_cpu_seconds_total" [] "seconds"
+            "CPU time spent in passes.";
+        EVENT_CPU = Counter "collector_event_cpu_seconds_total" [] "seconds"
+            "CPU time spent taking and applying events.";
+        PROGRAM_RUN = Counter "collector_bpf_program_run_seconds_total" ["program"] "seconds"
+            "Run time of a BPF program, about 44 ns a run of which are the statistics; absent unless kernel.bpf_stats_enabled is set.";
+        PROGRAM_RUNS = Counter "collector_bpf_program_runs_total" ["program"] ""
+            "Runs of a BPF program; absent unless kernel.bpf_stats_enabled is set.";
+        MAP_MEMORY = Gauge "collector_kernel_map_memory_bytes" [] "bytes"
+            "Kernel memory of the collector's BPF maps, which its resident memory does not show.";
+        PROCESSES = Gauge "collector_processes" [] ""
+            "Processes the collector knows now.";
+        RELOAD_SUCCESSFUL = Gauge "collector_config_last_reload_successful" [] ""
+            "1 if the configuration in use is the last one that was given.";
+        RELOAD_TIME = Gauge "collector_config_last_reload_success_timestamp_seconds" [] "seconds"
+            "When the configuration in use was loaded, since the Unix epoch; absent for the built-in defaults.";
+        SNAPSHOT_TIME = Gauge "collector_snapshot_timestamp_seconds" [] "seconds"
+            "When the figures of this scrape were taken, since the Unix epoch.";
 
-    WORKER_INFO = Info "worker_info" ["pool", "slot", "generation", "pid", "app", "comm"] ""
-        "The worker that has the slot now; generation counts the workers that have had it.";
-    WORKER_STATE = Gauge "worker_state" ["pool", "slot", "state"] ""
-        "1 for the state the worker is in; its other states have no series.";
-    WORKER_START = Gauge "worker_start_time_seconds" ["pool", "slot"] "seconds"
-        "When the worker started, since the Unix epoch.";
-    WORKER_CPU = Counter "worker_cpu_seconds_total" ["pool", "slot", "mode"] "seconds"
-        "CPU time of the worker since it started.";
-    WORKER_UTILIZATION = Gauge "worker_cpu_utilization_ratio" ["pool", "slot"] "ratio"
-        "CPU of the worker in the last interval as a share of one CPU.";
-    WORKER_RUN_DELAY = Counter "worker_run_delay_seconds_total" ["pool", "slot"] "seconds"
-        "Time the living threads of the worker waited runnable for a CPU since it started.";
-    WORKER_RSS = Gauge "worker_resident_memory_bytes" ["pool", "slot"] "bytes"
-        "Resident memory of the worker: anonymous, file and shared memory.";
-    WORKER_ANONYMOUS = Gauge "worker_anonymous_memory_bytes" ["pool", "slot"] "bytes"
-        "Resident anonymous memory of the worker.";
-    WORKER_FILE = Gauge "worker_file_memory_bytes" ["pool", "slot"] "bytes"
-        "Resident pages of files that the worker has mapped.";
-    WORKER_SHMEM = Gauge "worker_shared_memory_bytes" ["pool", "slot"] "bytes"
-        "Resident shared memory and tmpfs pages of the worker.";
-    WORKER_SWAP = Gauge "worker_swap_bytes" ["pool", "slot"] "bytes"
-        "Anonymous memory of the worker that was swapped out.";
-    WORKER_THREADS = Gauge "worker_threads" ["pool", "slot"] ""
-        "Living threads of the worker.";
-    WORKER_FAULTS = Counter "worker_page_faults_total" ["pool", "slot", "kind"] ""
-        "Page faults of the worker since it started; major ones needed IO.";
-    WORKER_SWITCHES = Counter "worker_context_switches_total" ["pool", "slot", "kind"] ""
-        "Times the worker left a CPU since it started: by itself (voluntary) or preempted (involuntary).";
-    WORKER_READ = Counter "worker_read_bytes_total" ["pool", "slot"] "bytes"
-        "Bytes the worker caused to be read from storage since it started.";
-    WORKER_WRITTEN = Counter "worker_written_bytes_total" ["pool", "slot"] "bytes"
-        "Bytes the worker caused to be written to storage since it started.";
-
-    BUILD_INFO = Info "collector_build_info" ["version"] ""
-        "The version of the collector.";
-    SOURCE_INFO = Info "collector_source_info" ["source"] ""
-        "Where the facts come from: ebpf or procfs.";
-    FEATURE = Gauge "collector_feature_enabled" ["feature", "reason"] ""
-        "1 for what works here, 0 for what does not; reason says why not, or how it is reduced.";
-    EVENTS_COUNTED = Counter "collector_events_counted_total" ["kind"] ""
-        "Lifecycle events the kernel side saw: those delivered and those lost.";
-    EVENTS_DELIVERED = Counter "collector_events_delivered_total" ["kind"] ""
-        "Lifecycle events that were handed to the collector.";
-    EVENTS_LOST = Counter "collector_events_lost_total" ["kind"] ""
-        "Lifecycle events for which there was no room on the way.";
-    LOSSES = Counter "collector_losses_total" ["reason"] ""
-        "What went wrong and cost a fact, by reason.";
-    PASSES = Counter "collector_passes_total" [] ""
-        "Passes over all tracked processes.";
-    PASS_CPU = Counter "collector_pass_cpu_seconds_total" [] "seconds"
-        "CPU time spent in passes.";
-    EVENT_CPU = Counter "collector_event_cpu_seconds_total" [] "seconds"
-        "CPU time spent taking and applying events.";
-    PROGRAM_RUN = Counter "collector_bpf_program_run_seconds_total" ["program"] "seconds"
-        "Run time of a BPF program, about 44 ns a run of which are the statistics; absent unless kernel.bpf_stats_enabled is set.";
-    PROGRAM_RUNS = Counter "collector_bpf_program_runs_total" ["program"] ""
-        "Runs of a BPF program; absent unless kernel.bpf_stats_enabled is set.";
-    MAP_MEMORY = Gauge "collector_kernel_map_memory_bytes" [] "bytes"
-        "Kernel memory of the collector's BPF maps, which its resident memory does not show.";
-    PROCESSES = Gauge "collector_processes" [] ""
-        "Processes the collector knows now.";
-    RELOAD_SUCCESSFUL = Gauge "collector_config_last_reload_successful" [] ""
-        "1 if the configuration in use is the last one that was given.";
-    RELOAD_TIME = Gauge "collector_config_last_reload_success_timestamp_seconds" [] "seconds"
-        "When the configuration in use was loaded, since the Unix epoch; absent for the built-in defaults.";
-    SNAPSHOT_TIME = Gauge "collector_snapshot_timestamp_seconds" [] "seconds"
-        "When the figures of this scrape were taken, since the Unix epoch.";
-
-    PROCESS_CPU = Counter "process_cpu_seconds_total" [] "seconds"
-        "CPU time of the collector itself.";
-    PROCESS_RSS = Gauge "process_resident_memory_bytes" [] "bytes"
-        "Resident memory of the collector itself.";
-    PROCESS_VIRTUAL = Gauge "process_virtual_memory_bytes" [] "bytes"
-        "Virtual memory of the collector itself.";
-    PROCESS_FDS = Gauge "process_open_fds" [] ""
-        "Open file descriptors of the collector itself.";
-    PROCESS_MAX_FDS = Gauge "process_max_fds" [] ""
-        "Limit of open file descriptors of the collector itself.";
-    PROCESS_START = Gauge "process_start_time_seconds" [] "seconds"
-        "When the collector started to collect, since the Unix epoch.";
+        PROCESS_CPU = Counter "process_cpu_seconds_total" [] "seconds"
+            "CPU time of the collector itself.";
+        PROCESS_RSS = Gauge "process_resident_memory_bytes" [] "bytes"
+            "Resident memory of the collector itself.";
+        PROCESS_VIRTUAL = Gauge "process_virtual_memory_bytes" [] "bytes"
+            "Virtual memory of the collector itself.";
+        PROCESS_FDS = Gauge "process_open_fds" [] ""
+            "Open file descriptors of the collector itself.";
+        PROCESS_MAX_FDS = Gauge "process_max_fds" [] ""
+            "Limit of open file descriptors of the collector itself.";
+        PROCESS_START = Gauge "process_start_time_seconds" [] "seconds"
+            "When the collector started to collect, since the Unix epoch.";
+    }
 }

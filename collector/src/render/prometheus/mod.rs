@@ -5,7 +5,9 @@
 //! counter reset.
 //!
 //! Every family is declared once, in `family`; `pools`, `workers` and `own` say which samples a snapshot gives it, and
-//! `text` how they are written.
+//! `text` how they are written: only there a format is more than a name. Families come in groups, because series per
+//! worker are what a Prometheus pays for: by default there are eight of each worker, which are those that dashboards and
+//! alerts ask for, and all others when their group is named.
 //!
 //! Two roads not taken. `worker_state` is no full state set: it has one series per worker, for the state it is in,
 //! because zeros for every other state would multiply the largest family by the number of states
@@ -18,10 +20,9 @@ mod pools;
 mod text;
 mod workers;
 
-use std::ops::Range;
-
 pub use self::family::{Family, Kind, families};
-use self::text::{Value as _, Writer, write_label};
+pub use self::text::Buffer;
+use self::text::{Labels, Name, Piece, Place, Writer};
 use crate::snapshot::{Pool, Reading, Snapshot, Worker};
 
 /// A text format for metrics.
@@ -43,74 +44,141 @@ impl Format {
     }
 }
 
-/// Writes a whole exposition to the end of `out`.
-///
-/// `after_family` is called after each family and may take the bytes out of the buffer, so that a compressed
-/// exposition never exists uncompressed as a whole.
-pub fn render(
-    snapshot: &Snapshot,
-    format: Format,
-    out: &mut Vec<u8>,
-    after_family: &mut dyn FnMut(&mut Vec<u8>),
-) {
-    let mut writer = Writer { out, format, after_family };
-    let series = Series::of(snapshot);
-    pools::write(&mut writer, &series);
-    pools::write_masters(&mut writer, &series);
-    workers::write(&mut writer, &series);
-    own::write(&mut writer, snapshot);
-    own::write_process(&mut writer, snapshot);
-    if format == Format::OpenMetrics {
-        writer.out.extend_from_slice(b"# EOF\n");
-        (writer.after_family)(writer.out);
+/// Families that are asked for together: what `collect` names, in the configuration and in a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// Pools and their masters, complete.
+    Pools,
+    /// What dashboards and alerts ask of every worker.
+    Workers,
+    /// Everything else about every worker.
+    WorkerDetails,
+    /// The collector itself.
+    Collector,
+}
+
+impl Group {
+    /// All of them, in the order of the output.
+    pub const ALL: [Self; 4] = [Self::Pools, Self::Workers, Self::WorkerDetails, Self::Collector];
+
+    /// How it is named.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pools => "pools",
+            Self::Workers => "workers",
+            Self::WorkerDetails => "worker_details",
+            Self::Collector => "collector",
+        }
     }
 }
 
-/// Label strings, escaped once and used for every family.
+/// Some of the groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Groups(u8);
+
+impl Default for Groups {
+    /// All but the details of workers: with those, series per worker would be three times as many.
+    fn default() -> Self {
+        [Group::Pools, Group::Workers, Group::Collector].into_iter().collect()
+    }
+}
+
+impl FromIterator<Group> for Groups {
+    fn from_iter<I: IntoIterator<Item = Group>>(groups: I) -> Self {
+        Self(groups.into_iter().fold(0, |bits, group| bits | 1 << group as u8))
+    }
+}
+
+impl Groups {
+    /// Every group.
+    pub fn all() -> Self {
+        Group::ALL.into_iter().collect()
+    }
+
+    /// The groups of these names; an error that lists the names there are for anything else, and for none at all.
+    pub fn named<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Self, String> {
+        let known = || Group::ALL.map(Group::as_str).join(", ");
+        let group = |name: &str| {
+            let found = Group::ALL.into_iter().find(|group| group.as_str() == name);
+            found.ok_or_else(|| format!("there is no group of metrics {name:?}; there are {}", known()))
+        };
+        let groups: Self = names.into_iter().map(group).collect::<Result<_, _>>()?;
+        if groups.0 == 0 { Err(format!("name at least one of {}", known())) } else { Ok(groups) }
+    }
+
+    /// Whether the group is among them.
+    pub fn contains(self, group: Group) -> bool {
+        self.0 & 1 << group as u8 != 0
+    }
+}
+
+/// Writes a whole exposition to the end of `out`.
+///
+/// `after_family` is called after each family and may take what was written, so that a compressed exposition never
+/// exists uncompressed as a whole.
+pub fn render(
+    snapshot: &Snapshot,
+    format: Format,
+    groups: Groups,
+    out: &mut Buffer,
+    after_family: &mut dyn FnMut(&mut Buffer),
+) {
+    let mut writer = Writer { out, format, groups, after_family };
+    let series = Series::of(snapshot, groups);
+    pools::write(&mut writer, &series);
+    pools::write_masters(&mut writer, &series);
+    workers::write(&mut writer, &series);
+    workers::write_details(&mut writer, &series);
+    own::write(&mut writer, snapshot);
+    own::write_process(&mut writer, snapshot);
+    writer.end();
+}
+
+/// What there are series of, with their labels, which are escaped once and used for every family.
 struct Series<'a> {
-    labels: Vec<u8>,
-    pools: Vec<(&'a Pool, Range<usize>)>,
-    workers: Vec<(&'a Worker, Range<usize>)>,
+    labels: Labels,
+    pools: Vec<(&'a Pool, Place)>,
+    workers: Vec<(&'a Worker, Place)>,
 }
 
 impl<'a> Series<'a> {
-    fn of(snapshot: &'a Snapshot) -> Self {
-        let listed = snapshot.pools.iter().map(|pool| pool.workers.len()).sum();
-        let mut labels = Vec::with_capacity(64 * (listed + snapshot.pools.len()));
+    fn of(snapshot: &'a Snapshot, groups: Groups) -> Self {
+        let with_workers = groups.contains(Group::Workers) || groups.contains(Group::WorkerDetails);
+        let mut labels = Labels::default();
         let mut pools = Vec::with_capacity(snapshot.pools.len());
-        let mut workers = Vec::with_capacity(listed);
+        let mut workers = Vec::new();
         for pool in &snapshot.pools {
-            let start = labels.len();
-            write_label(&mut labels, "pool", &pool.name);
-            let of_pool = start..labels.len();
-            for worker in &pool.workers {
-                let start = labels.len();
-                labels.extend_from_within(of_pool.clone());
-                labels.extend_from_slice(b",slot=\"");
-                worker.slot.write(&mut labels);
-                labels.push(b'"');
-                workers.push((worker, start..labels.len()));
-            }
+            let of_pool = labels.add(None, |labels| labels.text(&POOL, &pool.name));
             pools.push((pool, of_pool));
+            if !with_workers {
+                continue;
+            }
+            workers.reserve(pool.workers.len());
+            for worker in &pool.workers {
+                workers.push((worker, labels.add(Some(of_pool), |labels| labels.number(&SLOT, worker.slot))));
+            }
         }
         Self { labels, pools, workers }
     }
 
-    fn pools(&self) -> impl Iterator<Item = (&'a Pool, &[u8])> {
-        self.pools.iter().map(|(pool, labels)| (*pool, &self.labels[labels.clone()]))
+    fn pools(&self) -> impl Iterator<Item = (&'a Pool, Piece<'_>)> {
+        self.pools.iter().map(|(pool, labels)| (*pool, self.labels.get(*labels)))
     }
 
-    fn workers(&self) -> impl Iterator<Item = (&'a Worker, &[u8])> {
-        self.workers.iter().map(|(worker, labels)| (*worker, &self.labels[labels.clone()]))
+    fn workers(&self) -> impl Iterator<Item = (&'a Worker, Piece<'_>)> {
+        self.workers.iter().map(|(worker, labels)| (*worker, self.labels.get(*labels)))
     }
 
-    fn readings(&self) -> impl Iterator<Item = (&'a Reading, &[u8])> {
+    fn readings(&self) -> impl Iterator<Item = (&'a Reading, Piece<'_>)> {
         self.workers().filter_map(|(worker, labels)| Some((worker.reading.as_ref()?, labels)))
     }
 }
 
-const USER: &str = r#",mode="user""#;
-const SYSTEM: &str = r#",mode="system""#;
+const POOL: Name = Name::new("pool");
+const SLOT: Name = Name::new("slot");
+const MODE: Name = Name::new("mode");
+const PID: Name = Name::new("pid");
+const COMM: Name = Name::new("comm");
 
 #[cfg(test)]
 mod tests;

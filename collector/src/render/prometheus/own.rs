@@ -1,31 +1,30 @@
 //! Families of the collector itself.
 
 use super::family::*;
-use super::text::{Nanos, Writer, label, more_label};
+use super::text::{LabelWriter, Name, Nanos, One, Piece, Samples, Value, Writer};
 use crate::snapshot::{EventCounts, Own, Snapshot};
 
 pub(super) fn write(writer: &mut Writer<'_>, snapshot: &Snapshot) {
     let own = &snapshot.own;
-    let mut labels = Vec::new();
     writer.family(&BUILD_INFO, |samples| {
-        samples.add(label(&mut labels, "version", env!("CARGO_PKG_VERSION")), "", 1u64);
+        one_label(samples, &Name::new("version"), env!("CARGO_PKG_VERSION"), One);
     });
-    writer.family(&SOURCE_INFO, |samples| {
-        samples.add(label(&mut labels, "source", snapshot.source), "", 1u64);
-    });
+    writer.family(&SOURCE_INFO, |samples| one_label(samples, &Name::new("source"), snapshot.source, One));
     writer.family(&FEATURE, |samples| {
         for feature in snapshot.features.iter() {
-            label(&mut labels, "feature", feature.name);
-            if !feature.reason.is_empty() {
-                more_label(&mut labels, "reason", &feature.reason);
-            }
-            samples.add(&labels, "", u64::from(feature.enabled));
+            let labels = |labels: &mut LabelWriter<'_>| {
+                labels.text(&Name::new("feature"), feature.name);
+                if !feature.reason.is_empty() {
+                    labels.text(&REASON, &feature.reason);
+                }
+            };
+            samples.add_labelled(Piece::EMPTY, labels, u64::from(feature.enabled));
         }
     });
-    let mut events = |writer: &mut Writer<'_>, family: &Family, count: fn(&EventCounts) -> u64| {
+    let events = |writer: &mut Writer<'_>, family: &Family, count: fn(&EventCounts) -> u64| {
         writer.family(family, |samples| {
             for event in &own.events {
-                samples.add(label(&mut labels, "kind", event.kind), "", count(event));
+                one_label(samples, &Name::new("kind"), event.kind, count(event));
             }
         });
     };
@@ -38,8 +37,8 @@ pub(super) fn write(writer: &mut Writer<'_>, snapshot: &Snapshot) {
             if own.losses[..at].iter().any(|(earlier, _)| earlier == reason) {
                 continue;
             }
-            let all = own.losses[at..].iter().filter(|(other, _)| other == reason).map(|(_, n)| n).sum();
-            samples.add::<u64>(label(&mut labels, "reason", reason), "", all);
+            let all: u64 = own.losses[at..].iter().filter(|(other, _)| other == reason).map(|(_, n)| n).sum();
+            one_label(samples, &REASON, reason, all);
         }
     });
     writer.single(&PASSES, Some(own.passes));
@@ -65,15 +64,14 @@ fn write_programs(writer: &mut Writer<'_>, own: &Own) {
             None => programs.push((program.name, program.runs, program.run_time_ns)),
         }
     }
-    let mut labels = Vec::new();
     writer.family(&PROGRAM_RUN, |samples| {
         for (name, _, run_time_ns) in &programs {
-            samples.add(label(&mut labels, "program", name), "", Nanos(*run_time_ns));
+            one_label(samples, &PROGRAM, name, Nanos(*run_time_ns));
         }
     });
     writer.family(&PROGRAM_RUNS, |samples| {
         for (name, runs, _) in &programs {
-            samples.add(label(&mut labels, "program", name), "", *runs);
+            one_label(samples, &PROGRAM, name, *runs);
         }
     });
 }
@@ -86,4 +84,11 @@ pub(super) fn write_process(writer: &mut Writer<'_>, snapshot: &Snapshot) {
     writer.single(&PROCESS_FDS, own.open_fds);
     writer.single(&PROCESS_MAX_FDS, own.max_fds);
     writer.single(&PROCESS_START, Some(Nanos(snapshot.started_unix_ns)));
+}
+
+const REASON: Name = Name::new("reason");
+const PROGRAM: Name = Name::new("program");
+
+fn one_label<V: Value>(samples: &mut Samples<'_>, name: &Name, label: &str, value: V) {
+    samples.add_labelled(Piece::EMPTY, |labels| labels.text(name, label), value);
 }

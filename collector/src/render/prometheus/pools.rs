@@ -1,67 +1,62 @@
 //! Families of pools and of their masters.
 
-use std::ops::Range;
-
 use super::family::*;
-use super::text::{Nanos, Value as _, Writer, more_label};
-use super::{SYSTEM, Series, USER};
+use super::text::{LabelWriter, Labels, Name, Nanos, One, Place, Variants, Writer};
+use super::{COMM, MODE, PID, POOL, Series};
 use crate::snapshot::{Distribution, Master, Pool};
 
 /// Masters of a pool with series of their own; more than two are alive only while upgrades overlap.
 const MASTERS_LISTED: usize = 8;
 
 pub(super) fn write(writer: &mut Writer<'_>, series: &Series<'_>) {
+    const ORIGIN: Name = Name::new("origin");
     writer.family(&POOL_INFO, |samples| {
-        let mut labels = Vec::new();
-        for (pool, of_pool) in series.pools() {
-            labels.clear();
-            labels.extend_from_slice(of_pool);
-            more_label(&mut labels, "origin", &pool.origin);
-            samples.add(&labels, "", 1u64);
+        for (pool, labels) in series.pools() {
+            samples.add_labelled(labels, |labels| labels.text(&ORIGIN, &pool.origin), One);
         }
     });
     let each = |writer: &mut Writer<'_>, family: &Family, value: fn(&Pool) -> Option<u64>| {
         writer.family(family, |samples| {
             for (pool, labels) in series.pools() {
-                samples.add_known(labels, "", value(pool));
+                samples.add_known(labels, value(pool));
             }
         });
     };
     each(writer, &POOL_SIZE, |pool| Some(pool.size.into()));
     each(writer, &POOL_CONFIGURED_SIZE, |pool| pool.configured_size.map(u64::from));
     writer.family(&POOL_WORKERS, |samples| {
+        let mut state = Variants::of(Name::new("state"));
         for (pool, labels) in series.pools() {
-            samples.add(labels, r#",state="creating""#, pool.states.creating);
-            samples.add(labels, r#",state="running""#, pool.states.running);
+            samples.add_variant(labels, &mut state, "creating", pool.states.creating);
+            samples.add_variant(labels, &mut state, "running", pool.states.running);
         }
     });
     writer.family(&POOL_FLAGGED, |samples| {
+        let mut flag = Variants::of(Name::new("flag"));
         for (pool, labels) in series.pools() {
-            samples.add(labels, r#",flag="defunct""#, pool.defunct);
+            samples.add_variant(labels, &mut flag, "defunct", pool.defunct);
         }
     });
     each(writer, &POOL_UNLISTED, |pool| Some(pool.unlisted.into()));
     each(writer, &POOL_SPAWNS, |pool| Some(pool.spawns_total));
     writer.family(&POOL_EXITS, |samples| {
-        let mut labels = Vec::new();
-        for (pool, of_pool) in series.pools() {
+        let mut reasons = Variants::of(Name::new("reason"));
+        for (pool, labels) in series.pools() {
             for (reason, count) in pool.exits.by_reason() {
-                labels.clear();
-                labels.extend_from_slice(of_pool);
-                more_label(&mut labels, "reason", reason);
-                samples.add(&labels, "", count);
+                samples.add_variant(labels, &mut reasons, reason, count);
             }
         }
     });
     writer.family(&POOL_CPU, |samples| {
+        let mut mode = Variants::of(MODE);
         for (pool, labels) in series.pools() {
-            samples.add(labels, USER, Nanos(pool.cpu.user_ns));
-            samples.add(labels, SYSTEM, Nanos(pool.cpu.system_ns));
+            samples.add_variant(labels, &mut mode, "user", Nanos(pool.cpu.user_ns));
+            samples.add_variant(labels, &mut mode, "system", Nanos(pool.cpu.system_ns));
         }
     });
     writer.family(&POOL_RUN_DELAY, |samples| {
         for (pool, labels) in series.pools() {
-            samples.add_known(labels, "", pool.run_delay_ns.map(Nanos));
+            samples.add_known(labels, pool.run_delay_ns.map(Nanos));
         }
     });
     each(writer, &POOL_RSS, |pool| pool.rss_bytes);
@@ -69,19 +64,12 @@ pub(super) fn write(writer: &mut Writer<'_>, series: &Series<'_>) {
     each(writer, &POOL_WRITTEN, |pool| pool.written_bytes);
 
     let distribution = |writer: &mut Writer<'_>, families: [&Family; 3], of: fn(&Pool) -> &Distribution| {
-        writer.family(families[0], |samples| {
-            for (pool, labels) in series.pools() {
-                samples.add_buckets(labels, of(pool));
-            }
-        });
-        writer.family(families[1], |samples| {
-            for (pool, labels) in series.pools() {
-                samples.add_quantiles(labels, of(pool));
-            }
-        });
+        let distributions = || series.pools().map(|(pool, labels)| (labels, of(pool)));
+        writer.family(families[0], |samples| samples.add_histograms(distributions()));
+        writer.family(families[1], |samples| samples.add_quantiles(distributions()));
         writer.family(families[2], |samples| {
             for (pool, labels) in series.pools() {
-                samples.add(labels, "", of(pool).discarded);
+                samples.add(labels, of(pool).discarded);
             }
         });
     };
@@ -101,50 +89,47 @@ pub(super) fn write(writer: &mut Writer<'_>, series: &Series<'_>) {
 pub(super) fn write_masters(writer: &mut Writer<'_>, series: &Series<'_>) {
     writer.family(&MASTER_COUNT, |samples| {
         for (pool, labels) in series.pools() {
-            samples.add(labels, "", pool.masters.len() as u64);
+            samples.add(labels, pool.masters.len() as u64);
         }
     });
-    let mut labels = Vec::new();
-    let mut masters: Vec<(&Master, Range<usize>)> = Vec::new();
-    for (pool, of_pool) in series.pools() {
+    const MASTER: Name = Name::new("master");
+    let mut all = Labels::default();
+    let mut masters: Vec<(&Master, Place)> = Vec::new();
+    for (pool, _) in series.pools() {
         let mut by_age: Vec<&Master> = pool.masters.iter().collect();
         by_age.sort_by_key(|master| (master.started_unix_ns, master.pid));
+        let of_pool = all.add(None, |labels| labels.text(&POOL, &pool.name));
         for (number, master) in by_age.into_iter().take(MASTERS_LISTED).enumerate() {
-            let start = labels.len();
-            labels.extend_from_slice(of_pool);
-            labels.extend_from_slice(b",master=\"");
-            (number as u64).write(&mut labels);
-            labels.push(b'"');
-            masters.push((master, start..labels.len()));
+            let labels = all.add(Some(of_pool), |labels| labels.number(&MASTER, number as u64));
+            masters.push((master, labels));
         }
     }
-    let masters = || masters.iter().map(|(master, range)| (*master, &labels[range.clone()]));
+    let masters = || masters.iter().map(|(master, labels)| (*master, all.get(*labels)));
     writer.family(&MASTER_INFO, |samples| {
-        let mut labels = Vec::new();
-        for (master, of_master) in masters() {
-            labels.clear();
-            labels.extend_from_slice(of_master);
-            labels.extend_from_slice(b",pid=\"");
-            master.pid.write(&mut labels);
-            labels.push(b'"');
-            more_label(&mut labels, "comm", &master.comm);
-            samples.add(&labels, "", 1u64);
+        for (master, labels) in masters() {
+            let more = |labels: &mut LabelWriter<'_>| {
+                labels.number(&PID, master.pid);
+                labels.text(&COMM, &master.comm);
+            };
+            samples.add_labelled(labels, more, One);
         }
     });
     writer.family(&MASTER_START, |samples| {
         for (master, labels) in masters() {
-            samples.add(labels, "", Nanos(master.started_unix_ns));
+            samples.add(labels, Nanos(master.started_unix_ns));
         }
     });
     writer.family(&MASTER_CPU, |samples| {
+        let mut mode = Variants::of(MODE);
         for (master, labels) in masters() {
-            samples.add_known(labels, USER, master.cpu.map(|cpu| Nanos(cpu.user_ns)));
-            samples.add_known(labels, SYSTEM, master.cpu.map(|cpu| Nanos(cpu.system_ns)));
+            let Some(cpu) = master.cpu else { continue };
+            samples.add_variant(labels, &mut mode, "user", Nanos(cpu.user_ns));
+            samples.add_variant(labels, &mut mode, "system", Nanos(cpu.system_ns));
         }
     });
     writer.family(&MASTER_RSS, |samples| {
         for (master, labels) in masters() {
-            samples.add_known(labels, "", master.rss_bytes);
+            samples.add_known(labels, master.rss_bytes);
         }
     });
 }

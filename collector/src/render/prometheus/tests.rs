@@ -4,15 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::text::{Nanos, write_bound};
+use super::text::{Nanos, Value as _, write_bound};
 use super::*;
 use crate::render::fixture;
 use crate::units::NANOS_PER_SECOND;
 
+fn rendered_groups(snapshot: &Snapshot, format: Format, groups: Groups) -> String {
+    let mut out = Buffer::default();
+    render(snapshot, format, groups, &mut out, &mut |_| ());
+    String::from_utf8(out.into_written()).unwrap()
+}
+
 fn rendered(snapshot: &Snapshot, format: Format) -> String {
-    let mut out = Vec::new();
-    render(snapshot, format, &mut out, &mut |_| ());
-    String::from_utf8(out).unwrap()
+    rendered_groups(snapshot, format, Groups::all())
 }
 
 struct Sample {
@@ -72,8 +76,12 @@ fn value(text: &str, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
 fn golden_files() {
     let snapshot = fixture::snapshot();
     let version = concat!("version=\"", env!("CARGO_PKG_VERSION"), "\"");
-    for (name, format) in [("metrics.txt", Format::Text), ("metrics.openmetrics", Format::OpenMetrics)] {
-        let text = rendered(&snapshot, format).replace(version, "version=\"VERSION\"");
+    for (name, format, groups) in [
+        ("metrics.txt", Format::Text, Groups::all()),
+        ("metrics.openmetrics", Format::OpenMetrics, Groups::all()),
+        ("metrics.default.txt", Format::Text, Groups::default()),
+    ] {
+        let text = rendered_groups(&snapshot, format, groups).replace(version, "version=\"VERSION\"");
         fixture::check_golden(name, &text);
     }
 }
@@ -83,8 +91,10 @@ fn every_declared_family_occurs_with_declared_labels_only() {
     let text = rendered(&fixture::snapshot(), Format::Text);
     let samples = samples(&text);
     let mut seen = BTreeSet::new();
+    let mut at = 0;
     for family in families() {
-        assert!(text.contains(&format!("# HELP {} {}\n", family.name, family.help)), "{}", family.name);
+        let help = format!("# HELP {} {}\n", family.name, family.help);
+        at += text[at..].find(&help).unwrap_or_else(|| panic!("{} in its place", family.name));
         assert!(seen.insert(family.name), "{} is declared twice", family.name);
         assert!(family.name.contains(family.unit), "{} has the unit {}", family.name, family.unit);
         assert_eq!(family.name.ends_with("_total"), family.kind == Kind::Counter, "{}", family.name);
@@ -152,10 +162,54 @@ fn losses_of_one_reason_are_summed() {
 fn taking_the_bytes_after_each_family_changes_nothing() {
     let snapshot = fixture::snapshot();
     let mut taken = Vec::new();
-    let mut out = Vec::new();
-    render(&snapshot, Format::OpenMetrics, &mut out, &mut |out| taken.append(out));
-    assert!(out.is_empty());
+    let mut out = Buffer::default();
+    render(&snapshot, Format::OpenMetrics, Groups::all(), &mut out, &mut |out| {
+        taken.extend_from_slice(out.written());
+        out.clear();
+    });
+    assert!(out.written().is_empty());
     assert_eq!(String::from_utf8(taken).unwrap(), rendered(&snapshot, Format::OpenMetrics));
+}
+
+#[test]
+fn leftovers_are_written_over() {
+    let (snapshot, expected) = (fixture::snapshot(), rendered(&fixture::snapshot(), Format::Text));
+    for length in [1, 100, 1000, expected.len() - 1, expected.len(), 2 * expected.len()] {
+        let mut out = Buffer::over(vec![b'#'; length]);
+        render(&snapshot, Format::Text, Groups::all(), &mut out, &mut |_| ());
+        assert_eq!(String::from_utf8(out.into_written()).unwrap(), expected, "over {length} bytes");
+    }
+}
+
+#[test]
+fn groups_divide_what_there_is() {
+    let snapshot = fixture::snapshot();
+    let lines = |groups: Groups| -> Vec<String> {
+        rendered_groups(&snapshot, Format::Text, groups).lines().map(str::to_owned).collect()
+    };
+    let one_by_one: Vec<String> =
+        Group::ALL.into_iter().flat_map(|group| lines([group].into_iter().collect())).collect();
+    assert_eq!(one_by_one, lines(Groups::all()));
+    let default = lines(Groups::default());
+    let without_details =
+        one_by_one.iter().filter(|line| !lines([Group::WorkerDetails].into_iter().collect()).contains(line));
+    assert!(without_details.eq(&default));
+    let of_worker =
+        |lines: &[String]| lines.iter().filter(|line| line.contains("{pool=\"web\",slot=\"0\"")).count();
+    assert_eq!((of_worker(&default), of_worker(&one_by_one)), (8, 19), "series of one worker");
+}
+
+#[test]
+fn groups_are_known_by_their_names() {
+    for group in Group::ALL {
+        let named = Groups::named([group.as_str()]).unwrap();
+        assert!(Group::ALL.into_iter().all(|other| named.contains(other) == (other == group)));
+    }
+    assert_eq!(Groups::named(["collector", "workers", "pools", "pools"]), Ok(Groups::default()));
+    for (names, expected) in [(&["workers", "threads"][..], "\"threads\""), (&[][..], "at least one")] {
+        let error = Groups::named(names.iter().copied()).unwrap_err();
+        assert!(error.contains(expected) && error.contains("worker_details"), "{error}");
+    }
 }
 
 #[test]
@@ -186,12 +240,14 @@ fn nanoseconds_keep_every_digit() {
         (0, "0"),
         (1, "0.000000001"),
         (1_500_000_000, "1.5"),
+        (1_000_000_010, "1.00000001"),
+        (999_999_999, "0.999999999"),
         (12_000_000_000, "12"),
         (u64::MAX, "18446744073.709551615"),
     ] {
-        let mut out = Vec::new();
-        Nanos(ns).write(&mut out);
-        assert_eq!(String::from_utf8(out).unwrap(), expected);
+        let mut place = [b'#'; 40];
+        let length = Nanos(ns).write(&mut place);
+        assert_eq!(std::str::from_utf8(&place[..length]).unwrap(), expected);
     }
 }
 

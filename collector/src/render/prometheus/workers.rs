@@ -1,83 +1,91 @@
 //! Families of workers.
 
 use super::family::*;
-use super::text::{Nanos, Value as _, Writer, more_label};
-use super::{SYSTEM, Series, USER};
+use super::text::{LabelWriter, Name, Nanos, One, Variants, Writer};
+use super::{COMM, MODE, PID, Series};
 use crate::snapshot::Reading;
 
+/// What dashboards and alerts ask of every worker.
 pub(super) fn write(writer: &mut Writer<'_>, series: &Series<'_>) {
+    const GENERATION: Name = Name::new("generation");
+    const APP: Name = Name::new("app");
     writer.family(&WORKER_INFO, |samples| {
-        let mut labels = Vec::new();
-        for (worker, of_worker) in series.workers() {
-            labels.clear();
-            labels.extend_from_slice(of_worker);
-            labels.extend_from_slice(b",generation=\"");
-            worker.generation.write(&mut labels);
-            labels.extend_from_slice(b"\",pid=\"");
-            worker.pid.write(&mut labels);
-            labels.push(b'"');
-            if let Some(app) = &worker.app {
-                more_label(&mut labels, "app", app);
-            }
-            more_label(&mut labels, "comm", &worker.comm);
-            samples.add(&labels, "", 1u64);
+        for (worker, labels) in series.workers() {
+            let more = |labels: &mut LabelWriter<'_>| {
+                labels.number(&GENERATION, worker.generation);
+                labels.number(&PID, worker.pid);
+                if let Some(app) = &worker.app {
+                    labels.text(&APP, app);
+                }
+                labels.text(&COMM, &worker.comm);
+            };
+            samples.add_labelled(labels, more, One);
         }
     });
     writer.family(&WORKER_STATE, |samples| {
-        let mut labels = Vec::new();
-        for (worker, of_worker) in series.workers() {
-            labels.clear();
-            labels.extend_from_slice(of_worker);
-            more_label(&mut labels, "state", worker.state.as_str());
-            samples.add(&labels, "", 1u64);
+        let mut state = Variants::of(Name::new("state"));
+        for (worker, labels) in series.workers() {
+            samples.add_variant(labels, &mut state, worker.state.as_str(), One);
         }
     });
     writer.family(&WORKER_START, |samples| {
         for (worker, labels) in series.workers() {
-            samples.add(labels, "", Nanos(worker.started_unix_ns));
+            samples.add(labels, Nanos(worker.started_unix_ns));
         }
     });
     writer.family(&WORKER_CPU, |samples| {
+        let mut mode = Variants::of(MODE);
         for (reading, labels) in series.readings() {
-            samples.add(labels, USER, Nanos(reading.cpu.user_ns));
-            samples.add(labels, SYSTEM, Nanos(reading.cpu.system_ns));
+            samples.add_variant(labels, &mut mode, "user", Nanos(reading.cpu.user_ns));
+            samples.add_variant(labels, &mut mode, "system", Nanos(reading.cpu.system_ns));
         }
     });
+    each(writer, series, &WORKER_RSS, |reading| reading.rss.map(|rss| rss.total_bytes));
+    each(writer, series, &WORKER_ANONYMOUS, |reading| reading.rss?.anonymous_bytes);
+    each(writer, series, &WORKER_THREADS, |reading| Some(reading.threads.into()));
+}
+
+/// Everything else about every worker.
+pub(super) fn write_details(writer: &mut Writer<'_>, series: &Series<'_>) {
     writer.family(&WORKER_UTILIZATION, |samples| {
         for (reading, labels) in series.readings() {
-            samples.add_known(labels, "", reading.cpu_utilization);
+            samples.add_known(labels, reading.cpu_utilization);
         }
     });
     writer.family(&WORKER_RUN_DELAY, |samples| {
         for (reading, labels) in series.readings() {
-            samples.add_known(labels, "", reading.run_delay_ns.map(Nanos));
+            samples.add_known(labels, reading.run_delay_ns.map(Nanos));
         }
     });
-    let each = |writer: &mut Writer<'_>, family: &Family, value: fn(&Reading) -> Option<u64>| {
-        writer.family(family, |samples| {
-            for (reading, labels) in series.readings() {
-                samples.add_known(labels, "", value(reading));
-            }
-        });
-    };
-    each(writer, &WORKER_RSS, |reading| reading.rss.map(|rss| rss.total_bytes));
-    each(writer, &WORKER_ANONYMOUS, |reading| reading.rss?.anonymous_bytes);
-    each(writer, &WORKER_FILE, |reading| reading.rss?.file_bytes);
-    each(writer, &WORKER_SHMEM, |reading| reading.rss?.shmem_bytes);
-    each(writer, &WORKER_SWAP, |reading| reading.rss?.swap_bytes);
-    each(writer, &WORKER_THREADS, |reading| Some(reading.threads.into()));
+    each(writer, series, &WORKER_FILE, |reading| reading.rss?.file_bytes);
+    each(writer, series, &WORKER_SHMEM, |reading| reading.rss?.shmem_bytes);
+    each(writer, series, &WORKER_SWAP, |reading| reading.rss?.swap_bytes);
     writer.family(&WORKER_FAULTS, |samples| {
+        let mut kind = Variants::of(Name::new("kind"));
         for (reading, labels) in series.readings() {
-            samples.add(labels, r#",kind="minor""#, reading.minor_faults);
-            samples.add(labels, r#",kind="major""#, reading.major_faults);
+            samples.add_variant(labels, &mut kind, "minor", reading.minor_faults);
+            samples.add_variant(labels, &mut kind, "major", reading.major_faults);
         }
     });
     writer.family(&WORKER_SWITCHES, |samples| {
+        let mut kind = Variants::of(Name::new("kind"));
         for (reading, labels) in series.readings() {
-            samples.add_known(labels, r#",kind="voluntary""#, reading.voluntary_switches);
-            samples.add_known(labels, r#",kind="involuntary""#, reading.involuntary_switches);
+            if let Some(switches) = reading.voluntary_switches {
+                samples.add_variant(labels, &mut kind, "voluntary", switches);
+            }
+            if let Some(switches) = reading.involuntary_switches {
+                samples.add_variant(labels, &mut kind, "involuntary", switches);
+            }
         }
     });
-    each(writer, &WORKER_READ, |reading| reading.read_bytes);
-    each(writer, &WORKER_WRITTEN, |reading| reading.written_bytes);
+    each(writer, series, &WORKER_READ, |reading| reading.read_bytes);
+    each(writer, series, &WORKER_WRITTEN, |reading| reading.written_bytes);
+}
+
+fn each(writer: &mut Writer<'_>, series: &Series<'_>, family: &Family, value: fn(&Reading) -> Option<u64>) {
+    writer.family(family, |samples| {
+        for (reading, labels) in series.readings() {
+            samples.add_known(labels, value(reading));
+        }
+    });
 }
