@@ -1,0 +1,173 @@
+//! What it takes to write one snapshot of a thousand workers: `cargo bench --bench render`.
+//!
+//! Several rounds, all forms in turn, CPU time of this thread. The anchor is a copy of the same bytes: nothing can
+//! write them for less.
+#![allow(clippy::disallowed_methods, missing_docs, reason = "a program")]
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Duration;
+
+use collector::input::{Rss, TaskState};
+use collector::render::json;
+use collector::render::prometheus::{Buffer, Format, Groups, render};
+use collector::snapshot::{
+    Distribution, ExitCounts, Own, Pool, Reading, Snapshot, StateCounts, WindowQuantiles, Worker, WorkerState,
+};
+use collector::units::CpuTime;
+use nix::time::ClockId;
+
+const WORKERS: u32 = 1000;
+const ROUNDS: usize = 25;
+
+/// What writes a document over what the buffer held, and returns how long it is.
+type Write = Box<dyn FnMut(&Snapshot, &mut Vec<u8>)>;
+
+fn main() -> anyhow::Result<()> {
+    let snapshot = snapshot();
+    let metrics = |format, groups| -> Write {
+        Box::new(move |snapshot, out| {
+            let mut text = Buffer::over(std::mem::take(out));
+            render(snapshot, format, groups, &mut text, &mut |_| ());
+            *out = text.into_written();
+        })
+    };
+    let stats = |snapshot: &Snapshot, out: &mut Vec<u8>| {
+        out.clear();
+        json::stats(snapshot, out);
+    };
+    let forms: [(&str, Write); 4] = [
+        ("text, as by default", metrics(Format::Text, Groups::default())),
+        ("text, everything", metrics(Format::Text, Groups::all())),
+        ("OpenMetrics, as by default", metrics(Format::OpenMetrics, Groups::default())),
+        ("JSON, everything", Box::new(stats)),
+    ];
+    let mut forms = forms.map(|(name, write)| (name, write, Vec::new(), Vec::new(), Vec::new()));
+    for _ in 0..ROUNDS {
+        for (_, write, out, written, copied) in &mut forms {
+            let begin = cpu()?;
+            write(black_box(&snapshot), out);
+            written.push(cpu()? - begin);
+            let mut copy = vec![0; out.len()];
+            let begin = cpu()?;
+            copy.copy_from_slice(black_box(out));
+            copied.push(cpu()? - begin);
+            black_box(copy);
+        }
+    }
+    println!("{WORKERS} workers | KiB | µs (least, median) | ns per byte | copy, µs");
+    for (name, _, out, mut written, mut copied) in forms {
+        written.sort_unstable();
+        copied.sort_unstable();
+        let us = |duration: Duration| duration.as_secs_f64() * 1e6;
+        println!(
+            "{name} | {} | {:.1}, {:.1} | {:.3} | {:.1}",
+            out.len() / 1024,
+            us(written[0]),
+            us(written[ROUNDS / 2]),
+            us(written[ROUNDS / 2]) * 1e3 / out.len() as f64,
+            us(copied[ROUNDS / 2])
+        );
+    }
+    Ok(())
+}
+
+fn cpu() -> anyhow::Result<Duration> {
+    Ok(ClockId::CLOCK_THREAD_CPUTIME_ID.now()?.into())
+}
+
+const NOW: u64 = 1_767_323_045_250_000_000;
+
+fn worker(slot: u32) -> Worker {
+    let seed = u64::from(slot).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let started_unix_ns = NOW - seed % 1_000_000_000_000_000;
+    Worker {
+        slot,
+        generation: 1 + slot % 17,
+        pid: 400_000 + slot,
+        parent: 1000,
+        comm: "gunicorn: worke".into(),
+        app: Some("shop:app".into()),
+        state: WorkerState::Running,
+        since_unix_ns: started_unix_ns,
+        started_unix_ns,
+        reading: Some(Reading {
+            cpu: CpuTime { user_ns: seed % 100_000_000_000, system_ns: seed % 7_000_000_000 },
+            cpu_utilization: Some((seed % 1000) as f64 / 1001.0),
+            rss: Some(Rss {
+                total_bytes: 52_428_800 + seed % 1000 * 4096,
+                file_bytes: Some(10_485_760),
+                anonymous_bytes: Some(41_943_040 + seed % 1000 * 4096),
+                shmem_bytes: Some(0),
+                swap_bytes: Some(0),
+            }),
+            threads: 1,
+            minor_faults: seed % 100_000,
+            major_faults: seed % 10,
+            voluntary_switches: Some(seed % 1_000_000),
+            involuntary_switches: Some(seed % 10_000),
+            run_delay_ns: Some(seed % 3_000_000_000),
+            read_bytes: Some(seed % 100_000_000),
+            written_bytes: Some(seed % 10_000_000),
+            task_state: TaskState::Sleeping,
+        }),
+    }
+}
+
+fn distribution(bounds: &'static [f64]) -> Distribution {
+    let window = |window| WindowQuantiles {
+        window,
+        count: 60_000,
+        p50: 0.000_123,
+        p90: 0.25,
+        p95: 0.5,
+        p99: 0.987_654,
+        p999: 1.0,
+        max: 1.0,
+        coverage: 1.0,
+    };
+    Distribution {
+        bounds,
+        cumulative: (1..=bounds.len() as u64).map(|n| n * 1234).collect(),
+        count: 60_000,
+        sum: 1234.5678,
+        discarded: 0,
+        windows: ["1m", "5m", "start"].map(window).into(),
+    }
+}
+
+fn snapshot() -> Snapshot {
+    const BOUNDS: &[f64] =
+        &[0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0];
+    let pool = Pool {
+        name: "gunicorn".into(),
+        origin: "recognized:gunicorn".into(),
+        masters: Vec::new(),
+        configured_size: Some(WORKERS),
+        size: WORKERS,
+        states: StateCounts { creating: 0, running: WORKERS },
+        defunct: 0,
+        unlisted: 0,
+        spawns_total: 12_345,
+        exits: ExitCounts::default(),
+        cpu: CpuTime { user_ns: 123_456_789_012_345, system_ns: 23_456_789_012_345 },
+        run_delay_ns: Some(3_456_789_012),
+        read_bytes: Some(1 << 40),
+        written_bytes: Some(1 << 30),
+        rss_bytes: Some(1 << 35),
+        cpu_utilization: distribution(BOUNDS),
+        worker_rss_bytes: distribution(BOUNDS),
+        lifetime_seconds: distribution(BOUNDS),
+        workers: (0..WORKERS).map(worker).collect(),
+    };
+    Snapshot {
+        at_unix_ns: NOW,
+        started_unix_ns: NOW - 1_000_000_000_000,
+        source: "ebpf",
+        features: Arc::new([]),
+        pools: vec![pool],
+        exits: Vec::new(),
+        exits_total: 0,
+        own: Own::default(),
+    }
+}
