@@ -1,41 +1,23 @@
 //! What the process connector tells, as facts; and how the end of a process is told, whoever found it out.
 
-use super::*;
+use super::listening::{Drain, Heard};
+use super::{Known, ProcfsSource, boot_minus_monotonic, key};
+use crate::input::{self, Comm, ExitStatus, Input, Role};
+use crate::procfs::connector::Event;
+use crate::procfs::root::ReadError;
+use crate::procfs::tracked::{Phase, Tracked};
+use crate::units::{CpuTime, NANOS_PER_TICK, Pid, ProcessKey, monotonic_ns};
 
 impl ProcfsSource {
     pub(super) fn receive(&mut self, out: &mut dyn FnMut(Input)) {
         let boot_minus_monotonic = boot_minus_monotonic();
-        let mut overruns = 0;
-        for _ in 0..MESSAGES_PER_DRAIN {
-            let Ok(connector) = &mut self.connector else { return };
-            match connector.receive() {
-                Received::Event(event) => self.event(event, boot_minus_monotonic, out),
-                Received::Malformed => self.losses.malformed_events += 1,
-                Received::Overrun => overruns += 1,
-                Received::Empty => break,
-                Received::Failed(errno) => {
-                    tracing::warn!(%errno, "the process connector failed; processes are found by polling from now on");
-                    self.connector = Err(Some(ConnectorError::Failed(errno)));
-                    out(Input::Lost { events: 1 });
-                    return;
-                }
+        let mut drain = Drain::default();
+        while let Some(heard) = self.listening.hear(&mut drain) {
+            match heard {
+                Heard::Event(event) => self.event(event, boot_minus_monotonic, out),
+                Heard::Malformed => self.losses.malformed_events += 1,
+                Heard::Lost(events) => out(Input::Lost { events }),
             }
-        }
-        let Ok(connector) = &self.connector else { return };
-        // An overrun tells at once that something was lost, a gap tells later how much: the next message of that CPU
-        // has to come first. What was guessed for the one is taken off the other.
-        let gap = connector.missing - self.missing_told;
-        self.missing_told = connector.missing;
-        let explained = gap.min(self.unexplained_overruns);
-        self.unexplained_overruns -= explained;
-        let mut lost = gap - explained;
-        if overruns > 0 && lost == 0 {
-            lost = 1;
-            self.unexplained_overruns += 1;
-        }
-        if lost > 0 {
-            self.compare = true;
-            out(Input::Lost { events: lost });
         }
     }
 

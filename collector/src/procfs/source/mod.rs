@@ -10,31 +10,24 @@
 //! not follow and that never had a second thread: a fork storm must not cost a read per death.
 
 mod events;
+mod listening;
 mod polling;
 
 use std::path::Path;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use super::connector::{Connector, ConnectorError, Event, Received};
+use self::listening::Listening;
 use super::parse::stat::Stat;
 use super::root::{Buffer, ProcfsError, ReadError, Root};
 use super::scan::Scan;
 use super::tracked::{Allowance, FILES, Phase, Tracked};
 use crate::input::{self, Comm, ExitStatus, Input, Listed, Role, SlotRecord, Source};
 use crate::snapshot::{EventCounts, Feature};
-use crate::units::{
-    ByProcess, CpuTime, HostFacts, NANOS_PER_TICK, Pid, ProcessKey, boottime_ns, monotonic_ns,
-};
-
-/// `PROC_PID_INIT_INO` of `include/linux/proc_ns.h`: the inode of the initial pid namespace.
-const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
+use crate::units::{ByProcess, HostFacts, Pid, ProcessKey, boottime_ns, monotonic_ns};
 
 /// Processes that are remembered, at most; the rest is counted.
 const MAX_KNOWN: usize = 131_072;
-
-/// Messages taken in one drain, so that a storm cannot keep the collecting thread from its other work.
-const MESSAGES_PER_DRAIN: usize = 65_536;
 
 /// Descriptors left to everybody else in this process.
 const RESERVED_DESCRIPTORS: usize = 512;
@@ -102,7 +95,7 @@ pub struct ProcfsSource {
     scan: Scan,
     host: HostFacts,
     buffer: Buffer,
-    connector: Result<Connector, Option<ConnectorError>>,
+    listening: Listening,
     tracked: ByProcess<Pid, Tracked>,
     known: ByProcess<Pid, Known>,
     allowance: Allowance,
@@ -110,12 +103,6 @@ pub struct ProcfsSource {
     listing: u32,
     /// The aggregator was given a full listing, so a new process is news.
     listed: bool,
-    /// Events were lost: the next pass compares listings, as without the connector.
-    compare: bool,
-    /// Messages that went missing, as far as it was said already.
-    missing_told: u64,
-    /// Overruns that no gap has explained so far.
-    unexplained_overruns: u64,
     /// Facts that came up while something else was asked.
     pending: Vec<Input>,
     /// Pids to be read, and those to be looked at with the inode of their directory; kept for their room.
@@ -136,27 +123,18 @@ impl ProcfsSource {
             error: std::io::Error::other(error),
         })?;
         let limit = config.kept_descriptors.min(descriptors_for_us());
-        let connector = if !config.connector {
-            Err(None)
-        } else if !shows_initial_pids(&root) {
-            Err(Some(ConnectorError::OtherPids))
-        } else {
-            Connector::open().map_err(Some)
-        };
+        let listening = Listening::begin(&root, config.connector);
         Ok(Self {
             root,
             scan,
             host,
             buffer: Buffer::default(),
-            connector,
+            listening,
             tracked: ByProcess::default(),
             known: ByProcess::default(),
             allowance: Allowance { kept: 0, limit },
             listing: 0,
             listed: false,
-            compare: false,
-            missing_told: 0,
-            unexplained_overruns: 0,
             pending: Vec::new(),
             pids: Vec::new(),
             look: Vec::new(),
@@ -200,7 +178,7 @@ impl ProcfsSource {
                 self.io_refused |= tracked.io_refused() && tracked.phase == Phase::Alive;
                 if let Some(comm) = tracked.last_read().map(|stat| stat.comm) {
                     let changed = tracked.comm.replace(comm).is_some_and(|before| before != comm);
-                    if changed && self.connector.is_err() {
+                    if changed && !self.listening.works() {
                         self.told.rename += 1;
                         out(Input::Rename(input::Rename { process: sample.process, comm }));
                     }
@@ -210,7 +188,7 @@ impl ProcfsSource {
             }
             Err(ReadError::Gone) => {
                 // The event of its end may be behind us, in the socket.
-                if self.connector.is_err() || tracked.phase != Phase::Alive {
+                if !self.listening.works() || tracked.phase != Phase::Alive {
                     self.gone(pid, None, now_ns, out);
                 } else {
                     tracked.phase = Phase::Missed;
@@ -229,7 +207,7 @@ impl ProcfsSource {
         let Some(stat) = tracked.last_read().filter(|stat| stat.is_over()) else { return };
         match tracked.phase {
             Phase::Ended => return,
-            Phase::Alive if self.connector.is_ok() => {
+            Phase::Alive if self.listening.works() => {
                 tracked.phase = Phase::Missed;
                 return;
             }
@@ -262,7 +240,7 @@ impl Source for ProcfsSource {
     fn pass(&mut self, out: &mut dyn FnMut(Input)) {
         let started_ns = monotonic_ns();
         self.drain(out);
-        if self.connector.is_err() || std::mem::take(&mut self.compare) {
+        if self.listening.wants_comparison() {
             self.compare_listing(started_ns, out);
         }
         let mut pids = std::mem::take(&mut self.pids);
@@ -303,7 +281,7 @@ impl Source for ProcfsSource {
             let threaded = same && self.known.get(&pid).is_some_and(|known| known.threaded);
             let fresh = of(&stat);
             let known = Known { inode, listing: self.listing, threaded: threaded || fresh.threaded, ..fresh };
-            if !stat.is_over() || self.connector.is_err() {
+            if !stat.is_over() || !self.listening.works() {
                 self.remember(pid, known);
             }
             out(Listed {
@@ -314,7 +292,7 @@ impl Source for ProcfsSource {
                 zombie: stat.is_over(),
             });
         }
-        if self.connector.is_ok() {
+        if self.listening.works() {
             // Whose end was lost. Those born since the listing began are in messages that are still to be read.
             let listing = self.listing;
             self.known.retain(|_, known| known.listing == listing);
@@ -349,9 +327,8 @@ impl Source for ProcfsSource {
             seen("exit", told.exit),
             seen("reap", told.reap),
         ];
-        if let Ok(connector) = &self.connector {
+        if let Some(lost) = self.listening.lost() {
             // The numbering tells how many messages are missing, those of threads included, not of which kind.
-            let lost = connector.missing + self.unexplained_overruns;
             counts.push(EventCounts { kind: "unknown", counted: lost, delivered: 0, lost });
         }
         counts
@@ -380,13 +357,9 @@ impl Source for ProcfsSource {
         };
         const EBPF: &str = "eBPF: run as root, or grant CAP_BPF and CAP_PERFMON";
         let mut features = Vec::new();
-        match &self.connector {
-            Ok(_) => features.extend([full("lifecycle_events"), full("exit_status")]),
-            Err(error) => {
-                let (why, remedy) = match error {
-                    Some(error) => (error.to_string(), error.remedy()),
-                    None => ("the process connector is turned off".into(), "turn it on in the configuration"),
-                };
+        match self.listening.obstacle() {
+            None => features.extend([full("lifecycle_events"), full("exit_status")]),
+            Some((why, remedy)) => {
                 let polling = format!(
                     "processes are found by polling, so those that live shorter than a pass are not seen: {why}"
                 );
@@ -444,13 +417,6 @@ fn boot_minus_monotonic() -> u64 {
     // In this order: the one that is read second is never the smaller.
     let monotonic = monotonic_ns();
     boottime_ns().saturating_sub(monotonic)
-}
-
-/// Pids in this root mean what they mean to the connector: both we and the root are in the initial pid namespace.
-fn shows_initial_pids(root: &Root) -> bool {
-    let own_pid = std::process::id().to_string();
-    root.link("self").is_ok_and(|link| link == *own_pid)
-        && root.link("self/ns/pid").is_ok_and(|link| link == *INITIAL_PID_NAMESPACE)
 }
 
 /// Raises the soft limit, which only protects programs that use select(2), and leaves a reserve to the rest of us.

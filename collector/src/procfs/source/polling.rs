@@ -1,6 +1,10 @@
 //! Comings and goings without the process connector, or after it lost some: by comparing listings.
 
-use super::*;
+use super::{Known, ProcfsSource, SETTLED_NS, boot_minus_monotonic, key, of};
+use crate::input::{self, ExitStatus, Input, Role};
+use crate::procfs::root::ReadError;
+use crate::procfs::tracked::Tracked;
+use crate::units::{NANOS_PER_TICK, Pid, ProcessKey};
 
 impl ProcfsSource {
     /// Compares the processes there are with those that are known. What is new is told as a fork. What is missing is
@@ -25,7 +29,7 @@ impl ProcfsSource {
             self.looked_up(pid, inode, now_ns, boot_minus_monotonic, out);
         }
         self.look = look;
-        if self.connector.is_err() {
+        if !self.listening.works() {
             let mut pids = std::mem::take(&mut self.pids);
             let missing = self.known.iter().filter(|(_, known)| known.listing != listing);
             pids.extend(missing.map(|(pid, _)| *pid));
@@ -82,13 +86,13 @@ impl ProcfsSource {
         let known = Known { inode, listing: self.listing, young, ..of(&stat) };
         if let Some(before) = before.filter(|_| !same) {
             let old = ProcessKey::from_ticks(pid, before.start_ticks);
-            if !self.is_tracked(old) && self.connector.is_err() {
+            if !self.is_tracked(old) && !self.listening.works() {
                 self.vanished(old, now_ns, out);
             }
         }
         self.displace(process, out);
         let pool = self.tracked.get(&stat.ppid).and_then(|parent| parent.children);
-        if stat.is_over() && self.connector.is_ok() && pool.is_none() {
+        if stat.is_over() && self.listening.works() && pool.is_none() {
             // Its end was told or lost, and nothing would tell when to forget it.
             return;
         }

@@ -1,6 +1,10 @@
-use super::*;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
+
+use super::*;
+use crate::input::ExitStatus;
+use crate::procfs::connector::Event;
+use crate::units::CpuTime;
 
 /// Polling, because whether the connector may be used depends on who runs the tests; with events made by hand.
 fn source(kept_descriptors: usize) -> ProcfsSource {
