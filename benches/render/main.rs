@@ -82,6 +82,7 @@ fn worker(slot: u32) -> Worker {
     let seed = u64::from(slot).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let started_unix_ns = NOW - seed % 1_000_000_000_000_000;
     Worker {
+        schedule: None,
         slot,
         generation: 1 + slot % 17,
         pid: 400_000 + slot,
@@ -140,6 +141,7 @@ fn snapshot() -> Snapshot {
     const BOUNDS: &[f64] =
         &[0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0];
     let pool = Pool {
+        schedule: None,
         name: "gunicorn".into(),
         origin: "recognized:gunicorn".into(),
         masters: Vec::new(),
@@ -147,6 +149,7 @@ fn snapshot() -> Snapshot {
         size: WORKERS,
         states: StateCounts { creating: 0, running: WORKERS },
         defunct: 0,
+        awaiting_final_cpu: 0,
         unlisted: 0,
         spawns_total: 12_345,
         exits: ExitCounts::default(),
@@ -161,6 +164,7 @@ fn snapshot() -> Snapshot {
         workers: (0..WORKERS).map(worker).collect(),
     };
     Snapshot {
+        schedules_at_ns: 0,
         at_unix_ns: NOW,
         started_unix_ns: NOW - 1_000_000_000_000,
         source: "ebpf",

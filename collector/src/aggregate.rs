@@ -564,6 +564,7 @@ impl Aggregate {
             size: pool.configured_size.unwrap_or(living),
             states,
             defunct,
+            awaiting_final_cpu: pool.unreaped,
             unlisted: living.saturating_sub(workers.len() as u32),
             spawns_total: pool.spawns,
             exits: pool.exits,

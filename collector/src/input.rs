@@ -214,6 +214,11 @@ pub trait Source {
         None
     }
 
+    /// What a worker that has ended has used, as its record has it, if nothing can be added any more.
+    fn final_cpu(&self, _process: ProcessKey, _record: u32) -> Option<CpuTime> {
+        None
+    }
+
     /// Lifecycle events by kind.
     fn event_counts(&self) -> Vec<crate::snapshot::EventCounts>;
 

@@ -109,6 +109,9 @@ pub struct Pool {
     pub states: StateCounts,
     /// Workers that ended and that their parent has not reaped.
     pub defunct: u32,
+    /// Workers that ended and whose final figures have not come: those that are not reaped, and those that the kernel is
+    /// about to let go of.
+    pub awaiting_final_cpu: u32,
     /// Workers without a series of their own, because the pool has more than the ceiling.
     pub unlisted: u32,
     /// Workers forked since start (those that lived already are not in it).

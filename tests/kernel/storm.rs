@@ -2,7 +2,6 @@
 
 use serde_json::Value;
 
-use crate::portable::losses::events;
 use crate::support::{Collector, Workload, eventually, pool_of};
 
 fn cpu_seconds(of: &Value) -> f64 {
@@ -22,11 +21,8 @@ fn twenty_thousand_children_are_counted_exactly_and_to_the_last_percent_of_cpu()
     let stats = eventually("all have ended and are accounted for", || {
         let stats = collector.stats();
         let pool = pool_of(&stats, master.pid())?;
-        // The kernel lets go of the dead in no particular order; then their last figures come. Of some it never tells
-        // that it did (`sched_process_free` is not hit, though their memory is freed): these are counted.
-        let untold = stats["collector"]["losses"]["final_cpu_unreported"].as_u64()?;
-        let all_told = events(&stats, "reap").1 + untold >= 20_000;
-        (pool["exits_total"].as_u64()? >= 20_000 && all_told).then_some(stats)
+        // The kernel lets go of the dead in no particular order; then their last figures come.
+        (pool["exits_total"].as_u64()? >= 20_000 && pool["awaiting_final_cpu"] == 0).then_some(stats)
     });
     let pool = pool_of(&stats, master.pid()).unwrap();
     assert_eq!(pool["spawns_total"], 20_000);
@@ -44,7 +40,7 @@ fn twenty_thousand_children_are_counted_exactly_and_to_the_last_percent_of_cpu()
         assert_eq!(event["counted"], event["delivered"], "{event}");
     }
     for (reason, count) in stats["collector"]["losses"].as_object().unwrap() {
-        assert!(count == 0 || reason == "final_cpu_unreported", "{reason}: {count}");
+        assert_eq!(count, 0, "{reason}");
     }
     println!("20,000 children: the parent reaped {reaped:.3} s of CPU, the pool has {ours:.3} s");
 }

@@ -99,6 +99,16 @@ impl Aggregate {
             let (key, pool, overdue) = match vanished {
                 Vanished::Missed(key, pool) => (key, pool, false),
                 Vanished::Overdue(key, pool) => (key, pool, true),
+                Vanished::Left(key, record) => {
+                    let cpu = record.and_then(|record| source.final_cpu(key, record));
+                    if cpu.is_some() {
+                        let reap = Reap { process: key, cpu, at_ns: now_ns };
+                        if let Some(record) = self.registry.reaped(&reap, self.unix_minus_monotonic) {
+                            self.schedules.release(record, source);
+                        }
+                    }
+                    continue;
+                }
                 Vanished::Gone(key, record) => {
                     self.processes.remove(key);
                     if let Some(record) = record {

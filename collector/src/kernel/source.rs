@@ -23,7 +23,7 @@ use super::sys::{self, TaskStorage};
 use super::tasks::{Missing, TaskReader};
 use crate::input::{self, Comm, Input, Listed, Profile, Role, ScheduleReading, SlotRecord, Source};
 use crate::snapshot::{EventCounts, Feature, ProgramCost};
-use crate::units::{HostFacts, Pid, ProcessKey, monotonic_ns};
+use crate::units::{CpuTime, HostFacts, Pid, ProcessKey, monotonic_ns};
 
 /// Processes whose tag could not be taken away are remembered up to this number.
 const MAX_UNTAGGED_LATER: usize = 1024;
@@ -426,6 +426,12 @@ impl Source for KernelSource {
     fn recorded_exit(&self, process: ProcessKey, record: u32) -> Option<input::Exit> {
         let slot = self.slots.get(record)?;
         recorded_exit(&slot, self.host).filter(|exit| exit.process == process)
+    }
+
+    fn final_cpu(&self, process: ProcessKey, record: u32) -> Option<CpuTime> {
+        let slot = self.slots.get(record)?;
+        let its = ProcessKey { pid: slot.pid, start_ns: slot.start_ns } == process;
+        (its && matches!(slot.phase, FINAL | REAPED)).then(|| events::cpu(slot.cpu))
     }
 
     fn event_counts(&self) -> Vec<EventCounts> {

@@ -50,6 +50,7 @@ pub(crate) fn pool(name: &str) -> Pool {
         size: 0,
         states: StateCounts::default(),
         defunct: 0,
+        awaiting_final_cpu: 0,
         unlisted: 0,
         spawns_total: 0,
         exits: ExitCounts::default(),

@@ -171,6 +171,7 @@ struct PoolSummary<'a> {
     running: u32,
     total: u32,
     defunct: u32,
+    awaiting_final_cpu: u32,
     unused: u32,
     unlisted: u32,
     /// CPUs the workers used together in the last interval.
@@ -194,6 +195,7 @@ impl<'a> PoolSummary<'a> {
             running: pool.states.running,
             total,
             defunct: pool.defunct,
+            awaiting_final_cpu: pool.awaiting_final_cpu,
             unused: pool.size.saturating_sub(total),
             unlisted: pool.unlisted,
             cpu_utilization: pool_utilization(pool),

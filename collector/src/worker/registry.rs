@@ -103,7 +103,9 @@ pub enum Vanished {
     Missed(ProcessKey, PoolId),
     /// Not seen for so long that it must have ended, if it cannot be shown to live.
     Overdue(ProcessKey, PoolId),
-    /// It had ended, and the kernel has let go of it without a word; taken off the books.
+    /// It had ended, and is no longer among the living or the defunct: its final figures are where they will ever be.
+    Left(ProcessKey, SlotRecord),
+    /// The same so long ago that nobody can be waited for; taken off the books.
     Gone(ProcessKey, SlotRecord),
 }
 
@@ -469,7 +471,8 @@ impl Registry {
         for (key, missed) in missed {
             let Some(worker) = self.workers.get(&key) else { continue };
             let overdue = started_ns.saturating_sub(missed.since_ns) >= MISSED_NS;
-            // An ended worker is on its way out: the kernel frees a task some milliseconds after it was reaped.
+            // An ended worker is on its way out: the kernel frees a task some milliseconds after it was reaped, and does
+            // not always tell.
             if worker.certificate.is_none() {
                 if overdue {
                     vanished.push(Vanished::Overdue(key, worker.pool));
@@ -480,6 +483,8 @@ impl Registry {
                 let gone = Reap { process: key, cpu: None, at_ns: started_ns };
                 let record = self.reaped(&gone, unix_minus_monotonic);
                 vanished.push(Vanished::Gone(key, record));
+            } else {
+                vanished.push(Vanished::Left(key, worker.record));
             }
         }
         vanished

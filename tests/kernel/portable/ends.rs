@@ -138,10 +138,7 @@ fn the_dead_are_in_the_totals_as_the_parent_reaped_them() {
     let pool = eventually("all have ended", || {
         let stats = collector.stats();
         let pool = pool_of(&stats, master.pid())?;
-        // Those whose last figures the kernel never told are counted.
-        let untold = stats["collector"]["losses"]["final_cpu_unreported"].as_u64()?;
-        (pool["exits_total"].as_u64()? >= 200 && unfinished(&collector) as u64 <= untold)
-            .then(|| pool.clone())
+        (pool["exits_total"].as_u64()? >= 200 && pool["awaiting_final_cpu"] == 0).then(|| pool.clone())
     });
     assert_eq!(pool["spawns_total"], 200);
     assert_eq!(pool["totals"]["exits"]["success"], 200);
@@ -152,12 +149,6 @@ fn the_dead_are_in_the_totals_as_the_parent_reaped_them() {
         difference.abs() <= reaped * 0.01 + idle,
         "the pool has {total} s, its parent reaped {reaped} s, two idle workers had {idle} s"
     );
-}
-
-/// Certificates whose CPU may still change.
-fn unfinished(collector: &Collector) -> usize {
-    let exits = collector.json("/api/v1/exits?limit=100000");
-    exits["exits"].as_array().unwrap().iter().filter(|e| e["cpu_final"] != true).count()
 }
 
 fn finally(collector: &Collector, pid: nix::unistd::Pid) -> Value {

@@ -288,7 +288,7 @@ fn run(script: &[Step], kept: usize) -> Result<(), TestCaseError> {
         registry.pass_begins();
         for vanished in registry.pass_complete(at + 1, UNIX_MINUS_MONOTONIC) {
             released.extend(match vanished {
-                Vanished::Missed(..) => None,
+                Vanished::Missed(..) | Vanished::Left(..) => None,
                 Vanished::Overdue(key, _) => gone(&mut registry, key, at + 1),
                 Vanished::Gone(_, record) => record,
             });
@@ -469,7 +469,8 @@ fn who_is_missed_for_long_is_gone() {
         }
         let mut vanished = registry.pass_complete(started_ns, 0);
         vanished.sort_by_key(|v| match v {
-            Vanished::Missed(key, _) | Vanished::Overdue(key, _) | Vanished::Gone(key, _) => key.pid,
+            Vanished::Missed(key, _) | Vanished::Overdue(key, _) => key.pid,
+            Vanished::Left(key, _) | Vanished::Gone(key, _) => key.pid,
         });
         vanished
     };
@@ -497,9 +498,10 @@ fn who_ended_and_is_not_let_go_of_is_gone_without_another_end() {
     let (mut registry, id) = registry();
     registry.join(id, arrival(key(9), Some(1), Some(4)));
     registry.exited(&exit(key(9), Some(cpu(5, 0)), 50), 0);
-    for (started_ns, expected) in
-        [(SECOND, vec![]), (SECOND + MISSED_NS, vec![Vanished::Gone(key(9), Some(4))])]
-    {
+    for (started_ns, expected) in [
+        (SECOND, vec![Vanished::Left(key(9), Some(4))]),
+        (SECOND + MISSED_NS, vec![Vanished::Gone(key(9), Some(4))]),
+    ] {
         registry.pass_begins();
         assert_eq!(registry.pass_complete(started_ns, 0), expected);
     }
