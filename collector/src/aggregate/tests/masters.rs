@@ -107,7 +107,7 @@ fn a_recognized_master_that_runs_something_else_is_none() {
     });
     world.settle();
     world.check(&["gunicorn: [10] | [11]"]);
-    world.host(|host| host.exec(10, "sleep", "/bin/sleep", "sleep\01000\0"));
+    world.host(|host| host.exec(10, "sleep", "/bin/sleep", "sleep\0infinity\0"));
     world.settle();
     world.check(&["gunicorn: [] | [11]"]);
 }
