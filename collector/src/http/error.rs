@@ -56,6 +56,9 @@ pub enum Error {
     /// Another one is being worked on.
     #[error("a reload is under way; ask again when it is done")]
     ReloadBusy,
+    /// Nobody is there any more to do it.
+    #[error("the process is shutting down")]
+    ShuttingDown,
     /// The new configuration was refused.
     #[error("the configuration in use stays, because the new one was refused: {0}")]
     ReloadFailed(String),
@@ -64,7 +67,7 @@ pub enum Error {
 impl Error {
     fn status(&self) -> StatusCode {
         match self {
-            Self::NotReady | Self::ReloadBusy => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotReady | Self::ReloadBusy | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Self::UnknownPool(_) | Self::UnknownWorker { .. } => StatusCode::NOT_FOUND,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
@@ -79,7 +82,7 @@ impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let mut response = json_response(self.status(), &json!({ "error": self.to_string() }));
         let hint = match self {
-            Self::NotReady | Self::TooManyRequests => (header::RETRY_AFTER, "1"),
+            Self::NotReady | Self::ReloadBusy | Self::TooManyRequests => (header::RETRY_AFTER, "1"),
             Self::Unauthorized => (header::WWW_AUTHENTICATE, "Basic realm=\"collector\", charset=\"UTF-8\""),
             _ => return response,
         };

@@ -291,11 +291,52 @@ async fn reload_asks_and_tells() {
             assert!(answer.error().contains(reason));
         }
     }
-    let foreign = send(&site.router, Method::POST, "/-/reload", &[("sec-fetch-site", "cross-site")]).await;
-    assert_eq!(foreign.status, StatusCode::FORBIDDEN);
+    // While one is under way there is no second.
+    let (first, second) = tokio::join!(send(&site.router, Method::POST, "/-/reload", &[]), async {
+        let second = send(&site.router, Method::POST, "/-/reload", &[]).await;
+        drop(site.reloads.recv().await.unwrap().answer);
+        second
+    });
+    assert_eq!(second.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(second.error().contains("under way"));
+    assert_eq!(first.status, StatusCode::SERVICE_UNAVAILABLE, "nobody answered");
+    assert!(first.error().contains("shutting down"));
     drop(site.reloads);
     let gone = send(&site.router, Method::POST, "/-/reload", &[]).await;
-    assert_eq!(gone.status, StatusCode::FORBIDDEN);
+    assert_eq!(gone.status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn pages_of_other_sites_cannot_reload() {
+    let mut site = site();
+    let host = ("host", "localhost:10087");
+    for foreign in [
+        &[("sec-fetch-site", "cross-site")][..],
+        &[("sec-fetch-site", "same-site"), host],
+        &[("origin", "http://evil.example"), host],
+        &[("origin", "http://localhost:10088"), host],
+        &[("origin", "http://localhost"), host],
+        &[("origin", "http://evil.example/://localhost:10087"), host],
+        &[("origin", "null"), host],
+        &[("origin", "localhost:10087"), host],
+        &[("origin", "http://localhost:10087")],
+        &[("origin", "http://localhost:10087"), ("origin", "http://evil.example"), host],
+    ] {
+        let answer = send(&site.router, Method::POST, "/-/reload", foreign).await;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN, "{foreign:?}");
+        assert!(answer.error().contains("another site"));
+    }
+    for own in [
+        &[host][..],
+        &[("sec-fetch-site", "none"), host],
+        &[("origin", "http://localhost:10087"), host],
+        &[("origin", "https://LOCALHOST:10087"), ("sec-fetch-site", "same-origin"), host],
+    ] {
+        let (answer, ()) = tokio::join!(send(&site.router, Method::POST, "/-/reload", own), async {
+            site.reloads.recv().await.unwrap().answer.send(Ok(())).unwrap();
+        });
+        assert_eq!(answer.status, StatusCode::OK, "{own:?}");
+    }
 }
 
 #[tokio::test]
