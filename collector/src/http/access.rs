@@ -1,5 +1,6 @@
 //! What happens to every request before its handler: rate limit, credentials, configured headers.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -83,10 +84,20 @@ impl Access {
     }
 }
 
+/// Comes with a request on a connection beyond the budget.
+#[derive(Clone, Debug)]
+pub(super) struct Crowded {
+    pub(super) refused: Arc<AtomicU64>,
+}
+
 /// Lets a request in, or answers it.
 pub(super) async fn admit(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     if FREE.contains(&request.uri().path()) {
         return next.run(request).await;
+    }
+    if let Some(crowded) = request.extensions().get::<Crowded>() {
+        crowded.refused.fetch_add(1, Ordering::Relaxed);
+        return Error::Crowded.into_response();
     }
     let access = shared.access();
     if access.bucket.as_ref().is_some_and(|bucket| !bucket.take(Instant::now())) {

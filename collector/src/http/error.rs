@@ -45,6 +45,9 @@ pub enum Error {
     /// More than the configured rate.
     #[error("more requests than the configured rate; ask again later, or less often")]
     TooManyRequests,
+    /// Too many connections are open.
+    #[error("too many connections are open; ask again in a moment, and close what is not used")]
+    Crowded,
     /// A page of another site asks for a change.
     #[error(
         "a page of another site must not do this; send the request from a program or from this host's own page"
@@ -67,7 +70,9 @@ pub enum Error {
 impl Error {
     fn status(&self) -> StatusCode {
         match self {
-            Self::NotReady | Self::ReloadBusy | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotReady | Self::Crowded | Self::ReloadBusy | Self::ShuttingDown => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::UnknownPool(_) | Self::UnknownWorker { .. } => StatusCode::NOT_FOUND,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
@@ -82,7 +87,9 @@ impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let mut response = json_response(self.status(), &json!({ "error": self.to_string() }));
         let hint = match self {
-            Self::NotReady | Self::ReloadBusy | Self::TooManyRequests => (header::RETRY_AFTER, "1"),
+            Self::NotReady | Self::Crowded | Self::ReloadBusy | Self::TooManyRequests => {
+                (header::RETRY_AFTER, "1")
+            }
             Self::Unauthorized => (header::WWW_AUTHENTICATE, "Basic realm=\"collector\", charset=\"UTF-8\""),
             _ => return response,
         };

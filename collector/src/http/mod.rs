@@ -14,8 +14,8 @@
 //! | `GET /readyz`, `GET /-/ready` | 200 from the first snapshot on |
 //! | `POST`, `PUT /-/reload` | configuration is read again: 200; 500 with the reason where it is refused; 403 for a page of another site; 503 while another is under way or the process shuts down |
 //!
-//! Everything else is a JSON error that lists these. Health and readiness are free; all other routes, unknown ones
-//! included, ask for credentials if users are configured.
+//! Everything else is a JSON error that lists these. Health and readiness are free, and told on connections beyond the
+//! budget, too; all other routes, unknown ones included, ask for credentials if users are configured.
 
 mod access;
 mod api;

@@ -11,24 +11,27 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
 
+use super::access::Crowded;
 use super::guard::Guard;
 use super::tls::Tls;
 
 /// What a client may cost.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections open at a time; one more is closed at once, and counted.
-    pub connections: usize,
-    /// From the opening of a connection, or the end of an answer, to the end of the next request's headers. Also the
-    /// longest time a connection may idle, hence longer than the usual scrape intervals.
+    /// From the opening of a connection, or the end of an answer, to the end of the next request's headers: the longest
+    /// time that a connection may idle. No usual scrape interval, or a scraper would find its connection closed while
+    /// it is about to use it.
     pub header_wait: Duration,
     /// From the opening of a connection to the end of the TLS handshake.
     pub handshake_wait: Duration,
     /// From the first stall of an answer to its end.
     pub answer_wait: Duration,
+    /// How long a connection beyond the budget may last, all told.
+    pub crowded_wait: Duration,
     /// What answers under way are given to end when the server shuts down.
     pub drain: Duration,
 }
@@ -36,23 +39,47 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections: 512,
-            header_wait: Duration::from_secs(75),
+            header_wait: Duration::from_secs(35),
             handshake_wait: Duration::from_secs(10),
             answer_wait: Duration::from_secs(60),
+            crowded_wait: Duration::from_secs(2),
             drain: Duration::from_secs(5),
         }
     }
 }
 
-/// Counts connections over the life of the process; shared by all listeners.
-#[derive(Debug, Default)]
+/// Connections that may be open at a time, all listeners together.
+const BUDGET: usize = 512;
+
+/// Connections beyond that for questions after health and readiness, one for each connection: whoever holds all others
+/// open must not make an orchestrator think that we are dead.
+const HEALTH_BUDGET: usize = 16;
+
+/// Who may connect; shared by all listeners.
+#[derive(Debug)]
 pub struct Connections {
+    budget: Arc<Semaphore>,
+    health: Arc<Semaphore>,
     refused: Arc<AtomicU64>,
 }
 
+impl Default for Connections {
+    fn default() -> Self {
+        Self::new(BUDGET, HEALTH_BUDGET)
+    }
+}
+
 impl Connections {
-    /// Closed at once, because too many were open.
+    /// So many at a time, and so many more that are told nothing but health and readiness.
+    pub(super) fn new(budget: usize, health: usize) -> Self {
+        Self {
+            budget: Arc::new(Semaphore::new(budget)),
+            health: Arc::new(Semaphore::new(health)),
+            refused: Arc::default(),
+        }
+    }
+
+    /// Connections closed at once, and requests not answered, because too many were open.
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
     }
@@ -60,6 +87,12 @@ impl Connections {
     /// The counter itself, for whoever shows it.
     pub fn refused_counter(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.refused)
+    }
+
+    /// Room for one more, and whether it is of the common budget.
+    fn admit(&self) -> Option<(OwnedSemaphorePermit, bool)> {
+        let common = Arc::clone(&self.budget).try_acquire_owned().map(|permit| (permit, true));
+        common.or_else(|_| Arc::clone(&self.health).try_acquire_owned().map(|permit| (permit, false))).ok()
     }
 }
 
@@ -73,7 +106,8 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) {
     let mut shutdown = std::pin::pin!(shutdown);
-    let permits = Arc::new(Semaphore::new(limits.connections));
+    let crowded = Crowded { refused: connections.refused_counter() };
+    let crowded = router.clone().layer(axum::Extension(crowded));
     let graceful = GracefulShutdown::new();
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(limits.header_wait);
@@ -92,27 +126,25 @@ pub async fn serve(
                 }
             },
         };
-        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+        let Some((permit, common)) = connections.admit() else {
             connections.refused.fetch_add(1, Ordering::Relaxed);
             continue;
         };
         // Answers are written as a whole: waiting to fill a packet would only delay the last one.
         let _ = stream.set_nodelay(true);
         let tls = tls.acceptor();
-        let (builder, watcher) = (builder.clone(), graceful.watcher());
-        let service = TowerToHyperService::new(router.clone());
+        let watcher = graceful.watcher();
+        let mut builder = builder.clone();
+        let service = TowerToHyperService::new(if common { router.clone() } else { crowded.clone() });
         tokio::spawn(async move {
             let _permit = permit;
-            let served = match tls {
-                None => attend(stream, &builder, watcher, service, limits).await,
-                Some(tls) => match tokio::time::timeout(limits.handshake_wait, tls.accept(stream)).await {
-                    Ok(Ok(stream)) => attend(stream, &builder, watcher, service, limits).await,
-                    Ok(Err(error)) => return tracing::debug!(%error, "a TLS handshake failed"),
-                    Err(_) => return tracing::debug!("a TLS handshake took too long"),
-                },
-            };
-            if let Err(error) = served {
-                tracing::debug!(%error, "a connection ended early");
+            if common {
+                return attend(stream, tls, &builder, watcher, service, limits).await;
+            }
+            builder.keep_alive(false);
+            let attended = attend(stream, tls, &builder, watcher, service, limits);
+            if tokio::time::timeout(limits.crowded_wait, attended).await.is_err() {
+                tracing::debug!("a connection beyond the budget took too long");
             }
         });
     }
@@ -124,6 +156,28 @@ pub async fn serve(
 
 /// Serves one connection to its end.
 async fn attend(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    builder: &http1::Builder,
+    watcher: Watcher,
+    service: TowerToHyperService<Router>,
+    limits: Limits,
+) {
+    let served = match tls {
+        None => exchange(stream, builder, watcher, service, limits).await,
+        Some(tls) => match tokio::time::timeout(limits.handshake_wait, tls.accept(stream)).await {
+            Ok(Ok(stream)) => exchange(stream, builder, watcher, service, limits).await,
+            Ok(Err(error)) => return tracing::debug!(%error, "a TLS handshake failed"),
+            Err(_) => return tracing::debug!("a TLS handshake took too long"),
+        },
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+/// Requests and answers of one connection.
+async fn exchange(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     builder: &http1::Builder,
     watcher: Watcher,

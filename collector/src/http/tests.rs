@@ -414,10 +414,10 @@ struct Running {
     server: tokio::task::JoinHandle<()>,
 }
 
-async fn running(router: Router, limits: Limits) -> Running {
+async fn running(router: Router, limits: Limits, connections: Connections) -> Running {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let connections = Arc::new(Connections::default());
+    let connections = Arc::new(connections);
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let server =
         tokio::spawn(serve(listener, router, Arc::default(), limits, Arc::clone(&connections), async {
@@ -433,15 +433,22 @@ async fn read_all(stream: &mut tokio::net::TcpStream) -> Vec<u8> {
     out
 }
 
+/// Asks on a connection of its own. Empty if that is closed without an answer.
+async fn ask(server: &Running, path: &str) -> String {
+    let mut stream = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    String::from_utf8_lossy(&read_all(&mut stream).await).into_owned()
+}
+
 #[tokio::test]
 async fn slow_clients_and_crowds_are_turned_away() {
     let limits = Limits {
-        connections: 2,
         header_wait: Duration::from_millis(300),
         drain: Duration::from_secs(1),
         ..Limits::default()
     };
-    let server = running(site().router, limits).await;
+    let server = running(site().router, limits, Connections::new(2, 0)).await;
     let mut slow = tokio::net::TcpStream::connect(server.address).await.unwrap();
     slow.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n").await.unwrap();
     let mut idle = tokio::net::TcpStream::connect(server.address).await.unwrap();
@@ -451,9 +458,44 @@ async fn slow_clients_and_crowds_are_turned_away() {
     assert_eq!(server.connections.refused(), 1);
     assert!(!String::from_utf8_lossy(&read_all(&mut slow).await).contains("200 OK"));
     assert!(read_all(&mut idle).await.is_empty());
-    let mut good = tokio::net::TcpStream::connect(server.address).await.unwrap();
-    good.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
-    assert!(String::from_utf8_lossy(&read_all(&mut good).await).contains("200 OK"));
+    assert!(ask(&server, "/readyz").await.contains("200 OK"));
+    server.stop.send(()).unwrap();
+    server.server.await.unwrap();
+}
+
+#[tokio::test]
+async fn health_is_told_while_others_hold_all_connections() {
+    let limits = Limits { drain: Duration::ZERO, ..Limits::default() };
+    let site = site();
+    let server = running(site.router, limits, Connections::new(100, 16)).await;
+    let mut held = Vec::new();
+    for _ in 0..100 {
+        held.push(tokio::net::TcpStream::connect(server.address).await.unwrap());
+    }
+    for path in ["/healthz", "/readyz", "/-/healthy", "/-/ready"].into_iter().cycle().take(40) {
+        let answer = ask(&server, path).await;
+        assert!(answer.contains("200 OK") && answer.to_lowercase().contains("connection: close"), "{answer}");
+    }
+    assert_eq!(server.connections.refused(), 0);
+    let answer = ask(&server, "/metrics").await;
+    assert!(
+        answer.contains("503 Service Unavailable") && answer.contains("too many connections"),
+        "{answer}"
+    );
+    assert_eq!(server.connections.refused(), 1);
+    server.stop.send(()).unwrap();
+    server.server.await.unwrap();
+}
+
+#[tokio::test]
+async fn nobody_holds_the_connections_for_health() {
+    let limits =
+        Limits { crowded_wait: Duration::from_millis(300), drain: Duration::ZERO, ..Limits::default() };
+    let server = running(site().router, limits, Connections::new(0, 1)).await;
+    let mut idle = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    assert!(ask(&server, "/readyz").await.is_empty());
+    assert!(read_all(&mut idle).await.is_empty());
+    assert!(ask(&server, "/readyz").await.contains("200 OK"));
     server.stop.send(()).unwrap();
     server.server.await.unwrap();
 }
@@ -469,7 +511,7 @@ async fn a_client_that_stops_reading_is_given_up() {
         drain: Duration::from_secs(20),
         ..Limits::default()
     };
-    let server = running(site.router, limits).await;
+    let server = running(site.router, limits, Connections::default()).await;
     let mut client = tokio::net::TcpStream::connect(server.address).await.unwrap();
     client.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     // The first bytes show that the answer is under way; the rest is more than the sockets can hold.
