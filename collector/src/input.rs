@@ -50,7 +50,8 @@ pub enum Input {
     Reap(Reap),
     /// Cumulative figures of one living (or defunct) process, read now.
     Sample(Sample),
-    /// A process has not run since its last [`Input::Sample`]: that is still what it has used.
+    /// A process has not run since its last [`Input::Sample`]: that is still what it has used. Whoever begins to track a
+    /// process gets a sample first.
     Unchanged {
         /// Who.
         process: ProcessKey,

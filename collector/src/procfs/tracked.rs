@@ -2,11 +2,20 @@
 //!
 //! A thread that did not get on a CPU has done nothing. So for a process of one thread `schedstat` is read first, and
 //! when neither its run time nor its count of slices moved since the last pass, everything that only running can
-//! change (CPU, faults, IO, threads, its end) is as it was and is not read again. `statm` is read when the process faulted or
-//! `stat` shows another size. Otherwise it is read in every fourth pass only: memory comes with a fault, but others
-//! can take it away, and what `stat` shows of it is inexact. (`io` is best read seldom anyway: it waits for an exec that is under way in the target,
-//! `exec_update_lock` in `do_io_accounting`.) What is lost by this: a process that was woken and has waited for a CPU ever since shows as
-//! sleeping until it runs, and memory that was reclaimed from it is still shown for up to four passes.
+//! change (CPU, faults, IO, threads, its end) is as it was and is not read again.
+//!
+//! Two files are not read each time it ran, because `stat` and what they said before tell whether it is worth while:
+//!
+//! - `statm` is read when `stat` shows another size or resident set. `stat` is inexact by some pages for each CPU, and
+//!   memory is taken from processes that do not run, so otherwise its turn comes.
+//! - `io` is read in every pass as long as each reading brings news. When one brought none, its turn comes. (It is best
+//!   read seldom anyway: it waits for an exec that is under way in the target, `exec_update_lock` in
+//!   `do_io_accounting`.)
+//!
+//! A turn comes in the fourth pass, and never later than in the first pass after [`SKIPPED_NS`]. What is lost by all
+//! this: a process that was woken and has waited for a CPU ever since shows as sleeping until it runs; memory is up to
+//! four passes old, by no more than what `stat` does not show; the first storage traffic after a quiet time is counted
+//! up to four passes late, and not at all when the process ends and is reaped before.
 
 use std::fs::File;
 
@@ -32,8 +41,35 @@ pub(super) const FILES: usize = 4;
 
 const NAMES: [&str; FILES] = ["stat", "schedstat", "statm", "io"];
 
-/// Passes from one reading of `statm` to the next, when nothing shows that it changed.
-const STATM_PASSES: u8 = 4;
+/// Passes from one reading of a file to the next, when nothing shows that it changed.
+const PASSES: u8 = 4;
+
+/// Time after which it is read whatever the number of passes was, ns: passes may be a minute apart. More than four
+/// passes take at the usual interval of a second.
+pub(super) const SKIPPED_NS: u64 = 4_500_000_000;
+
+/// When a file is read again.
+#[derive(Clone, Copy, Debug)]
+struct Turn {
+    passes: u8,
+    by_ns: u64,
+}
+
+impl Turn {
+    /// In the next pass.
+    const NEXT: Self = Self { passes: 1, by_ns: u64::MAX };
+
+    /// In so many passes.
+    fn after(passes: u8, now_ns: u64) -> Self {
+        Self { passes, by_ns: now_ns.saturating_add(SKIPPED_NS) }
+    }
+
+    /// Another pass; true if it is the one.
+    fn comes(&mut self, now_ns: u64) -> bool {
+        self.passes = self.passes.saturating_sub(1);
+        self.passes == 0 || now_ns >= self.by_ns
+    }
+}
 
 /// Open files of one process.
 #[derive(Debug, Default)]
@@ -49,17 +85,33 @@ struct Figures {
     stat: Stat,
     schedstat: Option<Schedstat>,
     io: Option<Io>,
+    io_turn: Turn,
+    /// It ran since `io` was read.
+    io_owed: bool,
     statm: Option<Statm>,
-    /// Passes until `statm` is read again at the latest.
-    statm_passes: u8,
+    statm_turn: Turn,
 }
 
 impl Figures {
-    /// The memory of the process may be another than when this was read.
+    /// The memory of the process is another than when this was read.
     fn moved(&self, now: &Stat) -> bool {
-        let of = |stat: &Stat| (stat.minflt, stat.majflt, stat.rss, stat.vsize);
-        of(&self.stat) != of(now)
+        (self.stat.rss, self.stat.vsize) != (now.rss, now.vsize)
     }
+}
+
+/// What a pass found.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "handed on at once; a box would be an allocation for each process"
+)]
+pub(super) enum Reading {
+    /// Figures.
+    Sample(Sample),
+    /// All is as it was told last.
+    Unchanged {
+        /// When that was found, `CLOCK_MONOTONIC` ns.
+        at_ns: u64,
+    },
 }
 
 /// How far the end of a process has been told.
@@ -94,6 +146,8 @@ pub(super) struct Tracked {
     /// It has or had more than one thread: `schedstat` does not tell all.
     threaded: bool,
     last: Option<Figures>,
+    /// The last figures were told since it got its last role.
+    told: bool,
     /// CPU as read after its end.
     pub(super) final_cpu: Option<CpuTime>,
     /// Total of the last sample: the figure never goes back.
@@ -122,6 +176,7 @@ impl Tracked {
             refused: [false; FILES],
             threaded: false,
             last: None,
+            told: false,
             final_cpu: None,
             cpu_total_ns: 0,
             may_trace: false,
@@ -130,6 +185,7 @@ impl Tracked {
 
     /// Adds a role to those it has.
     pub(super) fn add(&mut self, role: Role, pool: u32) {
+        self.told = false;
         match role {
             Role::Master => self.children = Some(pool),
             Role::Worker => self.is_worker = true,
@@ -162,7 +218,7 @@ impl Tracked {
         host: HostFacts,
         allowance: &mut Allowance,
         buffer: &mut Buffer,
-    ) -> Result<Sample, ReadError> {
+    ) -> Result<Reading, ReadError> {
         let mut handles = self.reach(root, allowance, buffer)?;
         let result = self.read(&mut handles, host, buffer);
         self.put_back(handles, allowance);
@@ -276,48 +332,70 @@ impl Tracked {
         handles: &mut Handles,
         host: HostFacts,
         buffer: &mut Buffer,
-    ) -> Result<Sample, ReadError> {
+    ) -> Result<Reading, ReadError> {
         let at_ns = monotonic_ns();
         // Before `stat`: what runs between the two reads is then seen by the next pass.
         let schedstat = self.schedstat(handles, buffer)?;
+        let rested = self.last.is_some_and(|last| {
+            schedstat.is_some()
+                && schedstat == last.schedstat
+                && last.stat.num_threads == 1
+                && last.stat.task_state() != TaskState::Zombie
+        });
+        let mut news = !rested || !self.told;
         let mut figures = match self.last {
-            Some(last)
-                if schedstat.is_some()
-                    && schedstat == last.schedstat
-                    && last.stat.num_threads == 1
-                    && last.stat.task_state() != TaskState::Zombie =>
-            {
-                last
-            }
+            Some(last) if rested => last,
             before => {
                 let stat = handles.stat(buffer)?;
                 self.threaded |= stat.num_threads > 1;
                 self.may_trace = stat.may_trace().unwrap_or(self.may_trace);
-                let io = self.optional(handles, Which::Io, buffer, |text| Io::parse(text).map(Some))?;
-                let known = before.filter(|before| !before.moved(&stat));
-                let (statm, statm_passes) = known.map_or((None, 0), |k| (k.statm, k.statm_passes));
-                Figures { stat, schedstat, io, statm, statm_passes }
+                match before {
+                    Some(before) => {
+                        let statm_turn = if before.moved(&stat) { Turn::NEXT } else { before.statm_turn };
+                        Figures { stat, schedstat, io_owed: true, statm_turn, ..before }
+                    }
+                    None => Figures {
+                        stat,
+                        schedstat,
+                        io: None,
+                        io_turn: Turn::NEXT,
+                        io_owed: true,
+                        statm: None,
+                        statm_turn: Turn::NEXT,
+                    },
+                }
             }
         };
+        // Processes that were found together take turns.
+        let spread = 1 + (self.key.pid % u32::from(PASSES)) as u8;
+        // The last figure of one that ended is the whole of it.
+        let last = figures.stat.task_state() == TaskState::Zombie;
+        if figures.io_owed && (figures.io_turn.comes(at_ns) || last) {
+            let io = self.optional(handles, Which::Io, buffer, |text| Io::parse(text).map(Some))?;
+            let passes = match figures.io {
+                Some(before) if io == Some(before) => PASSES,
+                Some(_) => 1,
+                None => spread,
+            };
+            news |= io != figures.io;
+            (figures.io, figures.io_turn, figures.io_owed) = (io, Turn::after(passes, at_ns), false);
+        }
         if figures.stat.vsize == 0 {
             figures.statm = None;
-        } else if let Some(left) = figures.statm_passes.checked_sub(1) {
-            figures.statm_passes = left;
-        } else {
-            figures.statm =
-                self.optional(handles, Which::Statm, buffer, |text| Statm::parse(text).map(Some))?;
-            // The first time is spread, so that not all are read in the same pass ever after.
-            let passes = if self.last.is_some() {
-                STATM_PASSES
-            } else {
-                1 + (self.key.pid % u32::from(STATM_PASSES)) as u8
-            };
-            figures.statm_passes = passes - 1;
+        } else if figures.statm_turn.comes(at_ns) {
+            let statm = self.optional(handles, Which::Statm, buffer, |text| Statm::parse(text).map(Some))?;
+            let passes = if self.last.is_some() { PASSES } else { spread };
+            news |= statm != figures.statm;
+            (figures.statm, figures.statm_turn) = (statm, Turn::after(passes, at_ns));
         }
         self.last = Some(figures);
+        self.told = true;
+        if !news {
+            return Ok(Reading::Unchanged { at_ns });
+        }
         let stat = &figures.stat;
         let cpu = self.cpu(stat, schedstat);
-        Ok(Sample {
+        Ok(Reading::Sample(Sample {
             process: self.key,
             cpu,
             rss: rss(stat, figures.statm, host.page_size),
@@ -332,7 +410,7 @@ impl Tracked {
             written_bytes: figures.io.map(|io| io.write_bytes),
             state: stat.task_state(),
             at_ns,
-        })
+        }))
     }
 
     /// Both figures are lower bounds of the truth: `stat` counts all threads, rounded down to ticks (each part by
@@ -481,6 +559,21 @@ mod tests {
             let schedstat = Some(Schedstat { run_ns, delay_ns: 0, slices: 1 });
             let _ = tracked().cpu(&stat(utime, stime), schedstat);
         }
+    }
+
+    #[test]
+    fn a_turn_comes_by_passes_or_by_time() {
+        const SECOND: u64 = 1_000_000_000;
+        let passes = |between_ns: u64| {
+            let mut turn = Turn::after(PASSES, 0);
+            (1..).find(|pass| turn.comes(pass * between_ns))
+        };
+        assert_eq!(passes(SECOND / 10), Some(4));
+        assert_eq!(passes(SECOND), Some(4));
+        assert_eq!(passes(2 * SECOND), Some(3), "the first after 4.5 s");
+        assert_eq!(passes(60 * SECOND), Some(1));
+        let mut next = Turn::NEXT;
+        assert!(next.comes(0));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use self::listening::Listening;
 use super::parse::stat::Stat;
 use super::root::{Buffer, ProcfsError, ReadError, Root};
 use super::scan::Scan;
-use super::tracked::{Allowance, FILES, Phase, Tracked};
+use super::tracked::{Allowance, FILES, Phase, Reading, Tracked};
 use crate::input::{self, Comm, ExitStatus, Input, Listed, Role, SlotRecord, Source};
 use crate::snapshot::{EventCounts, Feature};
 use crate::units::{ByProcess, HostFacts, Pid, ProcessKey, boottime_ns, monotonic_ns};
@@ -174,7 +174,8 @@ impl ProcfsSource {
     fn read(&mut self, pid: Pid, now_ns: u64, out: &mut dyn FnMut(Input)) {
         let Some(tracked) = self.tracked.get_mut(&pid) else { return };
         match tracked.sample(&self.root, self.host, &mut self.allowance, &mut self.buffer) {
-            Ok(sample) => {
+            Ok(Reading::Unchanged { at_ns }) => out(Input::Unchanged { process: tracked.key, at_ns }),
+            Ok(Reading::Sample(sample)) => {
                 self.io_refused |= tracked.io_refused() && tracked.phase == Phase::Alive;
                 if let Some(comm) = tracked.last_read().map(|stat| stat.comm) {
                     let changed = tracked.comm.replace(comm).is_some_and(|before| before != comm);

@@ -59,6 +59,19 @@ fn sample_of(inputs: &[Input], process: ProcessKey) -> Option<input::Sample> {
     })
 }
 
+/// The figures that hold after each of these passes.
+fn figures<const N: usize>(source: &mut ProcfsSource, process: ProcessKey) -> [Option<input::Sample>; N] {
+    let mut figures = None;
+    [(); N].map(|()| {
+        let inputs = pass(source);
+        let told = sample_of(&inputs, process);
+        let same = |input: &Input| matches!(input, Input::Unchanged { process: p, .. } if *p == process);
+        assert!(told.is_none() || !inputs.iter().any(same), "one or the other");
+        figures = told.or(figures.filter(|_| inputs.iter().any(same)));
+        figures
+    })
+}
+
 /// Passes until one says what is looked for.
 fn until<T>(source: &mut ProcfsSource, mut find: impl FnMut(&Input) -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(20);
@@ -86,8 +99,9 @@ fn check_figures(kept_descriptors: usize) {
     // Asleep when the first reading has the same CPU as the second.
     let deadline = Instant::now() + Duration::from_secs(20);
     let (first, second) = loop {
-        let first = sample_of(&pass(&mut source), child.key()).expect("it is tracked");
-        let second = sample_of(&pass(&mut source), child.key()).expect("it is tracked");
+        // A role anew, so that all figures are told.
+        source.track(child.key(), 1, Role::Worker);
+        let [Some(first), Some(second)] = figures(&mut source, child.key()) else { panic!("it is tracked") };
         if first.cpu == second.cpu && second.state == input::TaskState::Sleeping {
             break (first, second);
         }
@@ -319,8 +333,8 @@ fn what_the_kernel_does_not_tell_is_absent() {
     let (_root, mut source) = made_of(&[("stat", STAT), ("schedstat", "0 0 0\n")]);
     assert!(source.features().iter().any(|f| f.name == "lifecycle_events" && !f.enabled));
     source.track(MADE, 1, Role::Worker);
-    for _ in 0..2 {
-        let sample = sample_of(&pass(&mut source), MADE).expect("it is there");
+    for sample in figures::<2>(&mut source, MADE) {
+        let sample = sample.expect("it is there");
         assert_eq!(sample.cpu, CpuTime { user_ns: 700_000_000, system_ns: 800_000_000 });
         let rss = sample.rss.expect("it has memory");
         assert_eq!((rss.total_bytes, rss.anonymous_bytes), (500 * 4096, None));
@@ -346,20 +360,102 @@ fn everything_there_is_is_told() {
     );
     let rss = sample.rss.expect("it has memory");
     assert_eq!((rss.total_bytes, rss.anonymous_bytes), (600 * 4096, Some(500 * 4096)));
+    // A pass in which nothing happened has nothing to tell, but that it is still so.
+    let inputs = pass(&mut source);
+    assert!(inputs.iter().any(|i| matches!(i, Input::Unchanged { process: MADE, .. })), "{inputs:?}");
+    // Unless somebody new wants to know.
+    source.track(MADE, 1, Role::Master);
+    assert!(sample_of(&pass(&mut source), MADE).is_some());
     // It did not run since, but its memory was taken away: seen within four passes.
-    std::fs::write(root.path().join("42/statm"), "2000 550 100 1 0 300 0\n").expect("written");
-    let mut sample = sample;
-    for _ in 0..4 {
-        sample = sample_of(&pass(&mut source), MADE).expect("it is there");
-    }
+    write(&root, "statm", "2000 550 100 1 0 300 0\n");
+    let inputs: Vec<Input> = (0..4).flat_map(|_| pass(&mut source)).collect();
+    let sample = sample_of(&inputs, MADE).expect("it is told");
     assert_eq!(sample.rss.map(|rss| rss.total_bytes), Some(550 * 4096));
     // It ran, and `stat` shows that memory came: seen at once.
-    std::fs::write(root.path().join("42/statm"), "2000 560 100 1 0 300 0\n").expect("written");
-    std::fs::write(root.path().join("42/stat"), STAT.replace(" 111 ", " 112 ")).expect("written");
-    std::fs::write(root.path().join("42/schedstat"), "1512345679 77 10\n").expect("written");
+    write(&root, "statm", "2000 560 100 1 0 300 0\n");
+    write(&root, "stat", &STAT.replace(" 111 ", " 112 ").replace(" 500 ", " 510 "));
+    write(&root, "schedstat", "1512345679 77 10\n");
     let sample = sample_of(&pass(&mut source), MADE).expect("it is there");
     assert_eq!(sample.rss.map(|rss| rss.total_bytes), Some(560 * 4096));
     assert_eq!(sample.minor_faults, 112);
+}
+
+fn write(root: &tempfile::TempDir, name: &str, text: &str) {
+    std::fs::write(root.path().join("42").join(name), text).expect("written");
+}
+
+/// A process that runs in every pass: how old memory that `stat` does not show may be, and how old storage traffic.
+#[test]
+fn what_is_skipped_is_never_older_than_four_passes() {
+    let io = |bytes: u64| format!("read_bytes: {bytes}\nwrite_bytes: 0\n");
+    let statm = |pages: u64| format!("2000 {pages} 100 1 0 300 0\n");
+    let (root, mut source) = made_of(&[
+        ("stat", STAT),
+        ("statm", &statm(600)),
+        ("schedstat", "1512345678 77 9\n"),
+        ("io", &io(0)),
+    ]);
+    source.track(MADE, 1, Role::Worker);
+    let mut ran = 9;
+    let mut next = |source: &mut ProcfsSource| {
+        ran += 1;
+        write(&root, "schedstat", &format!("1512345678 77 {ran}\n"));
+        let sample = sample_of(&pass(source), MADE).expect("it ran");
+        (sample.rss.map_or(0, |rss| rss.total_bytes / 4096), sample.read_bytes.unwrap_or(0))
+    };
+    // Whenever it changes, between whichever two passes.
+    for round in 0..12 {
+        let quiet = round;
+        for _ in 0..quiet {
+            next(&mut source);
+        }
+        write(&root, "statm", &statm(700 + round));
+        write(&root, "io", &io(1000 + round));
+        let seen: Vec<_> = (0..4).map(|_| next(&mut source)).collect();
+        assert_eq!(seen[3], (700 + round, 1000 + round), "after {quiet} quiet passes: {seen:?}");
+    }
+    // Once each reading brings news, none is skipped.
+    let mut seen = Vec::new();
+    for bytes in 5000..5010 {
+        write(&root, "io", &io(bytes));
+        seen.push(next(&mut source).1);
+    }
+    assert!(seen[3..].iter().copied().eq(5003..5010), "{seen:?}");
+}
+
+/// It ran once with traffic that the pass skipped, and never again.
+#[test]
+fn what_was_skipped_is_read_though_it_does_not_run_any_more() {
+    let io = |bytes: u64| format!("read_bytes: {bytes}\nwrite_bytes: 0\n");
+    let (root, mut source) = made_of(&[("stat", STAT), ("schedstat", "1512345678 77 9\n"), ("io", &io(0))]);
+    source.track(MADE, 1, Role::Worker);
+    for ran in 10..14 {
+        pass(&mut source);
+        write(&root, "schedstat", &format!("1512345678 77 {ran}\n"));
+    }
+    write(&root, "io", &io(4096));
+    let inputs: Vec<Input> = (0..4).flat_map(|_| pass(&mut source)).collect();
+    let mut told = inputs.iter().filter_map(|input| match input {
+        Input::Sample(sample) => sample.read_bytes,
+        _ => None,
+    });
+    assert_eq!(told.next_back(), Some(4096));
+}
+
+/// Polling finds the zombie; nothing comes after it.
+#[test]
+fn a_zombie_shows_all_that_it_read() {
+    let io = |bytes: u64| format!("read_bytes: {bytes}\nwrite_bytes: 0\n");
+    let (root, mut source) = made_of(&[("stat", STAT), ("schedstat", "1512345678 77 9\n"), ("io", &io(0))]);
+    source.track(MADE, 1, Role::Worker);
+    for ran in 10..16 {
+        pass(&mut source);
+        write(&root, "schedstat", &format!("1512345678 77 {ran}\n"));
+    }
+    write(&root, "io", &io(4096));
+    write(&root, "stat", &STAT.replace(") S ", ") Z "));
+    let sample = sample_of(&pass(&mut source), MADE).expect("it is there");
+    assert_eq!(sample.read_bytes, Some(4096));
 }
 
 #[test]
