@@ -54,11 +54,15 @@ impl Buffer {
         }
     }
 
+    /// All of the room is written to, hence counts as resident: large buffers grow in small steps, which the kernel
+    /// makes by moving pages.
     #[cold]
     fn grow(&mut self, more: usize) {
+        const DOUBLED_UP_TO: usize = 32 << 10;
         let needed = self.end + more;
         if needed > self.bytes.capacity() {
-            self.bytes.reserve(needed.max(2 * self.end) - self.bytes.len());
+            let slack = (self.end / 8).max(self.end.min(DOUBLED_UP_TO));
+            self.bytes.reserve_exact(needed + slack - self.bytes.len());
         }
         self.bytes.resize(self.bytes.capacity(), 0);
     }
