@@ -12,5 +12,6 @@ mod support;
 mod fallback;
 mod portable;
 mod prometheus;
+mod schedule;
 mod servers;
 mod storm;

@@ -13,7 +13,8 @@
 //! Behaviours: `sleep`, `burn MS` (one core, then sleep), `duty PERCENT MS`, `touch BYTES` (then sleep),
 //! `touch-in CGROUP_PROCS BYTES` (joins a control group first), `name HEX` (sets its comm to these bytes), `exec PROGRAM
 //! ARGS…`, `exit CODE`, `abort`, `dump-core DIRECTORY`, `threads COUNT BURN_MS`, `last-thread MS CODE` (the main thread
-//! ends first), `thread-exec PROGRAM ARGS…` (execve from another thread than the main one). A worker dies with its
+//! ends first), `wait KIND … FILE` (waits for a known reason and writes to the file for how long; see `waits.rs`),
+//! `thread-exec PROGRAM ARGS…` (execve from another thread than the main one). A worker dies with its
 //! master, but `orphan BEHAVIOUR…` does not.
 #![allow(
     unsafe_code,
@@ -21,6 +22,9 @@
 )]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test program fails loudly")]
 #![allow(clippy::disallowed_methods, reason = "its work is to sleep")]
+
+#[path = "waits.rs"]
+mod waits;
 
 use std::ffi::CString;
 use std::io::{BufRead, Write};
@@ -170,6 +174,7 @@ fn behave(words: &[&str]) {
                 });
             }
         }
+        "wait" => waits::wait(&words[1..]),
         "last-thread" => {
             let (time, code) = (ms(1), number(words, 2) as i32);
             std::thread::spawn(move || {

@@ -6,4 +6,5 @@ mod identity;
 mod listing;
 pub(crate) mod losses;
 mod memory;
+pub(crate) mod schedule;
 mod tags;

@@ -30,7 +30,7 @@ use crate::units::{ByProcess, HostFacts, Pid, ProcessKey, boottime_ns, monotonic
 const MAX_KNOWN: usize = 131_072;
 
 /// Descriptors left to everybody else in this process.
-const RESERVED_DESCRIPTORS: usize = 512;
+const RESERVED_DESCRIPTORS: usize = 600;
 
 /// A process younger than this is looked at again in the next pass, while polling: it may be between fork and exec.
 const SETTLED_NS: u64 = 2_000_000_000;

@@ -1,0 +1,152 @@
+//! Where the time of threads goes: reasons, sums, and counts of switches, on every kernel.
+
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::support::{Collector, Workload, eventually, pool_of, worker};
+
+/// A file that a worker writes what it measured to.
+pub(crate) fn answer_file(what: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("waits-{}-{what}", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    path
+}
+
+/// A worker that waits as `behaviour` says until it has written its file, and what it wrote.
+pub(crate) fn waited(master: &mut Workload, behaviour: &str, file: &Path) -> (Pid, Vec<u64>) {
+    let pid = master.spawn(&format!("wait {behaviour} {}", file.display()));
+    let text = eventually(&format!("{behaviour} has been waited for"), || std::fs::read_to_string(file).ok());
+    let _ = std::fs::remove_file(file);
+    (pid, text.lines().map(|line| line.parse().unwrap()).collect())
+}
+
+/// A worker's part of the pool, once it was read while it slept at its end.
+pub(crate) fn at_rest(collector: &Collector, master: Pid, pid: Pid) -> Value {
+    let mut last = Value::Null;
+    eventually("the worker is at rest", || {
+        let stats = collector.stats();
+        let schedule = worker(pool_of(&stats, master)?, pid)?.get("schedule")?.clone();
+        let still = schedule["quantiles"] == last["quantiles"]
+            && schedule["seconds"]["on_cpu"] == last["seconds"]["on_cpu"]
+            && schedule["followed_seconds"] != last["followed_seconds"];
+        last = schedule;
+        still.then(|| last.clone())
+    })
+}
+
+fn seconds(of: &Value) -> impl Iterator<Item = (&str, f64)> {
+    of["seconds"].as_object().unwrap().iter().map(|(kind, s)| (kind.as_str(), s.as_f64().unwrap()))
+}
+
+fn start() -> (Workload, Collector) {
+    let mut master = Workload::start();
+    master.spawn("sleep");
+    master.spawn("sleep");
+    let collector = Collector::start(&["--source=ebpf"]);
+    collector.pool_of(master.pid(), 2);
+    (master, collector)
+}
+
+#[test]
+fn every_wait_has_its_reason() {
+    let (mut master, collector) = start();
+    // A file of its own on a file system that knows direct reads, where there is one.
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/waits-data");
+    let on_disk = std::fs::write(&data, vec![1u8; 4 << 20]).is_ok();
+    let disk = format!("disk {}", data.display());
+    let mut behaviours = vec!["lock", "sleep", "poll", "pipe", "network", "child"];
+    if on_disk {
+        behaviours.push(&disk);
+    }
+    for behaviour in behaviours {
+        let kind = behaviour.split(' ').next().unwrap();
+        let (pid, waits) = waited(&mut master, behaviour, &answer_file(kind));
+        let schedule = at_rest(&collector, master.pid(), pid);
+        let truth: f64 = waits.iter().sum::<u64>() as f64 / 1e9;
+        // It sleeps when it has done.
+        let blocked = |(of, _): &(&str, f64)| !["on_cpu", "runnable"].contains(of);
+        let off_cpu = seconds(&schedule).filter(blocked).filter(|(of, _)| kind == "sleep" || *of != "sleep");
+        let off_cpu: f64 = off_cpu.map(|(_, s)| s).sum();
+        let ours = schedule["seconds"][kind].as_f64().unwrap();
+        assert!(ours >= off_cpu * 0.99, "{kind}: {ours} of {off_cpu} s: {schedule}");
+        assert!(ours >= truth * 0.9, "{kind}: {ours} s, waited {truth} s: {schedule}");
+    }
+    let _ = std::fs::remove_file(&data);
+}
+
+#[test]
+fn time_adds_up_to_the_life_of_all_threads() {
+    let (mut master, collector) = start();
+    let busy = master.spawn("threads 3 900");
+    let stopped = master.spawn("sleep");
+    collector.pool_of(master.pid(), 4);
+    kill(stopped, Signal::SIGSTOP).unwrap();
+    let read = || {
+        let stats = collector.stats();
+        let at = stats["uptime_seconds"].as_f64()?;
+        let pool = pool_of(&stats, master.pid())?.clone();
+        (worker(&pool, busy)?["schedule"]["seconds"]["on_cpu"].as_f64()? > 2.6).then_some((at, pool))
+    };
+    let (before, first) = eventually("the threads have burnt what they should", read);
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    kill(stopped, Signal::SIGCONT).unwrap();
+    let (after, pool) = eventually("another reading", || read().filter(|(at, _)| *at > before + 2.0));
+    let followed = |pool: &Value| pool["schedule"]["followed_seconds"].as_f64().unwrap();
+    // Two sleepers, the stopped one, and one with four threads.
+    let (grown, wall) = (followed(&pool) - followed(&first), 7.0 * (after - before));
+    assert!((grown - wall).abs() <= wall * 0.01, "{grown} s of threads' lives in {wall} s");
+    for schedule in std::iter::once(&pool).chain(pool["workers"].as_array().unwrap()).map(|p| &p["schedule"])
+    {
+        let sum: f64 = seconds(schedule).map(|(_, s)| s).sum();
+        let followed = schedule["followed_seconds"].as_f64().unwrap();
+        assert!((sum - followed).abs() <= 0.001 + followed * 1e-4, "{sum} of {followed} s: {schedule}");
+    }
+    let stopped = worker(&pool, stopped).unwrap()["schedule"]["seconds"]["stopped"].as_f64().unwrap();
+    assert!(stopped > 2.0, "{stopped}");
+}
+
+#[test]
+fn every_slice_on_the_cpu_is_counted() {
+    let (mut master, collector) = start();
+    let (pid, _) = waited(&mut master, "pingpong 20000", &answer_file("pingpong"));
+    let schedule = at_rest(&collector, master.pid(), pid);
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let switches: u64 = status
+        .lines()
+        .filter(|line| line.contains("ctxt_switches"))
+        .map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap())
+        .sum();
+    let slices = schedule["quantiles"]["on_cpu_seconds"]["start"]["count"].as_u64().unwrap();
+    assert!(switches >= 20_000, "{switches}");
+    assert!(
+        slices.abs_diff(switches) as f64 <= switches as f64 * 0.001,
+        "{slices} slices, {switches} switches"
+    );
+}
+
+#[test]
+fn in_a_storm_nobody_waits_longer_than_all_have_lived() {
+    let (mut master, collector) = start();
+    let before = std::time::Instant::now();
+    master.ask("storm 3000 100");
+    let wall = before.elapsed().as_secs_f64();
+    let pool = eventually("all have ended", || {
+        let stats = collector.stats();
+        let pool = pool_of(&stats, master.pid())?;
+        (pool["exits_total"].as_u64()? >= 3000 && pool["awaiting_final_cpu"] == 0).then(|| pool.clone())
+    });
+    let workers = pool["workers"].as_array().unwrap();
+    let idle = |of: &dyn Fn(&Value) -> f64| workers.iter().map(|w| of(&w["schedule"])).sum::<f64>();
+    let all = |schedule: &Value| seconds(schedule).map(|(_, s)| s).sum::<f64>();
+    let storm = all(&pool["schedule"]) - idle(&all);
+    // The master lets 64 run at a time.
+    assert!(storm <= wall * 66.0, "{storm} s in {wall} s");
+    let burnt = pool["schedule"]["seconds"]["on_cpu"].as_f64().unwrap();
+    assert!(burnt >= 3000.0 * 100e-6, "{burnt}");
+    let slices = pool["quantiles"]["on_cpu_seconds"]["start"]["count"].as_u64().unwrap();
+    assert!(slices >= 3000, "{slices}");
+    assert_eq!(pool["quantiles"]["on_cpu_seconds"]["start"]["coverage"], 1.0);
+}

@@ -1,0 +1,78 @@
+//! Lengths of waits against what the waiting threads measured themselves.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::portable::schedule::{answer_file, at_rest, waited};
+use crate::support::{Collector, Workload};
+
+/// Shorter waits are not noticed by those who wait.
+const SHORTEST_NS: u64 = 20_000;
+
+/// Within 2 % or 10 µs, whichever is more.
+fn slack(seconds: f64) -> f64 {
+    (seconds * 0.02).max(10e-6)
+}
+
+/// The recorded values are those that the worker measured and a few others of the same kind, from before and after. A
+/// quantile of all is then between two of those that were measured: as many ranks apart as there are others.
+fn check(what: &str, windows: &Value, mut truth: Vec<u64>) {
+    // On a busy machine a timer can expire before the thread that set it gets to sleep.
+    truth.retain(|ns| *ns >= SHORTEST_NS);
+    truth.sort_unstable();
+    let count = windows["start"]["count"].as_u64().unwrap_or(0) as usize;
+    assert!(truth.len() > 50, "{what}: {} are not enough", truth.len());
+    assert!(count >= truth.len(), "{what}: {count} recorded, {} measured", truth.len());
+    let others = count - truth.len();
+    assert!(others <= truth.len() / 10, "{what}: {count} recorded, {} measured", truth.len());
+    for (name, share) in [("p50", 0.5), ("p95", 0.95), ("p99", 0.99)] {
+        let rank = (share * count as f64).ceil() as usize - 1;
+        let at = |rank: usize| truth[rank.min(truth.len() - 1)] as f64 / 1e9;
+        let (low, high) = (at(rank.saturating_sub(others)), at(rank));
+        let ours = windows["start"][name].as_f64().unwrap();
+        println!(
+            "{what} {name}: {:.1} µs, measured {:.1} to {:.1} µs ({} of {count})",
+            ours * 1e6,
+            low * 1e6,
+            high * 1e6,
+            truth.len()
+        );
+        assert!(ours >= low - slack(low) && ours <= high + slack(high), "{what} {name}: {ours} s: {windows}");
+    }
+}
+
+#[test]
+fn waits_are_as_long_as_the_waiting_measured() {
+    let mut master = Workload::start();
+    master.spawn("sleep");
+    master.spawn("sleep");
+    let collector = Collector::start(&["--source=ebpf"]);
+    collector.pool_of(master.pid(), 2);
+    for kind in ["lock", "sleep", "poll", "pipe", "network", "child"] {
+        let (pid, truth) = waited(&mut master, kind, &answer_file(kind));
+        let schedule = at_rest(&collector, master.pid(), pid);
+        check(kind, &schedule["quantiles"]["off_cpu_seconds"][kind], truth);
+    }
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/waits-data-long");
+    std::fs::write(&data, vec![1u8; 16 << 20]).unwrap();
+    let (pid, truth) = waited(&mut master, &format!("disk {}", data.display()), &answer_file("disk"));
+    let _ = std::fs::remove_file(&data);
+    let schedule = at_rest(&collector, master.pid(), pid);
+    check("disk", &schedule["quantiles"]["off_cpu_seconds"]["disk"], truth);
+}
+
+#[test]
+fn threads_that_share_a_cpu_wait_for_it_as_long_as_they_notice() {
+    let mut master = Workload::start();
+    master.spawn("sleep");
+    master.spawn("sleep");
+    let collector = Collector::start(&["--source=ebpf"]);
+    collector.pool_of(master.pid(), 2);
+    let (pid, truth) = waited(&mut master, "runnable 3", &answer_file("runnable"));
+    let schedule = at_rest(&collector, master.pid(), pid);
+    check("runnable", &schedule["quantiles"]["run_queue_wait_seconds"], truth);
+    // Three threads on one CPU wait two thirds of the time.
+    let seconds = |kind: &str| schedule["seconds"][kind].as_f64().unwrap();
+    assert!(seconds("runnable") > 1.5 * seconds("on_cpu"), "{schedule}");
+}
