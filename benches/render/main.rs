@@ -82,7 +82,7 @@ fn worker(slot: u32) -> Worker {
     let seed = u64::from(slot).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let started_unix_ns = NOW - seed % 1_000_000_000_000_000;
     Worker {
-        schedule: None,
+        record: None,
         slot,
         generation: 1 + slot % 17,
         pid: 400_000 + slot,
@@ -164,6 +164,7 @@ fn snapshot() -> Snapshot {
         workers: (0..WORKERS).map(worker).collect(),
     };
     Snapshot {
+        schedules: Vec::new(),
         schedules_at_ns: 0,
         at_unix_ns: NOW,
         started_unix_ns: NOW - 1_000_000_000_000,

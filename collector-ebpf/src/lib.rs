@@ -7,6 +7,7 @@
 
 pub mod event;
 pub mod histogram;
+pub mod kfunc;
 pub mod limits;
 pub mod offsets;
 pub mod schedule;
@@ -25,6 +26,12 @@ pub mod maps {
     pub const FREE_SLOTS: &str = "FREE_SLOTS";
     /// Mappable array of one [`crate::slot::Control`].
     pub const CONTROL: &str = "CONTROL";
+    /// Mappable array of one [`crate::task::Pass`].
+    pub const PASS: &str = "PASS";
+    /// Array of [`crate::task::Told`].
+    pub const TOLD: &str = "TOLD";
+    /// Mappable array of [`crate::task::TaskRow`].
+    pub const ROWS: &str = "ROWS";
     /// Per-CPU array of counters, indexed by [`crate::event::Counter`].
     pub const COUNTERS: &str = "COUNTERS";
     /// Mappable array of [`crate::schedule::ThreadSet`].
@@ -59,8 +66,12 @@ pub mod programs {
     pub const WAKEUP: &str = "task_wakeup";
     /// `tp_btf/sched_wakeup_new`
     pub const WAKEUP_NEW: &str = "task_wakeup_new";
-    /// `iter/task`: one row per thread of a tracked process.
+    /// `syscall`: one row per tracked process that may have run. Needs Linux 6.10.
+    pub const TRACKED_PROCESSES: &str = "tracked_processes";
+    /// `iter/task`: one row per thread of a tracked process that may have run.
     pub const TRACKED_TASKS: &str = "tracked_tasks";
+    /// `iter/task`: no row; begins to follow the threads of workers that are not followed yet.
+    pub const FOLLOW_TASKS: &str = "follow_tasks";
     /// `iter/task`: one row per process.
     pub const ALL_PROCESSES: &str = "all_processes";
 }

@@ -15,5 +15,12 @@ pub const THREAD_SETS: usize = 16_384;
 /// Chunks of histograms, 6 MiB: some 25 for each of a thousand busy workers. Numbers have to fit 16 bits.
 pub const MAX_CHUNKS: usize = 24_576;
 
+/// Places for what was last told of a process, by pid (a power of two): enough that few of [`MAX_SLOTS`] processes meet
+/// in one place.
+pub const TOLD_PLACES: usize = 16384;
+
+/// Rows of one run of a pass; a pass of more processes that ran takes several runs. A mapped array is resident in full.
+pub const PASS_ROWS: usize = 1024;
+
 /// `TASK_COMM_LEN` of `include/linux/sched.h`.
 pub const COMM_LEN: usize = 16;

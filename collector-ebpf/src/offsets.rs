@@ -69,6 +69,10 @@ offsets! {
     task_nivcsw,
     /// `task_struct.sched_info.run_delay`: unsigned long long ns
     task_run_delay,
+    /// `task_struct.sched_info.last_arrival`: unsigned long long ns
+    task_last_arrival,
+    /// `task_struct.on_cpu`: int
+    task_on_cpu,
     /// `task_struct.ioac.read_bytes`: u64
     task_read_bytes,
     /// `task_struct.ioac.write_bytes`: u64
@@ -110,8 +114,6 @@ offsets! {
     mm_rss_stride,
     /// `kernel_siginfo.si_code`: int
     siginfo_code,
-    /// `task_struct.on_cpu`: int, with CONFIG_SMP
-    task_on_cpu,
     /// `task_struct.files`
     task_files,
     /// `files_struct.fdt`

@@ -25,7 +25,7 @@ pub struct SentSignal {
     pub sender_comm: [u8; COMM_LEN],
 }
 
-/// Value of the task storage. 88 bytes.
+/// Value of the task storage. 72 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tag {
@@ -41,35 +41,25 @@ pub struct Tag {
     pub kill: SentSignal,
     /// The last other signal whose default is to end the process.
     pub other: SentSignal,
-    /// Context switches of the main thread when its figures were last told.
-    pub told_switches: u64,
-    /// 1 if it had one thread then: what it has used can only have changed if that thread has run.
-    pub told_alone: u32,
     /// What its pool wants to know of the scheduler: one of [`crate::schedule`]'s `PROFILE_…`.
     pub profile: u32,
     /// 1 while a sender writes `kill` or `other`, so that two do not write into each other.
     pub sending: u32,
-    /// Zero.
-    pub padding: u32,
 }
 
-/// What both sides share about the whole. 24 bytes.
+/// What both sides share about the whole. 16 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Control {
     /// The lowest slot number that nobody has had; raised atomically by both sides.
     pub next_slot: u32,
-    /// Number of the pass that runs, set by user space.
-    pub pass: u32,
-    /// 1 when all figures are wanted, also those that were told before. Set by user space.
-    pub tell_all: u32,
+    /// Not zero while the reader of events sleeps until one comes. Set by user space.
+    pub reader_waits: u32,
     /// The most that any pool gets of what it wants to know of the scheduler, one of [`crate::schedule`]'s `PROFILE_…`.
     /// Set by user space.
     pub ceiling: u32,
     /// The highest chunk number that was handed out; raised atomically.
     pub last_chunk: u32,
-    /// Zero.
-    pub padding: u32,
 }
 
 /// [`Slot::phase`]: nobody's.
@@ -113,7 +103,7 @@ pub struct Slot {
 
 const _: () = {
     assert!(size_of::<SentSignal>() == 24);
-    assert!(size_of::<Tag>() == 88);
-    assert!(size_of::<Control>() == 24);
+    assert!(size_of::<Tag>() == 72);
+    assert!(size_of::<Control>() == 16);
     assert!(size_of::<Slot>() == 128);
 };

@@ -1,6 +1,6 @@
-//! One row of the task iterators.
+//! What a pass over the tracked processes leaves: rows of figures, and the word that nothing has changed.
 
-use crate::limits::COMM_LEN;
+use crate::limits::{COMM_LEN, TOLD_PLACES};
 
 /// Kinds of resident memory, in the order of `MM_FILEPAGES`, `MM_ANONPAGES`, `MM_SWAPENTS`, `MM_SHMEMPAGES` in the
 /// kernel's `include/linux/mm_types_task.h`.
@@ -21,12 +21,60 @@ pub const TASK_HAS_MEMORY: u32 = 2;
 /// In [`RowHeader::flags`]: the main thread of its process; counters include dead threads.
 pub const TASK_MAIN_THREAD: u32 = 4;
 
-/// In [`RowHeader::flags`]: its one thread has not run since its figures were told; nothing follows the header.
-pub const TASK_UNCHANGED: u32 = 8;
+/// In [`RowHeader::flags`]: the row is the whole process, all its threads together.
+pub const TASK_WHOLE_PROCESS: u32 = 8;
+/// In [`RowHeader::flags`]: from now on the bit of its place in [`Pass::unchanged`] speaks of this process.
+pub const TASK_HAS_PLACE: u32 = 16;
 
-/// Figures that were told already are told again in one pass of so many, because others can change them: memory that
-/// was reclaimed is no longer resident.
-pub const TELL_AGAIN_PASSES: u32 = 4;
+/// The memory of a process that has not run is looked at in one pass of so many, because others can change it: what was
+/// reclaimed is no longer resident.
+pub const MEMORY_PASSES: u32 = 4;
+
+/// What was last told of a process. It has the place of its pid; who finds it taken is told in full each time. One
+/// cache line.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Told {
+    /// Thread group id; 0 for nobody's place.
+    pub pid: u32,
+    /// Zero.
+    pub padding: u32,
+    /// Start of the main thread, `CLOCK_BOOTTIME` ns.
+    pub start_ns: u64,
+    /// When its one thread last came to a CPU, on the clock of the run queues; [`NEVER`] if it had several threads, or
+    /// was on a CPU when it was read.
+    pub arrival_ns: u64,
+    /// Context switches of that thread.
+    pub switches: u64,
+    /// Pages by kind.
+    pub rss_pages: [i64; RSS_KINDS],
+}
+
+/// [`Told::arrival_ns`] that no thread has.
+pub const NEVER: u64 = u64::MAX;
+
+/// The place of a process in the table of what was told.
+pub const fn place_of(pid: u32) -> usize {
+    pid as usize % TOLD_PLACES
+}
+
+/// What both sides share about one pass. User space sets what the programs write to zero.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Pass {
+    /// Number of the pass.
+    pub number: u32,
+    /// Rows that were written.
+    pub rows: u32,
+    /// Not zero if a process found no room for its row. A second run leaves out what the first has told.
+    pub full: u32,
+    /// Not zero when all figures are wanted, also those that still hold. Set by user space.
+    pub tell_all: u32,
+    /// A bit for each place: the figures told of that process still hold.
+    pub unchanged: [u64; TOLD_PLACES / 64],
+    /// A bit for each place: that process was told in this pass.
+    pub told: [u64; TOLD_PLACES / 64],
+}
 
 /// First part of every row. 16 bytes.
 #[repr(C)]
@@ -40,8 +88,8 @@ pub struct RowHeader {
     pub start_ns: u64,
 }
 
-/// Cumulative figures of one thread; those of all threads add up to the process. Memory is the process's and the same
-/// in each row that has it (a main thread that ended before the others has not). 168 bytes.
+/// Cumulative figures of one process, or of one thread; those of all threads add up to the process. Memory is the
+/// process's and the same in each row that has it (a main thread that ended before the others has not). 168 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TaskRow {
@@ -57,8 +105,8 @@ pub struct TaskRow {
     pub exit_state: u32,
     /// Living threads of the process.
     pub threads: u32,
-    /// Zero.
-    pub padding: u32,
+    /// Slot number of its tag.
+    pub slot: u32,
     /// Scheduler's account, ns.
     pub runtime_ns: u64,
     /// User time as sampled, ns.
@@ -88,4 +136,7 @@ pub struct TaskRow {
 const _: () = {
     assert!(size_of::<RowHeader>() == 16);
     assert!(size_of::<TaskRow>() == 168);
+    assert!(size_of::<Told>() == 64);
+    assert!(size_of::<Pass>() == 16 + TOLD_PLACES / 4);
+    assert!(TOLD_PLACES.is_power_of_two());
 };

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use crate::histogram::Scratch;
 use crate::input::{Input, Profile, ProgramFacts, Reap, Role, Sample, Source};
-use crate::snapshot::{self, Own, Snapshot, StateCounts, WorkerState};
+use crate::snapshot::{self, Own, Snapshot};
 use crate::units::{
     ByProcess, HostFacts, NANOS_PER_SECOND, Pid, ProcessKey, Processes, boottime_ns, monotonic_ns, unix_ns,
 };
@@ -21,7 +21,7 @@ use crate::worker::matcher::{Facts, Matcher};
 use crate::worker::pool::{Pool, PoolId};
 use crate::worker::process::ProcessTable;
 use crate::worker::registry::{Arrival, Registry, Vanished};
-use crate::worker::schedule::{Schedules, WorkerSchedule};
+use crate::worker::schedule::Schedules;
 
 /// Refused pools that are remembered, so that each is counted once. Names can be as many as there are command lines.
 const MAX_REFUSED: usize = 4096;
@@ -364,9 +364,9 @@ impl Aggregate {
                     self.end_predecessor(sample.process, sample.at_ns);
                 }
             }
-            Input::Unchanged { process, at_ns } => {
+            Input::Unchanged { process, record, at_ns } => {
                 let now = self.unix_from_monotonic(at_ns);
-                if self.registry.unchanged(process, at_ns, now) {
+                if self.registry.unchanged(process, record, at_ns, now) {
                     // A master that is a worker, too, is looked after as a worker.
                 } else if let Some(master) = self.masters.get_mut(&process) {
                     master.seen = true;
@@ -467,6 +467,22 @@ impl Aggregate {
         next
     }
 
+    /// When [`Aggregate::classify`] has something to do that it knows of, `CLOCK_MONOTONIC` ns; 0 for at once.
+    pub fn due_ns(&self) -> u64 {
+        if self.listing_wanted
+            || !self.orphans.is_empty()
+            || !self.untagged_masters.is_empty()
+            || !self.vanished.is_empty()
+            || !self.unexplained.is_empty()
+        {
+            return 0;
+        }
+        let looks = self.queue.iter().filter_map(|pid| Some(self.processes.by_pid(*pid)?.look_due_ns)).min();
+        let discovery =
+            (self.config.zero_config && self.processes.topology_changed).then_some(self.discovery_due_ns);
+        looks.into_iter().chain(discovery).min().unwrap_or(u64::MAX)
+    }
+
     fn forget_empty_pools(&mut self, now_ns: u64, source: &mut dyn Source) {
         let stale: Vec<PoolId> = self
             .registry
@@ -514,6 +530,7 @@ impl Aggregate {
         }
         Snapshot {
             at_unix_ns: self.unix_from_monotonic(now_ns),
+            schedules: self.schedules.workers().to_vec(),
             schedules_at_ns: self.schedules.at_ns(),
             started_unix_ns: self.started_unix_ns,
             source,
@@ -534,25 +551,8 @@ impl Aggregate {
         for windowed in [&mut pool.cpu_utilization, &mut pool.worker_rss, &mut pool.lifetime] {
             windowed.advance(now_ns);
         }
+        let (workers, states, rss) = self.registry.view(id, self.config.max_listed_workers);
         let pool = self.registry.pools.get(&id)?;
-        let listed = self.config.max_listed_workers;
-        let mut states = StateCounts::default();
-        let mut rss = (0u64, 0u32);
-        let mut workers = Vec::with_capacity((pool.living() as usize).min(listed));
-        for (slot, key) in pool.holders() {
-            let Some(worker) = self.registry.worker(key) else { continue };
-            match worker.state {
-                WorkerState::Creating => states.creating += 1,
-                WorkerState::Running | WorkerState::Terminated => states.running += 1,
-            }
-            if let Some(memory) = worker.last.and_then(|s| s.rss) {
-                rss = (rss.0 + memory.total_bytes, rss.1 + 1);
-            }
-            if workers.len() < listed {
-                let schedule = worker.record.and_then(|record| self.schedules.worker(record)).cloned();
-                workers.push(worker_view(worker, slot, schedule));
-            }
-        }
         let living = pool.living();
         let masters = pool.masters.iter().filter_map(|key| self.master_view(*key)).collect();
         let schedule = self.schedules.pool_view(id, pool.cpu, &mut self.scratch);
@@ -591,39 +591,6 @@ impl Aggregate {
             cpu: reading.map(|r| r.cpu),
             rss_bytes: reading.and_then(|r| r.rss).map(|rss| rss.total_bytes),
         })
-    }
-}
-
-fn worker_view(
-    worker: &crate::worker::registry::Worker,
-    slot: u32,
-    schedule: Option<Arc<WorkerSchedule>>,
-) -> snapshot::Worker {
-    snapshot::Worker {
-        slot,
-        generation: worker.generation,
-        pid: worker.key.pid,
-        parent: worker.parent,
-        comm: Arc::clone(&worker.comm_text),
-        app: worker.app.clone(),
-        state: worker.state,
-        since_unix_ns: worker.since_unix_ns,
-        started_unix_ns: worker.started_unix_ns,
-        schedule,
-        reading: worker.last.map(|sample| snapshot::Reading {
-            cpu: sample.cpu,
-            cpu_utilization: worker.utilization,
-            rss: sample.rss,
-            threads: sample.threads,
-            minor_faults: sample.minor_faults,
-            major_faults: sample.major_faults,
-            voluntary_switches: sample.voluntary_switches,
-            involuntary_switches: sample.involuntary_switches,
-            run_delay_ns: sample.run_delay_ns,
-            read_bytes: sample.read_bytes,
-            written_bytes: sample.written_bytes,
-            task_state: sample.state,
-        }),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Config to running service: bind, attach, drop privileges, collect, serve, drain.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, bail};
@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
 
-use crate::collect::{Collector, Command, Setup};
+use crate::collect::{self, Collector, Command, Commands, Setup};
 use crate::config;
 use crate::config::cli::Flags;
 use crate::config::file::FileConfig;
@@ -58,7 +58,7 @@ pub fn run(flags: Flags) -> anyhow::Result<()> {
         publisher,
         refused_connections: connections.refused_counter(),
     });
-    let (commands, inbox) = mpsc::channel();
+    let (commands, inbox) = collect::inbox().context("a pipe to the collecting thread")?;
     let thread = thread::Builder::new()
         .name("collect".into())
         .spawn(move || collector.run(&inbox))
@@ -100,7 +100,7 @@ async fn serve(
     listeners: Vec<std::net::TcpListener>,
     snapshots: Snapshots,
     connections: &Arc<http::Connections>,
-    commands: &mpsc::Sender<Command>,
+    commands: &Commands,
     source: &'static str,
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
@@ -154,7 +154,7 @@ struct Reloader<'a> {
     flags: &'a Flags,
     shared: &'a http::Shared,
     tls: &'a http::tls::Tls,
-    commands: &'a mpsc::Sender<Command>,
+    commands: &'a Commands,
 }
 
 impl Reloader<'_> {

@@ -1,14 +1,18 @@
-//! The collecting thread: drains events by timer, reads figures when their turn comes, publishes snapshots.
+//! The collecting thread: drains events when they come, or by timer while there are many, reads figures when their turn comes, publishes snapshots.
 //!
 //! A thread of its own and not a task, because reading an iterator or `/proc` occupies a CPU; the HTTP server must
 //! never wait for it. It is the only place where the source is called.
 
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{self, TryRecvError};
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeSpec;
 use nix::time::ClockId;
 use tokio::sync::watch;
 
@@ -25,6 +29,50 @@ const DRAIN_EVERY_NS: u64 = 50_000_000;
 /// Less than this in one drain is hardly anything: see [`Source::quiet_drain_ns`]. Waking up is most of what watching
 /// an idle pool costs here.
 const QUIET_EVENTS: u32 = 64;
+
+/// Where the service leaves commands for the collecting thread.
+#[derive(Debug)]
+pub struct Commands {
+    commands: mpsc::Sender<Command>,
+    bell: PipeWriter,
+}
+
+/// Where the collecting thread finds them.
+#[derive(Debug)]
+pub struct Inbox {
+    commands: mpsc::Receiver<Command>,
+    bell: PipeReader,
+}
+
+/// Both ends. The thread sleeps until a descriptor is readable, and a channel has none: hence the pipe beside it.
+pub fn inbox() -> io::Result<(Commands, Inbox)> {
+    let (sender, receiver) = mpsc::channel();
+    let (listens, rings) = io::pipe()?;
+    Ok((Commands { commands: sender, bell: rings }, Inbox { commands: receiver, bell: listens }))
+}
+
+impl Commands {
+    /// Leaves a command. An error means that the collecting thread has ended.
+    pub fn send(&self, command: Command) -> io::Result<()> {
+        self.commands.send(command).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+        (&self.bell).write_all(&[0])
+    }
+}
+
+impl Inbox {
+    /// Waits for a command, for news, or until it is time, `CLOCK_MONOTONIC` ns.
+    fn wait(&self, news: Option<BorrowedFd<'_>>, until_ns: u64) {
+        let left = TimeSpec::from_duration(Duration::from_nanos(until_ns.saturating_sub(monotonic_ns())));
+        let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut waited_for = [readable(self.bell.as_fd()), readable(news.unwrap_or(self.bell.as_fd()))];
+        // An interruption is a wait that is over early.
+        let _ = ppoll(&mut waited_for, Some(left), None);
+        if waited_for[0].any().unwrap_or(false) {
+            // One byte for each command; those that are left ring again.
+            let _ = (&self.bell).read(&mut [0]);
+        }
+    }
+}
 
 /// What the service asks of the collecting thread.
 #[derive(Debug)]
@@ -69,6 +117,7 @@ pub struct Collector {
     release: Vec<u32>,
     /// Facts in the last drain.
     drained: u32,
+    own: procfs::own::OwnReader,
     passes: u64,
     pass_cpu_ns: u64,
     event_cpu_ns: u64,
@@ -90,6 +139,7 @@ impl Collector {
             publisher,
             release: Vec::new(),
             drained: 0,
+            own: procfs::own::OwnReader::default(),
             passes: 0,
             pass_cpu_ns: 0,
             event_cpu_ns: 0,
@@ -99,28 +149,41 @@ impl Collector {
         }
     }
 
-    /// Works until the other end of `commands` is dropped.
-    pub fn run(mut self, commands: &Receiver<Command>) {
+    /// Works until the other end of `inbox` is dropped.
+    pub fn run(mut self, inbox: &Inbox) {
         let mut next_pass_ns = self.turn(0);
         loop {
-            let now = monotonic_ns();
-            let drain_ns = if self.drained < QUIET_EVENTS {
-                self.source.quiet_drain_ns().max(DRAIN_EVERY_NS)
-            } else {
-                DRAIN_EVERY_NS
-            };
-            let wait = next_pass_ns.saturating_sub(now).clamp(1, drain_ns);
-            match commands.recv_timeout(Duration::from_nanos(wait)) {
-                Ok(command) => {
-                    self.obey(command);
-                    // The next turn that was set may be an old interval away.
-                    next_pass_ns = 0;
+            self.rest(inbox, next_pass_ns);
+            loop {
+                match inbox.commands.try_recv() {
+                    Ok(command) => {
+                        self.obey(command);
+                        // The next turn that was set may be an old interval away.
+                        next_pass_ns = 0;
+                    }
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return,
                 }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
             }
             next_pass_ns = self.turn(next_pass_ns);
         }
+    }
+
+    /// Sleeps until there may be something to do. Who has just found no events waits for one. With one come more as a
+    /// rule, so what follows it is taken by timer.
+    fn rest(&mut self, inbox: &Inbox, next_pass_ns: u64) {
+        let now = monotonic_ns();
+        let drain_ns = match self.drained {
+            0..QUIET_EVENTS => self.source.quiet_drain_ns().max(DRAIN_EVERY_NS),
+            _ => DRAIN_EVERY_NS,
+        };
+        let news = if self.drained == 0 { self.source.begin_wait() } else { None };
+        let due_ns = match news {
+            Some(_) => self.aggregate.due_ns().max(now + DRAIN_EVERY_NS),
+            None => now + drain_ns,
+        };
+        inbox.wait(news, next_pass_ns.min(due_ns));
+        self.source.end_wait();
     }
 
     fn obey(&mut self, command: Command) {
@@ -176,8 +239,8 @@ impl Collector {
         self.publisher.send_replace(Some(Arc::new(snapshot)));
     }
 
-    fn own(&self) -> Own {
-        let process = procfs::own::own();
+    fn own(&mut self) -> Own {
+        let process = self.own.read();
         let mut losses = self.source.losses();
         losses.push(("http_connection_refused", self.refused_connections.load(Ordering::Relaxed)));
         Own {

@@ -98,24 +98,32 @@ impl Windowed {
 
     /// Records a value in the metric's unit. What is negative, not a number or above the ceiling is discarded.
     pub fn record(&mut self, value: f64) {
+        self.record_n(value, 1);
+    }
+
+    /// Records the same value so many times.
+    pub fn record_n(&mut self, value: f64, times: u32) {
+        if times == 0 {
+            return;
+        }
         let Some(newest) = self.fine.back_mut() else { return };
         if !(0.0..=self.scale.ceiling).contains(&value) {
-            self.discarded += 1;
-            newest.discarded += 1;
+            self.discarded += u64::from(times);
+            newest.discarded += u64::from(times);
             return;
         }
         // In range: the ceiling is finite, and the cast saturates.
         let scaled = ((value * self.scale.per_unit).round() as u64).min(MAX_VALUE);
         let bucket = index(scaled) as u16;
-        newest.add(bucket, 1);
+        newest.add(bucket, times);
         newest.max = newest.max.max(scaled);
         match self.total.binary_search_by_key(&bucket, |(b, _)| *b) {
-            Ok(at) => self.total[at].1 += 1,
-            Err(at) => self.total.insert(at, (bucket, 1)),
+            Ok(at) => self.total[at].1 += u64::from(times),
+            Err(at) => self.total.insert(at, (bucket, u64::from(times))),
         }
-        self.classic[self.scale.bounds.partition_point(|bound| *bound < value)] += 1;
-        self.count += 1;
-        self.sum += value;
+        self.classic[self.scale.bounds.partition_point(|bound| *bound < value)] += u64::from(times);
+        self.count += u64::from(times);
+        self.sum += value * f64::from(times);
         self.max = self.max.max(scaled);
     }
 

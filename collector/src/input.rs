@@ -3,6 +3,7 @@
 //! The eBPF source and the `/proc` source both speak this and nothing else, which is why registry, snapshot and
 //! API do not know which one is running. A fact that a source cannot know is `None`, never 0.
 
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use collector_ebpf::schedule::KINDS;
@@ -55,6 +56,8 @@ pub enum Input {
     Unchanged {
         /// Who.
         process: ProcessKey,
+        /// The record that its source knows it by, where it has one.
+        record: SlotRecord,
         /// When this was read, `CLOCK_MONOTONIC` ns.
         at_ns: u64,
     },
@@ -170,6 +173,15 @@ pub trait Source {
         100_000_000
     }
 
+    /// What becomes readable when there is something to drain, for a source that can be waited for. Asked for before a
+    /// wait and told when it is over, so that nothing is spent on waking who does not wait.
+    fn begin_wait(&mut self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// The wait is over, whether or not it was for this source.
+    fn end_wait(&mut self) {}
+
     /// Reads the figures of every tracked process, then says [`Input::PassComplete`].
     fn pass(&mut self, out: &mut dyn FnMut(Input));
 
@@ -230,7 +242,7 @@ pub trait Source {
     fn features(&self) -> Vec<crate::snapshot::Feature>;
 
     /// Cost of the programs in the kernel; empty where there are none or the kernel does not count.
-    fn programs(&self) -> Vec<crate::snapshot::ProgramCost> {
+    fn programs(&mut self) -> Vec<crate::snapshot::ProgramCost> {
         Vec::new()
     }
 

@@ -7,7 +7,7 @@
 //!  kernel (collector-ebpf)                        user space (this crate)
 //!  lifecycle probes ── ring buffer ──────────▶ kernel::events ─┐
 //!  fork probe ── slot table (mmap) ──────────▶ kernel::slots ──┤  input::Source
-//!  task iterator ── one read(2) for all ─────▶ kernel::tasks ──┼─▶ aggregate ─▶ snapshot (Arc) ─▶ render ─▶ http
+//!  task walk ── one run, rows (mmap) ────────▶ kernel::tasks ──┼─▶ aggregate ─▶ snapshot (Arc) ─▶ render ─▶ http
 //!  /proc, process connector (fallback) ──────▶ procfs ─────────┘      owns worker::registry
 //! ```
 //!
@@ -24,7 +24,7 @@
 //! | [`snapshot`] | the immutable view that readers get |
 //! | [`histogram`] | windows over the bucket layout of `collector_ebpf::histogram`; quantiles with their coverage |
 //! | [`procfs`] | pure parsers, the `/proc` source with its process connector, facts about programs |
-//! | [`kernel`] | the eBPF source: BTF offsets, loading, ring buffer, slots, iterators. All `unsafe` is here |
+//! | [`kernel`] | the eBPF source: BTF offsets, loading, ring buffer, slots, tasks. All `unsafe` is here |
 //! | [`worker`] | who is a worker, of which pool, in which slot. No IO |
 //! | [`aggregate`] | the one owner of registry and process table |
 //! | [`source`] | eBPF, or `/proc` with the reason why |

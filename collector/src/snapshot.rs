@@ -18,7 +18,9 @@ pub struct Snapshot {
     pub at_unix_ns: u64,
     /// When collection began, nanoseconds since the Unix epoch.
     pub started_unix_ns: u64,
-    /// When totals of [`WorkerSchedule`]s were taken, `CLOCK_MONOTONIC` ns.
+    /// Where the time of workers' threads went, by [`Worker::record`]; `None` where that is not watched.
+    pub schedules: Vec<Option<Arc<WorkerSchedule>>>,
+    /// When their totals were taken, `CLOCK_MONOTONIC` ns.
     pub schedules_at_ns: u64,
     /// Where the facts come from: `ebpf` or `procfs`.
     pub source: &'static str,
@@ -138,7 +140,66 @@ pub struct Pool {
     /// Where the time of its workers' threads went; `None` where the scheduler is not watched for this pool.
     pub schedule: Option<Schedule>,
     /// Living workers, by slot, at most the ceiling of series.
-    pub workers: Vec<Worker>,
+    pub workers: Workers,
+}
+
+/// Workers by slot, in pieces that snapshots share as long as nothing in them changes.
+#[derive(Clone, Debug, Default)]
+pub struct Workers {
+    pieces: Vec<Arc<[Worker]>>,
+    count: usize,
+}
+
+impl Workers {
+    /// Adds a piece; its slots are beyond those that are there.
+    pub fn push(&mut self, piece: Arc<[Worker]>) {
+        self.count += piece.len();
+        self.pieces.push(piece);
+    }
+
+    /// Number of workers.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// There is none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// All.
+    pub fn iter(&self) -> WorkersIter<'_> {
+        self.pieces.iter().flat_map(|piece| piece.iter())
+    }
+}
+
+/// See [`Workers::iter`].
+pub type WorkersIter<'a> = std::iter::FlatMap<
+    std::slice::Iter<'a, Arc<[Worker]>>,
+    std::slice::Iter<'a, Worker>,
+    fn(&'a Arc<[Worker]>) -> std::slice::Iter<'a, Worker>,
+>;
+
+impl<'a> IntoIterator for &'a Workers {
+    type Item = &'a Worker;
+    type IntoIter = WorkersIter<'a>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl From<Vec<Worker>> for Workers {
+    fn from(workers: Vec<Worker>) -> Self {
+        let count = workers.len();
+        Self { pieces: vec![workers.into()], count }
+    }
+}
+
+impl FromIterator<Worker> for Workers {
+    fn from_iter<I: IntoIterator<Item = Worker>>(workers: I) -> Self {
+        workers.into_iter().collect::<Vec<_>>().into()
+    }
 }
 
 /// Where the time of a pool's threads went while they were followed, living and dead workers, since start.
@@ -214,8 +275,8 @@ pub struct Worker {
     pub started_unix_ns: u64,
     /// Cumulative figures; `None` before the first reading.
     pub reading: Option<Reading>,
-    /// Where the time of its threads went; `None` where that is not watched.
-    pub schedule: Option<Arc<WorkerSchedule>>,
+    /// The number of its kernel record, where it has one: its place in [`Snapshot::schedules`].
+    pub record: Option<u32>,
 }
 
 /// The latest figures of a worker.

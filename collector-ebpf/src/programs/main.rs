@@ -2,7 +2,8 @@
 //!
 //! They decide nothing: which process is a master, which pool it belongs to and when a slot is free again is told
 //! to them through [`TAGS`] and [`FREE_SLOTS`]. Kernel floor: BPF ring buffer and task iterator 5.8, task storage
-//! in tracing programs 5.12, atomics with fetch 5.12, BTF-typed tracepoints 5.5.
+//! in tracing programs 5.12, atomics with fetch 5.12, BTF-typed tracepoints 5.5. The functions of [`walk`] are newer, and
+//! the one program that calls them has an older twin.
 #![no_std]
 #![no_main]
 #![allow(
@@ -18,17 +19,21 @@ mod lifecycle;
 mod schedule;
 mod signals;
 mod tasks;
+mod walk;
 
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
-use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_RB_NO_WAKEUP, bpf_map_type};
+use aya_ebpf::bindings::{
+    BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, bpf_map_type,
+};
 use aya_ebpf::btf_maps::{Array, PerCpuArray, Queue, RingBuf};
 use aya_ebpf::macros::btf_map;
 use collector_ebpf::event::Counter;
-use collector_ebpf::limits::{EVENT_RING_BYTES, MAX_CHUNKS, MAX_SLOTS, THREAD_SETS};
+use collector_ebpf::limits::{EVENT_RING_BYTES, MAX_CHUNKS, MAX_SLOTS, PASS_ROWS, THREAD_SETS, TOLD_PLACES};
 use collector_ebpf::offsets::Offsets;
 use collector_ebpf::schedule::{Chunk, Directory, ThreadSet, Times};
 use collector_ebpf::slot::{Control, Slot, Tag};
+use collector_ebpf::task::{Pass, TaskRow, Told};
 
 /// Set by the loader before the programs are verified.
 #[unsafe(no_mangle)]
@@ -60,6 +65,15 @@ static CHUNKS: Array<Chunk, MAX_CHUNKS, { BPF_F_MMAPABLE as usize }> = Array::ne
 
 #[btf_map]
 static FREE_CHUNKS: Queue<u32, MAX_CHUNKS> = Queue::new();
+
+#[btf_map]
+static PASS: Array<Pass, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+#[btf_map]
+static TOLD: Array<Told, TOLD_PLACES> = Array::new();
+
+#[btf_map]
+static ROWS: Array<TaskRow, PASS_ROWS, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
@@ -97,17 +111,26 @@ fn count(counter: u32) {
     }
 }
 
-/// Sends one record without waking the reader, which drains by timer: a wake-up costs more than all the rest.
+/// Sends one record. Wakes the reader only if it waits for that: while there is much to tell it drains by timer,
+/// because a wake-up costs more than all the rest.
 #[inline(always)]
 fn emit<T: 'static>(kind: u32, record: T) {
     count(Counter::counted(kind));
     match EVENTS.reserve_untyped::<T>(0) {
         Some(mut entry) => {
             entry.write(record);
-            entry.submit(u64::from(BPF_RB_NO_WAKEUP));
+            entry.submit(u64::from(if reader_waits() { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP }));
         }
         None => count(Counter::lost(kind)),
     }
+}
+
+#[inline(always)]
+fn reader_waits() -> bool {
+    // SAFETY: a valid pointer into the array. Read anew each time: user space writes it.
+    CONTROL
+        .get_ptr(0)
+        .is_some_and(|control| unsafe { (&raw const (*control).reader_waits).read_volatile() != 0 })
 }
 
 /// A program that could panic is refused by the verifier, which sees a loop without end.

@@ -134,10 +134,12 @@ pub(crate) fn follow(tid: u32, tag: &Tag, kind: u32, partial: bool, now: u64) {
     enter(tid, Thread::place(tag.slot, kind, flags), now);
 }
 
-/// A thread that has lived before it was followed, as the iterator finds it.
+/// A thread that has lived before it was followed, as a pass finds it.
 #[inline(always)]
-pub(crate) fn follow_found(task: Task, tag: &Tag, state: u32, now: u64) {
-    if tag.slot == NONE || tag.profile < PROFILE_COUNTERS || state & TASK_DEAD != 0 {
+pub(crate) fn follow_found(task: Task, tag: &Tag, now: u64) {
+    let tid = task.tid();
+    let state: u32 = read!(task.0, task_state);
+    if tag.slot == NONE || tag.profile < PROFILE_COUNTERS || state & TASK_DEAD != 0 || find(tid).is_some() {
         return;
     }
     let kind = if state != 0 {
@@ -148,7 +150,7 @@ pub(crate) fn follow_found(task: Task, tag: &Tag, state: u32, now: u64) {
         let on_cpu: i32 = read!(task.0, task_on_cpu);
         if on_cpu != 0 { ON_CPU } else { RUNNABLE }
     };
-    follow(task.tid(), tag, kind, true, now);
+    follow(tid, tag, kind, true, now);
 }
 
 /// Another thread than the main one called execve(2), which ended all others and gave it the main one's id. The last

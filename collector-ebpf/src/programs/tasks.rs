@@ -1,17 +1,24 @@
-//! Every task of the host in one `read()`: the figures of tracked processes, or the identity of all.
+//! Every task of the host at once: the figures of tracked processes, or the identity of all.
+//!
+//! A pass costs what it reads: a second after the last one nothing of a sleeping process is in any cache. So what has
+//! not run is known by three cache lines of its `task_struct` and the place where its figures were told, and one bit
+//! says that they still hold.
 
 use core::ffi::c_void;
+use core::sync::atomic::{Ordering, compiler_fence};
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::helpers::generated::bpf_seq_write;
+use collector_ebpf::limits::PASS_ROWS;
 use collector_ebpf::offsets::ABSENT;
+use collector_ebpf::slot::Tag;
 use collector_ebpf::task::{
-    RowHeader, TASK_HAS_MEMORY, TASK_KERNEL_THREAD, TASK_MAIN_THREAD, TASK_UNCHANGED, TELL_AGAIN_PASSES,
-    TaskRow,
+    MEMORY_PASSES, NEVER, Pass, RSS_KINDS, RowHeader, TASK_HAS_MEMORY, TASK_HAS_PLACE, TASK_KERNEL_THREAD,
+    TASK_MAIN_THREAD, TASK_WHOLE_PROCESS, TaskRow, Told, place_of,
 };
 
-use crate::kernel::{Signal, Task, add, now, offset, read, read_if_present, read_pointer};
-use crate::{CONTROL, schedule};
+use crate::kernel::{Signal, Task, now, offset, read, read_if_present, read_pointer};
+use crate::{PASS, ROWS, TOLD, schedule, walk};
 
 /// `PF_KTHREAD` of `include/linux/sched.h`.
 const PF_KTHREAD: u32 = 0x0020_0000;
@@ -29,39 +36,36 @@ struct IterTask {
     task: *const u8,
 }
 
-#[inline(always)]
 /// False if the buffer is full: the kernel empties it and calls the program for the same task again.
-fn write<T>(ctx: &IterTask, row: &T) -> bool {
+#[inline(always)]
+fn write(ctx: &IterTask, row: &TaskRow) -> bool {
     // SAFETY: `meta` and `seq` are never null in an iterator program; the row is initialised and without padding.
     unsafe {
-        bpf_seq_write((*ctx.meta).seq.cast(), core::ptr::from_ref(row).cast(), size_of::<T>() as u32) == 0
+        bpf_seq_write((*ctx.meta).seq.cast(), core::ptr::from_ref(row).cast(), size_of::<TaskRow>() as u32)
+            == 0
     }
 }
 
+/// Fills in who a task is.
 #[inline(always)]
-fn identity(task: Task, leader: Task, parent: Task, signal: Signal) -> TaskRow {
+fn identity(row: &mut TaskRow, task: Task, leader: Task, parent: Task, signal: Signal) {
     let flags: u32 = read!(task.0, task_flags);
-    let mut row = TaskRow {
-        header: RowHeader { pid: task.pid(), flags: 0, start_ns: leader.start_ns() },
-        tid: task.tid(),
-        exit_state: read!(task.0, task_exit_state),
-        state: read!(task.0, task_state),
-        ..TaskRow::default()
-    };
+    row.header = RowHeader { pid: task.pid(), flags: 0, start_ns: leader.start_ns() };
+    row.tid = task.tid();
+    row.state = read!(task.0, task_state);
     if flags & PF_KTHREAD != 0 {
         row.header.flags |= TASK_KERNEL_THREAD;
     }
     let live: i32 = read!(signal.0, signal_live);
-    if live > 0 {
-        // A main thread that ended before the others waits for them; the process lives.
-        row.exit_state = 0;
-    }
+    // A main thread that ended before the others waits for them; the process lives.
+    row.exit_state = if live > 0 { 0 } else { read!(task.0, task_exit_state) };
     if row.tid == row.header.pid {
         row.header.flags |= TASK_MAIN_THREAD;
         row.parent = parent.pid();
-        row.comm = task.comm();
+        let comm: [u64; 2] = read!(task.0, task_comm);
+        // SAFETY: as long, and as far into the row as two words are aligned. An assignment would go byte by byte.
+        unsafe { (&raw mut row.comm).cast::<[u64; 2]>().write(comm) };
     }
-    row
 }
 
 /// Gives [`read!`] the type to read.
@@ -81,13 +85,101 @@ extern "C" fn all_processes(ctx: &IterTask) -> i32 {
     if task.tid() != task.pid() {
         return 0;
     }
-    let row = identity(task, task, task.parent(), task.signal());
+    let mut row = zero_row();
+    identity(&mut row, task, task, task.parent(), task.signal());
     write(ctx, &row);
     0
 }
 
-/// One row per thread of a tracked process. Rows of one process add up: the main thread's holds what the
-/// threads that are gone have left in `signal_struct`.
+/// Writes nothing: begins to follow the threads of workers that lived before they were tracked, or before the scheduler
+/// probes were attached.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+extern "C" fn follow_tasks(ctx: &IterTask) -> i32 {
+    if ctx.task.is_null() {
+        return 0;
+    }
+    let task = Task(ctx.task);
+    if let Some(tag) = task.leader().tag() {
+        // SAFETY: the tag lives as long as its task; user space writes it whole, by a map update.
+        schedule::follow_found(task, unsafe { tag.as_ref() }, now());
+    }
+    0
+}
+
+/// One row per tracked process, with all its threads, in memory that user space has mapped: run once for a pass.
+///
+/// The section is not its kind, which aya-obj does not know: the loader loads it as `BPF_PROG_TYPE_SYSCALL`.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+extern "C" fn tracked_processes(_ctx: *mut c_void) -> i32 {
+    let Some(pass) = PASS.get_ptr_mut(0) else { return 0 };
+    walk::processes(|task| tell(task, pass) != 0);
+    0
+}
+
+/// Tells of one process, if it is tracked. Zero if there is no room for more.
+///
+/// A function of its own, because the verifier goes through a loop until nothing new is on the stack: what is here is
+/// gone with each turn.
+#[inline(never)]
+fn tell(task: Task, pass: *mut Pass) -> u64 {
+    let Some(place) = Place::of(task, pass) else { return 1 };
+    if place.holds(task) {
+        return 1;
+    }
+    let Some(tag) = task.tag() else { return 1 };
+    // SAFETY: the tag lives as long as its task; user space writes it whole, by a map update.
+    let tag = unsafe { tag.as_ptr().read_volatile() };
+    // SAFETY: a valid pointer; nobody else writes while the program runs.
+    let number = unsafe { (*pass).rows };
+    let Some(row) = (if number < PASS_ROWS as u32 { ROWS.get_ptr_mut(number) } else { None }) else {
+        // SAFETY: as above.
+        unsafe { (*pass).full = 1 };
+        return 0;
+    };
+    clear(row);
+    // SAFETY: a pointer into the array, checked by the verifier; user space reads it after the run.
+    let row = unsafe { &mut *row };
+    let rest = Rest::of(task);
+    figures(row, task, task, &tag, &rest);
+    if row.threads > 1 {
+        walk::threads(task, |thread| {
+            if thread.tid() != task.pid() {
+                add_thread(row, thread);
+                if row.header.flags & TASK_HAS_MEMORY == 0 {
+                    memory_into(row, thread);
+                }
+            }
+            true
+        });
+    }
+    row.header.flags |= TASK_WHOLE_PROCESS | place.flag();
+    // SAFETY: as above.
+    unsafe { (*pass).rows = number + 1 };
+    place.told(row, &rest);
+    1
+}
+
+#[inline(always)]
+fn zero_row() -> TaskRow {
+    let mut row = core::mem::MaybeUninit::uninit();
+    clear(row.as_mut_ptr());
+    // SAFETY: every byte was written.
+    unsafe { row.assume_init() }
+}
+
+/// Makes a row all zero. An assignment would be a call of `memset`, which goes byte by byte.
+#[inline(always)]
+fn clear(row: *mut TaskRow) {
+    for word in 0..size_of::<TaskRow>() / size_of::<u64>() {
+        // SAFETY: inside the row, which is aligned for it; a row may have any bits.
+        unsafe { row.cast::<u64>().add(word).write_volatile(0) };
+    }
+}
+
+/// The same for kernels that cannot walk over tasks in a program: one row per thread. Rows of one process add up: the
+/// main thread's holds what the threads that are gone have left in `signal_struct`.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
 extern "C" fn tracked_tasks(ctx: &IterTask) -> i32 {
@@ -95,34 +187,206 @@ extern "C" fn tracked_tasks(ctx: &IterTask) -> i32 {
         return 0;
     }
     let task = Task(ctx.task);
-    let leader = task.leader();
-    let Some(tag) = leader.tag() else { return 0 };
-    // SAFETY: the tag lives as long as its task; what an iterator writes to it nobody else writes.
-    let tag = unsafe { &mut *tag.as_ptr() };
-    let (pid, is_main) = (task.pid(), task.tid() == task.pid());
-    let switches = u64_of(read!(task.0, task_nvcsw)) + u64_of(read!(task.0, task_nivcsw));
-    let state: u32 = read!(task.0, task_state);
-    // A thread that is asleep and has not switched since has not run. What follows reads a dozen cache lines that no
-    // longer are in any cache, for nothing.
-    if is_main && tag.told_alone != 0 && tag.told_switches == switches && state != 0 && !is_due(pid) {
-        write(ctx, &RowHeader { pid, flags: TASK_UNCHANGED, start_ns: leader.start_ns() });
+    let mut row = zero_row();
+    if task.tid() != task.pid() {
+        let leader = task.leader();
+        let Some(tag) = leader.tag() else { return 0 };
+        // SAFETY: as in `tell`.
+        let tag = unsafe { tag.as_ptr().read_volatile() };
+        figures(&mut row, task, leader, &tag, &Rest::of(task));
+        write(ctx, &row);
         return 0;
     }
-    schedule::follow_found(task, tag, state, now());
+    let Some(pass) = PASS.get_ptr_mut(0) else { return 0 };
+    let Some(place) = Place::of(task, pass) else { return 0 };
+    if place.holds(task) {
+        return 0;
+    }
+    let Some(tag) = task.tag() else { return 0 };
+    // SAFETY: as in `tell`.
+    let tag = unsafe { tag.as_ptr().read_volatile() };
+    let rest = Rest::of(task);
+    figures(&mut row, task, task, &tag, &rest);
+    if row.threads <= 1 {
+        row.header.flags |= TASK_WHOLE_PROCESS;
+    }
+    row.header.flags |= place.flag();
+    if write(ctx, &row) {
+        place.told(&row, &rest);
+    }
+    0
+}
+
+/// What shows whether a thread has run.
+struct Rest {
+    arrival_ns: u64,
+    switches: u64,
+}
+
+impl Rest {
+    /// To be read before the figures. It was off its CPU after it had come to it for the last time that is known here:
+    /// as long as it comes to none again, the figures read from now on hold.
+    #[inline(always)]
+    fn of(task: Task) -> Self {
+        let rest = Self::now(task);
+        compiler_fence(Ordering::SeqCst);
+        let on_cpu: u32 = read_if_present!(task.0, task_on_cpu);
+        compiler_fence(Ordering::SeqCst);
+        if on_cpu == 0 { rest } else { Self { arrival_ns: NEVER, ..rest } }
+    }
+
+    #[inline(always)]
+    fn now(task: Task) -> Self {
+        Self {
+            arrival_ns: read_if_present!(task.0, task_last_arrival),
+            switches: u64_of(read!(task.0, task_nvcsw)) + u64_of(read!(task.0, task_nivcsw)),
+        }
+    }
+}
+
+/// The place of a process among what was told.
+struct Place {
+    pass: *mut Pass,
+    told: *mut Told,
+    index: usize,
+    mine: bool,
+}
+
+impl Place {
+    #[inline(always)]
+    fn of(task: Task, pass: *mut Pass) -> Option<Self> {
+        let pid = task.pid();
+        let index = place_of(pid);
+        let told = TOLD.get_ptr_mut(index as u32)?;
+        // SAFETY: a pointer into the array, checked by the verifier.
+        let mine = unsafe { (*told).pid == pid && (*told).start_ns == task.start_ns() };
+        Some(Self { pass, told, index, mine })
+    }
+
+    /// The word with the bit of this place, and the bit. `bits` is one of the two arrays of [`Pass`].
+    #[inline(always)]
+    fn bit(&self, bits: *mut u64) -> (*mut u64, u64) {
+        // SAFETY: in bounds: an index is below the number of places.
+        (unsafe { bits.add(self.index / 64) }, 1 << (self.index % 64))
+    }
+
+    #[inline(always)]
+    fn is_set(&self, bits: *mut u64) -> bool {
+        let (word, bit) = self.bit(bits);
+        // SAFETY: a valid pointer into the array.
+        unsafe { *word & bit != 0 }
+    }
+
+    #[inline(always)]
+    fn set(&self, bits: *mut u64) {
+        let (word, bit) = self.bit(bits);
+        // SAFETY: a valid pointer into the array; nobody else writes while the program runs.
+        unsafe { *word |= bit };
+    }
+
+    #[inline(always)]
+    fn unchanged_bits(&self) -> *mut u64 {
+        // SAFETY: a pointer to a field inside the array.
+        unsafe { (&raw mut (*self.pass).unchanged).cast() }
+    }
+
+    #[inline(always)]
+    fn told_bits(&self) -> *mut u64 {
+        // SAFETY: a pointer to a field inside the array.
+        unsafe { (&raw mut (*self.pass).told).cast() }
+    }
+
+    /// What was told of this process still holds (then it is said here), or was told in this pass.
+    #[inline(always)]
+    fn holds(&self, task: Task) -> bool {
+        if !self.mine {
+            return false;
+        }
+        // SAFETY: a valid pointer; user space writes it between runs.
+        let tell_all = unsafe { (*self.pass).tell_all } != 0;
+        if !tell_all && self.has_not_run(task) && (!self.memory_is_due() || self.has_the_memory(task)) {
+            if !self.is_set(self.told_bits()) {
+                self.set(self.unchanged_bits());
+            }
+            return true;
+        }
+        self.is_set(self.told_bits())
+    }
+
+    #[inline(always)]
+    fn has_not_run(&self, task: Task) -> bool {
+        let now = Rest::now(task);
+        // SAFETY: a valid pointer into the array.
+        let (arrival_ns, switches) = unsafe { ((*self.told).arrival_ns, (*self.told).switches) };
+        if now.arrival_ns != arrival_ns || now.switches != switches {
+            return false;
+        }
+        if offset!(task_last_arrival) == ABSENT || offset!(task_on_cpu) == ABSENT {
+            // Less is known: it has not left a CPU, and if it sleeps it has come to none.
+            let state: u32 = read!(task.0, task_state);
+            return state != 0;
+        }
+        true
+    }
+
+    #[inline(always)]
+    fn memory_is_due(&self) -> bool {
+        // SAFETY: a valid pointer; user space writes it between passes.
+        let number = unsafe { (*self.pass).number };
+        (number.wrapping_add(self.index as u32)) % MEMORY_PASSES == 0
+    }
+
+    #[inline(always)]
+    fn has_the_memory(&self, task: Task) -> bool {
+        let now = resident(read_pointer!(task.0, task_mm)).unwrap_or_default();
+        // SAFETY: a valid pointer into the array.
+        let told = unsafe { &(*self.told).rss_pages };
+        now[0] == told[0] && now[1] == told[1] && now[2] == told[2] && now[3] == told[3]
+    }
+
+    /// For the row: whether the place is this process's from now on, or is another's in this pass.
+    #[inline(always)]
+    fn flag(&self) -> u32 {
+        if self.mine || !(self.is_set(self.unchanged_bits()) || self.is_set(self.told_bits())) {
+            TASK_HAS_PLACE
+        } else {
+            0
+        }
+    }
+
+    /// Remembers what was told, if there is a place for it.
+    #[inline(always)]
+    fn told(&self, row: &TaskRow, rest: &Rest) {
+        if row.header.flags & TASK_HAS_PLACE == 0 {
+            return;
+        }
+        let told = Told {
+            pid: row.header.pid,
+            padding: 0,
+            start_ns: row.header.start_ns,
+            arrival_ns: if row.threads <= 1 { rest.arrival_ns } else { NEVER },
+            switches: rest.switches,
+            rss_pages: row.rss_pages,
+        };
+        // SAFETY: a valid pointer into the array; nobody else writes while the program runs.
+        unsafe { *self.told = told };
+        self.set(self.told_bits());
+    }
+}
+
+/// Fills in who a thread is and what it has used, and for a main thread what the dead ones have used.
+#[inline(always)]
+fn figures(row: &mut TaskRow, task: Task, leader: Task, tag: &Tag, _read_before: &Rest) {
     let (parent, signal) = (task.parent(), task.signal());
-    let mm = read_pointer!(task.0, task_mm);
-    let mut row = identity(task, leader, parent, signal);
-    let mut cpu = task.cpu();
-    row.minor_faults = read!(task.0, task_min_flt);
-    row.major_faults = read!(task.0, task_maj_flt);
-    row.voluntary_switches = read!(task.0, task_nvcsw);
-    row.involuntary_switches = read!(task.0, task_nivcsw);
-    row.run_delay_ns = read_if_present!(task.0, task_run_delay);
-    row.read_bytes = read_if_present!(task.0, task_read_bytes);
-    row.written_bytes = read_if_present!(task.0, task_write_bytes);
+    identity(row, task, leader, parent, signal);
+    row.slot = tag.slot;
+    add_thread(row, task);
     if row.header.flags & TASK_MAIN_THREAD != 0 {
-        cpu = add(cpu, signal.dead_cpu());
         row.threads = read!(signal.0, signal_nr_threads);
+        let dead = signal.dead_cpu();
+        row.runtime_ns += dead.runtime_ns;
+        row.user_ns += dead.user_ns;
+        row.system_ns += dead.system_ns;
         row.minor_faults += u64_of(read!(signal.0, signal_min_flt));
         row.major_faults += u64_of(read!(signal.0, signal_maj_flt));
         row.voluntary_switches += u64_of(read!(signal.0, signal_nvcsw));
@@ -132,51 +396,56 @@ extern "C" fn tracked_tasks(ctx: &IterTask) -> i32 {
             row.written_bytes += u64_of(read!(signal.0, signal_write_bytes));
         }
     }
-    memory(mm, &mut row);
-    row.runtime_ns = cpu.runtime_ns;
-    row.user_ns = cpu.user_ns;
-    row.system_ns = cpu.system_ns;
-    if write(ctx, &row) && is_main {
-        tag.told_switches = switches;
-        tag.told_alone = u32::from(row.threads <= 1);
-    }
-    0
+    memory_into(row, task);
 }
 
-/// It is this process's turn to be told again, or all figures are wanted.
+/// Adds what one thread has used.
 #[inline(always)]
-fn is_due(pid: u32) -> bool {
-    let Some(control) = CONTROL.get_ptr(0) else { return true };
-    // SAFETY: a valid pointer into the array; user space writes it between passes.
-    let (pass, tell_all) = unsafe { ((*control).pass, (*control).tell_all) };
-    tell_all != 0 || pass.wrapping_add(pid) % TELL_AGAIN_PASSES == 0
+fn add_thread(row: &mut TaskRow, task: Task) {
+    let cpu = task.cpu();
+    row.runtime_ns += cpu.runtime_ns;
+    row.user_ns += cpu.user_ns;
+    row.system_ns += cpu.system_ns;
+    row.minor_faults += u64_of(read!(task.0, task_min_flt));
+    row.major_faults += u64_of(read!(task.0, task_maj_flt));
+    row.voluntary_switches += u64_of(read!(task.0, task_nvcsw));
+    row.involuntary_switches += u64_of(read!(task.0, task_nivcsw));
+    row.run_delay_ns += u64_of(read_if_present!(task.0, task_run_delay));
+    row.read_bytes += u64_of(read_if_present!(task.0, task_read_bytes));
+    row.written_bytes += u64_of(read_if_present!(task.0, task_write_bytes));
+}
+
+#[inline(always)]
+fn memory_into(row: &mut TaskRow, task: Task) {
+    if let Some(pages) = resident(read_pointer!(task.0, task_mm)) {
+        row.header.flags |= TASK_HAS_MEMORY;
+        row.rss_pages = pages;
+    }
 }
 
 /// Reads the address space without holding it: a task that ends at this moment may give zeros (a load from memory
 /// that is gone), never a fault.
 #[inline(always)]
-fn memory(mm: *const u8, row: &mut TaskRow) {
+fn resident(mm: *const u8) -> Option<[i64; RSS_KINDS]> {
     if offset!(mm_rss_first) == ABSENT || mm.is_null() {
-        return;
+        return None;
     }
-    row.header.flags |= TASK_HAS_MEMORY;
     let first = offset!(mm_rss_first) as usize;
     let stride = offset!(mm_rss_stride) as usize;
     if stride == size_of::<u64>() {
         // Before 6.2 the counters are `atomic_long_t`, a typedef, and the verifier does not look through a typedef
         // for the elements of an array. The branch is dead elsewhere, so no helper is asked for there.
         // SAFETY: the helper checks the address; integers have no invalid bit patterns.
-        if let Ok(pages) = unsafe { bpf_probe_read_kernel(mm.add(first).cast()) } {
-            row.rss_pages = pages;
-        }
-        return;
+        return Some(unsafe { bpf_probe_read_kernel(mm.add(first).cast()) }.unwrap_or_default());
     }
     // Unrolled by hand: each address must be the base plus one constant for the verifier.
     // SAFETY: as for every field, checked against the BTF of `mm_struct`.
-    unsafe {
-        row.rss_pages[0] = *mm.add(first).cast();
-        row.rss_pages[1] = *mm.add(first + stride).cast();
-        row.rss_pages[2] = *mm.add(first + 2 * stride).cast();
-        row.rss_pages[3] = *mm.add(first + 3 * stride).cast();
-    }
+    Some(unsafe {
+        [
+            *mm.add(first).cast(),
+            *mm.add(first + stride).cast(),
+            *mm.add(first + 2 * stride).cast(),
+            *mm.add(first + 3 * stride).cast(),
+        ]
+    })
 }

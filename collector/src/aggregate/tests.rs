@@ -11,6 +11,7 @@ use regex::bytes::Regex;
 
 use self::world::{Host, World};
 use super::*;
+use crate::snapshot::StateCounts;
 use crate::units::NANOS_PER_SECOND as SECOND;
 use crate::worker::matcher::{Conditions, Rule};
 
@@ -579,7 +580,7 @@ fn memory_of_workers_that_nobody_read_is_unknown() {
     world.host(|host| host.add(20, 1, "web", "/web", "web\0"));
     world.turn();
     assert_eq!(world.pool("web").rss_bytes, None);
-    assert!(world.pool("web").workers[0].reading.is_none());
+    assert!(world.pool("web").workers.iter().all(|worker| worker.reading.is_none()));
 }
 
 /// What can happen on the host of a random script.

@@ -204,7 +204,7 @@ async fn documents() {
 #[tokio::test]
 async fn any_pool_name_can_be_asked_for() {
     for name in [fixture::HOSTILE, "a/b", "%2F", "ü ?#&+", "a\0b", "{x}", "*"] {
-        let pool = Pool { workers: vec![fixture::worker(3)], ..fixture::pool(name) };
+        let pool = Pool { workers: vec![fixture::worker(3)].into(), ..fixture::pool(name) };
         let snapshot = Snapshot { pools: vec![pool], ..fixture::snapshot() };
         let site = site();
         site.publish.send_replace(Some(Arc::new(snapshot)));

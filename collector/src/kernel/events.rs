@@ -1,5 +1,7 @@
 //! Drains the ring buffer of rare facts.
 
+use std::os::fd::{AsFd, BorrowedFd};
+
 use aya::maps::{MapData, RingBuf};
 use collector_ebpf::event::{
     DEATH_OOM, DEATH_OOM_KNOWN, DEATH_SENT_BY_KERNEL, DEATH_SENT_BY_PROCESS, Death, EXEC, EXIT, Exec, Exit,
@@ -21,6 +23,11 @@ pub(super) struct EventReader {
 impl EventReader {
     pub(super) fn new(ring: RingBuf<MapData>, host: HostFacts) -> Self {
         Self { ring, host, delivered: [0; KINDS], malformed: 0 }
+    }
+
+    /// Readable while something is in the buffer. The programs say when to look ([`super::slots`]).
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.ring.as_fd()
     }
 
     /// Hands over what is in the buffer.

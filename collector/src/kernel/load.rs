@@ -3,18 +3,19 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 
-use aya::maps::{MapData, PerCpuArray, Queue, RingBuf};
-use collector_ebpf::{maps, programs};
+use aya::maps::{MapData, Queue, RingBuf};
+use collector_ebpf::{kfunc, maps, programs};
 use thiserror::Error;
 
 use super::btf::{Btf, BtfError, Kind};
 use super::object::{Object, ObjectError};
 use super::offsets::{self, OffsetsError};
-use super::schedule::{Probe, ScheduleTable};
+use super::schedule::{Probe, ScheduleTable, Scheduler};
 use super::slots::SlotTable;
 use super::support::{OLDEST_LINUX, Support};
-use super::sys::{self, KernelFile};
+use super::sys::{self, KernelFile, RunBy};
 use super::syscalls;
+use super::tasks::PassMemory;
 use crate::snapshot::Feature;
 
 /// The object that `cargo xtask build-ebpf` made; aligned, because it is parsed in place.
@@ -59,9 +60,9 @@ pub enum LoadError {
         /// What the kernel said.
         error: std::io::Error,
     },
-    /// The slot table could not be mapped.
-    #[error("mapping the slot table: {0}")]
-    Slots(std::io::Error),
+    /// Memory that we share with the programs could not be mapped.
+    #[error("mapping shared arrays: {0}")]
+    Shared(std::io::Error),
 }
 
 impl LoadError {
@@ -72,7 +73,7 @@ impl LoadError {
             Self::Read { .. } | Self::Btf(_) | Self::Offsets(_) | Self::NoTarget(_) => {
                 format!("use a kernel whose BTF describes itself (Linux {OLDEST_LINUX} or newer)")
             }
-            Self::Object(_) | Self::Attach { .. } | Self::Slots(_) => {
+            Self::Object(_) | Self::Attach { .. } | Self::Shared(_) => {
                 format!("use Linux {OLDEST_LINUX} or newer; if it is, the message above is worth a report")
             }
         }
@@ -86,18 +87,27 @@ pub(super) struct Attached {
     pub(super) link: OwnedFd,
 }
 
+/// The program that reads the figures of tracked processes.
+pub(super) enum Tracked {
+    /// Run by us once for a pass. 6.10+.
+    Walk(OwnedFd),
+    /// Run for each task when its iterator is read.
+    Iterator(Attached),
+}
+
 /// Everything that stays open while we watch. Dropping it detaches all.
 pub(super) struct Loaded {
     pub(super) tracepoints: Vec<Attached>,
-    pub(super) tracked_tasks: Attached,
+    pub(super) tracked: Tracked,
     pub(super) all_processes: Attached,
     pub(super) events: RingBuf<MapData>,
-    pub(super) counters: PerCpuArray<MapData, u64>,
+    pub(super) counters: MapData,
     pub(super) tags: MapData,
     pub(super) slots: SlotTable,
     /// The scheduler probes, loaded and not attached; `None` where the kernel refuses one of them.
-    pub(super) scheduler: Option<Vec<Probe>>,
+    pub(super) scheduler: Option<Scheduler>,
     pub(super) schedule: ScheduleTable,
+    pub(super) pass: PassMemory,
     pub(super) features: Vec<Feature>,
 }
 
@@ -162,10 +172,9 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
             }),
         }
     }
-    let tracked_tasks = iterator(&object, programs::TRACKED_TASKS, targets.task_iterator)?;
     let all_processes = iterator(&object, programs::ALL_PROCESSES, targets.task_iterator)?;
     features.push(enabled("task_iterator"));
-    let scheduler = match scheduler(&object, targets.scheduler) {
+    let scheduler = match scheduler(&object, &targets) {
         Ok(probes) => {
             features.push(enabled("scheduler_probes"));
             Some(probes)
@@ -180,6 +189,8 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
             None
         }
     };
+    let (tracked, feature) = tracked(&object, &targets)?;
+    features.push(feature);
     let absent = offsets::absent(&offsets);
     for (feature, field, loss) in [
         ("resident_memory", "mm_rss_first", "resident memory of workers is unknown"),
@@ -206,7 +217,7 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
 
     let free_slots = object.take_map(maps::FREE_SLOTS, Queue::try_from)?;
     let (slots, control) = (object.take_map_data(maps::SLOTS)?, object.take_map_data(maps::CONTROL)?);
-    let slots = SlotTable::new(slots, control, free_slots).map_err(LoadError::Slots)?;
+    let slots = SlotTable::new(slots, control, free_slots).map_err(LoadError::Shared)?;
     let schedule = ScheduleTable::new(
         object.take_map_data(maps::THREADS)?,
         object.take_map_data(maps::TIMES)?,
@@ -214,17 +225,20 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
         object.take_map_data(maps::CHUNKS)?,
         object.take_map(maps::FREE_CHUNKS, Queue::try_from)?,
     )
-    .map_err(LoadError::Slots)?;
+    .map_err(LoadError::Shared)?;
+    let (pass, told) = (object.take_map_data(maps::PASS)?, object.take_map_data(maps::TOLD)?);
+    let pass = PassMemory::new(pass, told, object.take_map_data(maps::ROWS)?).map_err(LoadError::Shared)?;
     let loaded = Loaded {
         scheduler,
         schedule,
         tracepoints,
-        tracked_tasks,
+        tracked,
         all_processes,
         events: object.take_map(maps::EVENTS, RingBuf::try_from)?,
-        counters: object.take_map(maps::COUNTERS, PerCpuArray::try_from)?,
+        counters: object.take_map_data(maps::COUNTERS)?,
         tags: object.take_map_data(maps::TAGS)?,
         slots,
+        pass,
         features,
     };
     drop(object);
@@ -237,6 +251,7 @@ struct Targets {
     tracepoints: [Option<u32>; TRACEPOINTS.len()],
     scheduler: [Option<u32>; SCHEDULER.len()],
     task_iterator: Option<u32>,
+    kernel_functions: [Option<u32>; kfunc::NAMES.len()],
 }
 
 impl Targets {
@@ -246,19 +261,46 @@ impl Targets {
         let names = SCHEDULER.map(|(_, tracepoint)| format!("btf_trace_{tracepoint}"));
         let scheduler = btf.find(std::array::from_fn(|i| (Kind::Typedef, names[i].as_str())));
         let [task_iterator] = btf.find([(Kind::Function, "bpf_iter_task")]);
-        Self { tracepoints, scheduler, task_iterator }
+        let kernel_functions = btf.find(kfunc::NAMES.map(|name| (Kind::Function, name)));
+        Self { tracepoints, scheduler, task_iterator, kernel_functions }
+    }
+
+    fn kernel_functions(&self) -> Option<[u32; kfunc::NAMES.len()]> {
+        let found: Vec<u32> = self.kernel_functions.iter().copied().flatten().collect();
+        found.try_into().ok()
     }
 }
 
-fn scheduler(object: &Object, targets: [Option<u32>; SCHEDULER.len()]) -> Result<Vec<Probe>, LoadError> {
-    SCHEDULER
+/// The better way to read figures that this kernel takes.
+fn tracked(object: &Object, targets: &Targets) -> Result<(Tracked, Feature), LoadError> {
+    let refused = match targets.kernel_functions() {
+        Some(functions) => match object.load_calling(programs::TRACKED_PROCESSES, functions) {
+            Ok(program) => return Ok((Tracked::Walk(program), enabled("task_walk"))),
+            Err(error) => error.to_string(),
+        },
+        None => "this kernel has no functions for it".into(),
+    };
+    let iterator = iterator(object, programs::TRACKED_TASKS, targets.task_iterator)?;
+    let feature = Feature {
+        name: "task_walk",
+        enabled: false,
+        reason: format!("figures are read through iter/task, which costs about twice as much: {refused}"),
+        remedy: "Linux 6.10 or newer".into(),
+    };
+    Ok((Tracked::Iterator(iterator), feature))
+}
+
+fn scheduler(object: &Object, targets: &Targets) -> Result<Scheduler, LoadError> {
+    let probes: Result<Vec<Probe>, LoadError> = SCHEDULER
         .into_iter()
-        .zip(targets)
+        .zip(targets.scheduler)
         .map(|((name, tracepoint), target)| {
             let target = target.ok_or_else(|| LoadError::NoTarget(format!("tracepoint {tracepoint}")))?;
-            Ok(Probe { name, program: object.load(name, target, false)?, link: None })
+            Ok(Probe { name, program: object.load(name, RunBy::Tracepoint(target))?, link: None })
         })
-        .collect()
+        .collect();
+    let follow = iterator(object, programs::FOLLOW_TASKS, targets.task_iterator)?;
+    Ok(Scheduler { probes: probes?, follow })
 }
 
 fn enabled(name: &'static str) -> Feature {
@@ -272,7 +314,7 @@ fn attach(
     target: Option<u32>,
 ) -> Result<Attached, LoadError> {
     let target = target.ok_or_else(|| LoadError::NoTarget(format!("tracepoint {tracepoint}")))?;
-    let program = object.load(name, target, false)?;
+    let program = object.load(name, RunBy::Tracepoint(target))?;
     let link = sys::tracepoint_attach(program.as_fd())
         .map_err(|error| LoadError::Attach { program: name, error })?;
     Ok(Attached { name, program, link })
@@ -280,7 +322,7 @@ fn attach(
 
 fn iterator(object: &Object, name: &'static str, target: Option<u32>) -> Result<Attached, LoadError> {
     let target = target.ok_or_else(|| LoadError::NoTarget("task iterator".into()))?;
-    let program = object.load(name, target, true)?;
+    let program = object.load(name, RunBy::Iterator(target))?;
     let link =
         sys::iterator_link(program.as_fd()).map_err(|error| LoadError::Attach { program: name, error })?;
     Ok(Attached { name, program, link })

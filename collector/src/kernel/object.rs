@@ -5,7 +5,7 @@
 //! 60 ms of CPU at start. Knows nothing of what the programs do.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -13,12 +13,18 @@ use aya::maps::{Map, MapData, MapError};
 use aya_obj::btf::BtfFeatures;
 use aya_obj::generated::bpf_insn;
 use aya_obj::{EbpfSectionKind, Object as Parsed};
+use collector_ebpf::kfunc;
 use thiserror::Error;
 
-use super::sys::{self, TracingProgram};
+use super::sys::{self, Program, RunBy};
 
 /// Room for the verifier's log of a refused program.
 const LOG_BYTES: usize = 1 << 20;
+
+/// `BPF_JMP | BPF_CALL` of `include/uapi/linux/bpf.h`.
+const CALL: u8 = 0x85;
+/// `BPF_PSEUDO_KFUNC_CALL`: the callee is a BTF id of the kernel.
+const PSEUDO_KFUNC_CALL: u8 = 2;
 
 /// Of a log, what is shown: its end, where the reason stands.
 const LOG_SHOWN: usize = 1200;
@@ -44,7 +50,7 @@ pub enum ObjectError {
     #[error("program {program}: {error}{log}")]
     Program {
         /// Which.
-        program: &'static str,
+        program: String,
         /// What it said.
         error: io::Error,
         /// The end of the verifier's log, after `: `.
@@ -128,18 +134,42 @@ impl Object {
         self.maps.remove(name).ok_or_else(missing)
     }
 
-    /// Loads a program for the tracepoint or iterator with this BTF id.
-    pub(super) fn load(
+    /// Loads a program.
+    pub(super) fn load(&self, name: &'static str, run_by: RunBy) -> Result<OwnedFd, ObjectError> {
+        let (instructions, license) = self.program(name)?;
+        Self::verify(Program { name, instructions, license, run_by })
+    }
+
+    /// Loads a program that we run and that calls functions of the kernel, whose BTF ids are in the order of
+    /// [`kfunc::NAMES`].
+    pub(super) fn load_calling(
         &self,
         name: &'static str,
-        attach_btf_id: u32,
-        iterator: bool,
+        functions: [u32; kfunc::NAMES.len()],
     ) -> Result<OwnedFd, ObjectError> {
-        let (instructions, license) = self
-            .programs
-            .get(name)
-            .ok_or_else(|| ObjectError::Malformed(format!("it has no program {name}")))?;
-        let program = TracingProgram { name, instructions, license, attach_btf_id, iterator };
+        let (instructions, license) = self.program(name)?;
+        let mut instructions = instructions.to_vec();
+        for instruction in &mut instructions {
+            let function = instruction.imm.cast_unsigned().checked_sub(kfunc::FIRST);
+            if instruction.code == CALL
+                && instruction.src_reg() == 0
+                && let Some(id) = function.and_then(|number| functions.get(number as usize))
+            {
+                instruction.set_src_reg(PSEUDO_KFUNC_CALL);
+                instruction.imm = id.cast_signed();
+            }
+        }
+        Self::verify(Program { name, instructions: &instructions, license, run_by: RunBy::Us })
+    }
+
+    fn program(&self, name: &'static str) -> Result<(&[bpf_insn], &CStr), ObjectError> {
+        match self.programs.get(name) {
+            Some((instructions, license)) => Ok((instructions, license)),
+            None => Err(ObjectError::Malformed(format!("it has no program {name}"))),
+        }
+    }
+
+    fn verify(program: Program<'_>) -> Result<OwnedFd, ObjectError> {
         sys::program_load(program, None).map_err(|error| {
             // Once more for the reason: with a log the verifier takes several times as long.
             let mut log = vec![0; LOG_BYTES];
@@ -147,7 +177,7 @@ impl Object {
                 Ok(_) => String::new(),
                 Err(_) => shown(&log),
             };
-            ObjectError::Program { program: name, error, log }
+            ObjectError::Program { program: program.name.into(), error, log }
         })
     }
 }

@@ -1,8 +1,8 @@
 //! What the scheduler probes have counted, read from the arrays that they write.
 
 use std::collections::HashMap;
-use std::io;
-use std::os::fd::OwnedFd;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use aya::maps::{MapData, Queue};
@@ -12,7 +12,9 @@ use collector_ebpf::schedule::{
     Chunk, DIRECTORY_PAIRS, Directory, KINDS, ROWS, Thread, ThreadSet, Times, WAYS,
 };
 
+use super::load::Attached;
 use super::shared::Shared;
+use super::sys;
 use crate::input::{Interval, ScheduleReading};
 
 /// A worker's threads change what they do while we read; after so many attempts the figures stay as they were.
@@ -23,6 +25,20 @@ pub(super) struct Probe {
     pub(super) name: &'static str,
     pub(super) program: OwnedFd,
     pub(super) link: Option<OwnedFd>,
+}
+
+/// The programs that follow threads.
+pub(super) struct Scheduler {
+    pub(super) probes: Vec<Probe>,
+    /// Iterates over all tasks, and begins to follow those that are not followed yet.
+    pub(super) follow: Attached,
+}
+
+impl Scheduler {
+    /// Begins to follow who is tracked and not followed. The program writes nothing, so one read is all.
+    pub(super) fn follow_all(&self) -> io::Result<()> {
+        sys::iterator_open(self.follow.link.as_fd())?.read(&mut [0; 8]).map(drop)
+    }
 }
 
 /// The arrays of the scheduler probes.
@@ -47,10 +63,10 @@ impl ScheduleTable {
         free_chunks: Queue<MapData, u32>,
     ) -> io::Result<Self> {
         Ok(Self {
-            threads: Shared::new(threads, THREAD_SETS)?,
-            times: Shared::new(times, MAX_SLOTS)?,
-            directories: Shared::new(directories, MAX_SLOTS)?,
-            chunks: Shared::new(chunks, MAX_CHUNKS)?,
+            threads: Shared::map(threads, THREAD_SETS)?,
+            times: Shared::map(times, MAX_SLOTS)?,
+            directories: Shared::map(directories, MAX_SLOTS)?,
+            chunks: Shared::map(chunks, MAX_CHUNKS)?,
             free_chunks,
             by_slot: HashMap::new(),
             signatures: vec![0; MAX_SLOTS],

@@ -15,7 +15,8 @@ const STEP: usize = 256 << 10;
 
 /// A mappable array, mapped as far as it is used.
 pub(super) struct Shared<T> {
-    /// Address space for all of it; what is not mapped yet cannot be touched.
+    /// Address space for all of it; what is not mapped yet cannot be touched. The values are records of
+    /// `collector_ebpf`: integers, which any bits are.
     memory: NonNull<T>,
     reserved: NonZero<usize>,
     mapped: Cell<usize>,
@@ -29,7 +30,7 @@ unsafe impl<T: Copy + Send> Send for Shared<T> {}
 impl<T> Shared<T> {
     /// The array must have been made with `BPF_F_MMAPABLE` and `length` values of the size of `T`, a multiple of 8 or
     /// the only one. The caller vouches that every bit pattern is a `T`.
-    pub(super) fn new(array: MapData, length: usize) -> io::Result<Self> {
+    pub(super) fn map(array: MapData, length: usize) -> io::Result<Self> {
         let bytes = length.checked_mul(size_of::<T>()).ok_or(io::ErrorKind::InvalidInput)?;
         let reserved =
             NonZero::new(bytes.next_multiple_of(STEP)).ok_or(io::Error::from(io::ErrorKind::InvalidInput))?;
@@ -51,6 +52,24 @@ impl<T> Shared<T> {
         }
         // SAFETY: in bounds of what is mapped.
         Some(unsafe { self.memory.as_ptr().add(index) })
+    }
+
+    /// A copy of the value at an index. Whoever writes it at the same time may leave a mixture.
+    pub(super) fn get(&self, index: usize) -> Option<T>
+    where
+        T: Copy,
+    {
+        // SAFETY: a pointer into the mapping, which begins at a page; any bits are a value. Volatile, because the
+        // programs may write.
+        self.at(index).map(|value| unsafe { value.read_volatile() })
+    }
+
+    /// Sets the value at an index, if there is one.
+    pub(super) fn set(&mut self, index: usize, value: T) {
+        if let Some(place) = self.at(index) {
+            // SAFETY: a pointer into the mapping, which begins at a page. Volatile, because the programs read it.
+            unsafe { place.write_volatile(value) };
+        }
     }
 
     fn extend(&self, end: usize) -> io::Result<()> {

@@ -22,9 +22,9 @@ pub(super) struct SlotTable {
 
 impl SlotTable {
     pub(super) fn new(slots: MapData, control: MapData, free: Queue<MapData, u32>) -> io::Result<Self> {
-        let control = Shared::new(control, 1)?;
+        let control = Shared::map(control, 1)?;
         let control_record = control.at(0).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { free, control_record, _control: control, slots: Shared::new(slots, MAX_SLOTS)? })
+        Ok(Self { free, control_record, _control: control, slots: Shared::map(slots, MAX_SLOTS)? })
     }
 
     /// A field of the control record, which the programs read or change by atomic instructions.
@@ -45,14 +45,11 @@ impl SlotTable {
         ceiling.store(profile, Ordering::Release);
     }
 
-    /// Tells the iterator that another pass begins, and whether it is to tell what it told before, too.
-    pub(super) fn begin_pass(&mut self, tell_all: bool) {
+    /// Tells the programs whether the next event is to wake its reader.
+    pub(super) fn set_reader_waits(&mut self, waits: bool) {
         // SAFETY: a pointer to a field inside the mapping.
-        let pass = self.control(|control| unsafe { &raw mut (*control).pass });
-        pass.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: a pointer to a field inside the mapping.
-        let all = self.control(|control| unsafe { &raw mut (*control).tell_all });
-        all.store(u32::from(tell_all), Ordering::Relaxed);
+        let reader_waits = self.control(|control| unsafe { &raw mut (*control).reader_waits });
+        reader_waits.store(u32::from(waits), Ordering::SeqCst);
     }
 
     /// Reads a slot; the phase first, then what it vouches for.

@@ -2,12 +2,13 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use ::procfs::ProcError;
 use ::procfs::process::Stat;
-use aya::maps::{MapData, PerCpuArray};
+use aya::maps::MapData;
+use aya::util::nr_cpus;
 use collector_ebpf::event::{Counter, EXEC, EXIT, FORK, KINDS, NONE, REAP, RENAME};
 use collector_ebpf::maps;
 use collector_ebpf::schedule::{PROFILE_COUNTERS, PROFILE_HISTOGRAMS, PROFILE_NONE};
@@ -16,7 +17,7 @@ use collector_ebpf::slot::{EXITED, FINAL, REAPED, ROLE_MASTER, ROLE_WORKER, Slot
 use super::events::{self, EventReader};
 use super::load::{self, Attached, LoadError};
 use super::object::ObjectError;
-use super::schedule::{Probe, ScheduleTable};
+use super::schedule::{ScheduleTable, Scheduler};
 use super::slots::SlotTable;
 use super::support::Support;
 use super::sys::{self, TaskStorage};
@@ -41,13 +42,19 @@ pub struct KernelSource {
     events: EventReader,
     tasks: TaskReader,
     slots: SlotTable,
-    scheduler: Option<Vec<Probe>>,
+    scheduler: Option<Scheduler>,
     scheduler_attached: bool,
+    /// There may be workers whose threads are not followed.
+    follow_wanted: bool,
     schedule: ScheduleTable,
     /// What pools want to know of the scheduler, where it is not everything.
     profiles: HashMap<u32, Profile>,
     tags: TaskStorage<Tag>,
-    counters: PerCpuArray<MapData, u64>,
+    counters: MapData,
+    /// CPUs for which there is a value of each counter.
+    cpus: usize,
+    /// Their sums, as of the begin of the last pass.
+    counts: [u64; Counter::COUNT],
     tracepoints: Vec<Attached>,
     features: Vec<Feature>,
     missing: Missing,
@@ -59,8 +66,6 @@ pub struct KernelSource {
     /// Processes whose story was told from their slot; their late events must not tell it again.
     told: HashSet<ProcessKey>,
     failed_passes: u64,
-    /// The next pass is to tell all figures.
-    tell_all: bool,
     failed_tags: u64,
     /// The last attempt to tag or untag failed, and was told of.
     tagging_fails: bool,
@@ -68,6 +73,10 @@ pub struct KernelSource {
     untagged_later: VecDeque<(ProcessKey, Role)>,
     refused_slots: u64,
     refused_chunks: u64,
+    /// What the programs cost, as of the last look.
+    costs: Vec<ProgramCost>,
+    /// Runs of the program of passes then.
+    runs_seen: u64,
 }
 
 impl KernelSource {
@@ -80,14 +89,19 @@ impl KernelSource {
             .map_err(|error| ObjectError::Map { map: maps::TAGS.into(), error: error.to_string() })?;
         Ok(Self {
             events: EventReader::new(loaded.events, host),
-            tasks: TaskReader::new(loaded.tracked_tasks, loaded.all_processes, host),
+            tasks: TaskReader::new(loaded.tracked, loaded.all_processes, loaded.pass, host),
             slots: loaded.slots,
             scheduler: loaded.scheduler,
             scheduler_attached: false,
+            follow_wanted: false,
             schedule: loaded.schedule,
             profiles: HashMap::new(),
             tags,
             counters: loaded.counters,
+            cpus: nr_cpus().map_err(|(_, error)| LoadError::Shared(error))?,
+            counts: [0; Counter::COUNT],
+            costs: Vec::new(),
+            runs_seen: 0,
             tracepoints: loaded.tracepoints,
             features: loaded.features,
             missing,
@@ -97,7 +111,6 @@ impl KernelSource {
             lost_seen: 0,
             told: HashSet::new(),
             failed_passes: 0,
-            tell_all: true,
             failed_tags: 0,
             tagging_fails: false,
             untagged_later: VecDeque::new(),
@@ -107,7 +120,15 @@ impl KernelSource {
     }
 
     fn counter(&self, index: u32) -> u64 {
-        self.counters.get(&index, 0).map_or(0, |values| values.iter().sum())
+        self.counts.get(index as usize).copied().unwrap_or(0)
+    }
+
+    /// Reads the counters, all in one call.
+    fn count(&mut self) {
+        match sys::per_cpu_sums(self.counters.fd().as_fd(), self.cpus) {
+            Ok(counts) => self.counts = counts,
+            Err(error) => tracing::warn!(%error, "reading the counters of events failed"),
+        }
     }
 
     fn lost(&self) -> u64 {
@@ -175,7 +196,8 @@ impl KernelSource {
         // stays when the other is added.
         let before = self.tags.get(pidfd.as_fd())?.unwrap_or_default();
         // Whoever follows it from here has none of its figures.
-        let before = Tag { told_alone: 0, profile: self.profile_of(pool), ..before };
+        self.tasks.forget(process.pid);
+        let before = Tag { profile: self.profile_of(pool), ..before };
         let (tag, slot) = match role {
             Role::Master if before.role & ROLE_WORKER != 0 => {
                 (Tag { pool, role: ROLE_MASTER | ROLE_WORKER, ..before }, None)
@@ -186,6 +208,7 @@ impl KernelSource {
                     // Its threads are followed into the slot that it had.
                     self.schedule.forget(Some(before.slot), monotonic_ns());
                 }
+                self.follow_wanted = true;
                 let (pid, start_ns) = (process.pid, process.start_ns);
                 let slot = self.slots.take(Slot { pid, start_ns, pool, ..Slot::default() });
                 self.refused_slots += u64::from(slot.is_none());
@@ -289,7 +312,17 @@ impl Source for KernelSource {
         });
     }
 
+    fn begin_wait(&mut self) -> Option<BorrowedFd<'_>> {
+        self.slots.set_reader_waits(true);
+        Some(self.events.fd())
+    }
+
+    fn end_wait(&mut self) {
+        self.slots.set_reader_waits(false);
+    }
+
     fn pass(&mut self, out: &mut dyn FnMut(Input)) {
+        self.count();
         let lost = self.lost();
         if lost > self.lost_seen {
             out(Input::Lost { events: lost - self.lost_seen });
@@ -298,15 +331,11 @@ impl Source for KernelSource {
         }
         self.untag_now();
         let started_ns = monotonic_ns();
-        self.slots.begin_pass(self.tell_all);
-        let result = self.tasks.pass(self.missing, out);
-        // What a failed pass had told may not have arrived.
-        self.tell_all = result.is_err();
-        match result {
+        match self.tasks.pass(self.missing, out) {
             Ok(()) => out(Input::PassComplete { started_ns }),
             Err(error) => {
                 self.failed_passes += 1;
-                tracing::warn!(%error, "reading the task iterator failed; figures stay as they were");
+                tracing::warn!(%error, "reading tracked processes failed; figures stay as they were");
             }
         }
     }
@@ -364,7 +393,7 @@ impl Source for KernelSource {
     }
 
     fn limit_profiles(&mut self, ceiling: Profile) {
-        let Some(probes) = &mut self.scheduler else { return };
+        let Some(Scheduler { probes, .. }) = &mut self.scheduler else { return };
         let wanted = ceiling > Profile::None;
         let attached = self.scheduler_attached;
         if wanted && !attached {
@@ -379,8 +408,7 @@ impl Source for KernelSource {
                     }
                 }
             }
-            // The iterator shows the programs who lives.
-            self.tell_all = true;
+            self.follow_wanted = true;
             self.scheduler_attached = true;
         } else if !wanted && attached {
             for probe in probes.iter_mut() {
@@ -393,6 +421,14 @@ impl Source for KernelSource {
     }
 
     fn find_threads(&mut self) {
+        if std::mem::take(&mut self.follow_wanted)
+            && let Some(scheduler) = self.scheduler.as_ref().filter(|_| self.scheduler_attached)
+            && let Err(error) = scheduler.follow_all()
+        {
+            self.failed_passes += 1;
+            self.follow_wanted = true;
+            tracing::warn!(%error, "looking for threads to follow failed");
+        }
         let refused = self.counter(Counter::NO_CHUNK);
         if refused > self.refused_chunks {
             // Slots without worker keep theirs, until there is need.
@@ -463,19 +499,24 @@ impl Source for KernelSource {
         self.features.clone()
     }
 
-    fn programs(&self) -> Vec<ProgramCost> {
-        let iterators = self.tasks.programs();
-        let probes = self.scheduler.iter().flatten().map(|probe| (probe.name, &probe.program));
-        self.tracepoints
-            .iter()
-            .chain(iterators)
-            .map(|attached| (attached.name, &attached.program))
-            .chain(probes)
-            .filter_map(|(name, program)| {
-                let (runs, run_time_ns) = sys::program_cost(program.as_fd()).ok()?;
-                (runs > 0).then_some(ProgramCost { name, runs, run_time_ns })
-            })
-            .collect()
+    fn programs(&mut self) -> Vec<ProgramCost> {
+        // The program of passes has just run: if it was not counted, none is, and what was counted before stands.
+        let [(_, passes), _] = self.tasks.programs();
+        let runs = sys::program_cost(passes).map_or(0, |(runs, _)| runs);
+        if runs != self.runs_seen {
+            self.runs_seen = runs;
+            let tracepoints =
+                self.tracepoints.iter().map(|attached| (attached.name, attached.program.as_fd()));
+            let probes = self.scheduler.iter().flat_map(|scheduler| &scheduler.probes);
+            let probes = probes.map(|probe| (probe.name, probe.program.as_fd()));
+            let costs =
+                tracepoints.chain(probes).chain(self.tasks.programs()).filter_map(|(name, program)| {
+                    let (runs, run_time_ns) = sys::program_cost(program).ok()?;
+                    (runs > 0).then_some(ProgramCost { name, runs, run_time_ns })
+                });
+            self.costs = costs.collect();
+        }
+        self.costs.clone()
     }
 
     fn map_bytes(&self) -> Option<u64> {

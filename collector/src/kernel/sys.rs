@@ -89,6 +89,9 @@ pub(super) unsafe trait Plain: Copy + Default {}
 // SAFETY: integers and arrays of bytes, with explicit padding; the contract crate asserts the size.
 unsafe impl Plain for collector_ebpf::slot::Tag {}
 
+// SAFETY: as above.
+unsafe impl Plain for collector_ebpf::task::Told {}
+
 /// A task storage map: one value for a process, under a pidfd of it.
 pub(super) struct TaskStorage<T> {
     map: MapData,
@@ -143,6 +146,41 @@ impl<T: Plain> TaskStorage<T> {
     }
 }
 
+/// Sets a value of an array, whose values must be of the size of `T`.
+pub(super) fn array_set<T: Plain>(map: BorrowedFd<'_>, index: u32, value: &T) -> io::Result<()> {
+    let kind = bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
+    MapShape::of(map)?.expect(MapShape { kind, key_size: size_of::<u32>(), value_size: size_of::<T>() })?;
+    let (key, value) = (std::ptr::from_ref(&index).cast(), std::ptr::from_ref(value).cast());
+    // SAFETY: the sizes were compared just now, and no byte of a `Plain` value is uninitialised.
+    unsafe { map_update(map, key, value) }
+}
+
+/// Reads all values of a per-CPU array, each the sum over the CPUs. `cpus` are those that the kernel could have
+/// (`/sys/devices/system/cpu/possible`). One system call. 5.13+.
+pub(super) fn per_cpu_sums<const N: usize>(map: BorrowedFd<'_>, cpus: usize) -> io::Result<[u64; N]> {
+    let mut keys = [0u32; N];
+    let mut values = vec![0u64; N * cpus];
+    let mut next = 0u32;
+    let mut attr = no_attr();
+    attr.batch.out_batch = std::ptr::from_mut(&mut next) as u64;
+    attr.batch.keys = keys.as_mut_ptr() as u64;
+    attr.batch.values = values.as_mut_ptr() as u64;
+    attr.batch.count = u32::try_from(N).map_err(io::Error::other)?;
+    attr.batch.map_fd = raw(map);
+    match bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) {
+        // The end was reached.
+        Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error),
+        _ => {}
+    }
+    let mut sums = [0; N];
+    for (key, of_cpus) in keys.iter().zip(values.chunks_exact(cpus)) {
+        if let Some(sum) = sums.get_mut(*key as usize) {
+            *sum = of_cpus.iter().sum();
+        }
+    }
+    Ok(sums)
+}
+
 /// Fills the only value of a global data map, which `data` has to be as long as.
 pub(super) fn global_data_set(map: BorrowedFd<'_>, data: &[u8]) -> io::Result<()> {
     let kind = bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
@@ -166,33 +204,46 @@ pub(super) fn btf_load(btf: &[u8]) -> io::Result<OwnedFd> {
     owned(bpf(bpf_cmd::BPF_BTF_LOAD, &mut attr)?)
 }
 
-/// What a tracing program is loaded with.
+/// How a program comes to run.
 #[derive(Clone, Copy)]
-pub(super) struct TracingProgram<'a> {
+pub(super) enum RunBy {
+    /// The tracepoint with this BTF id.
+    Tracepoint(u32),
+    /// Reading the iterator with this BTF id.
+    Iterator(u32),
+    /// [`program_run`]. 5.14+.
+    Us,
+}
+
+/// What a program is loaded with.
+#[derive(Clone, Copy)]
+pub(super) struct Program<'a> {
     pub(super) name: &'a str,
     pub(super) instructions: &'a [bpf_insn],
     pub(super) license: &'a CStr,
-    /// BTF id of what it attaches to.
-    pub(super) attach_btf_id: u32,
-    /// Of an iterator; otherwise of a tracepoint.
-    pub(super) iterator: bool,
+    pub(super) run_by: RunBy,
 }
 
+/// `BPF_F_SLEEPABLE` of `include/uapi/linux/bpf.h`: programs that we run have to be loaded so.
+const SLEEPABLE: u32 = 1 << 4;
+
 /// Loads a program. The verifier writes its log, with its level at least 1, if there is one to write to.
-pub(super) fn program_load(program: TracingProgram<'_>, log: Option<&mut [u8]>) -> io::Result<OwnedFd> {
+pub(super) fn program_load(program: Program<'_>, log: Option<&mut [u8]>) -> io::Result<OwnedFd> {
     let mut attr = no_attr();
     // SAFETY: writes to a field of a union of plain integers; the whole was zeroed.
     let load = unsafe { &mut attr.__bindgen_anon_3 };
-    load.prog_type = bpf_prog_type::BPF_PROG_TYPE_TRACING as u32;
+    (load.prog_type, load.expected_attach_type, load.attach_btf_id, load.prog_flags) = match program.run_by {
+        RunBy::Tracepoint(id) => {
+            (bpf_prog_type::BPF_PROG_TYPE_TRACING as u32, bpf_attach_type::BPF_TRACE_RAW_TP as u32, id, 0)
+        }
+        RunBy::Iterator(id) => {
+            (bpf_prog_type::BPF_PROG_TYPE_TRACING as u32, bpf_attach_type::BPF_TRACE_ITER as u32, id, 0)
+        }
+        RunBy::Us => (bpf_prog_type::BPF_PROG_TYPE_SYSCALL as u32, 0, 0, SLEEPABLE),
+    };
     load.insns = program.instructions.as_ptr() as u64;
     load.insn_cnt = u32::try_from(program.instructions.len()).map_err(io::Error::other)?;
     load.license = program.license.as_ptr() as u64;
-    load.attach_btf_id = program.attach_btf_id;
-    load.expected_attach_type = if program.iterator {
-        bpf_attach_type::BPF_TRACE_ITER as u32
-    } else {
-        bpf_attach_type::BPF_TRACE_RAW_TP as u32
-    };
     let room = load.prog_name.len() - 1;
     for (to, from) in load.prog_name.iter_mut().zip(program.name.bytes().take(room)) {
         *to = from.cast_signed();
@@ -225,6 +276,13 @@ pub(super) fn iterator_open(link: BorrowedFd<'_>) -> io::Result<File> {
     let mut attr = no_attr();
     attr.iter_create.link_fd = raw(link);
     Ok(File::from(owned(bpf(bpf_cmd::BPF_ITER_CREATE, &mut attr)?)?))
+}
+
+/// Runs a program that was loaded for [`RunBy::Us`], once and now.
+pub(super) fn program_run(program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = no_attr();
+    attr.test.prog_fd = raw(program);
+    bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr).map(drop)
 }
 
 /// How often a program ran and for how many nanoseconds. Zeros unless the kernel counts (`kernel.bpf_stats_enabled`).

@@ -1,30 +1,130 @@
-//! Reads the task iterators: all tracked processes, or the identity of all processes, in a few read(2) calls.
+//! Passes over all tracked processes, and listings of all processes: one run of a program, or a few read(2) calls of an
+//! iterator.
 
 use std::collections::HashMap;
 use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
+use aya::maps::MapData;
+use collector_ebpf::limits::{PASS_ROWS, TOLD_PLACES};
+use collector_ebpf::programs;
 use collector_ebpf::task::{
-    RSS_ANON, RSS_FILE, RSS_KINDS, RSS_SHMEM, RSS_SWAP, RowHeader, TASK_HAS_MEMORY, TASK_KERNEL_THREAD,
-    TASK_MAIN_THREAD, TASK_UNCHANGED, TaskRow,
+    Pass, RSS_ANON, RSS_FILE, RSS_KINDS, RSS_SHMEM, RSS_SWAP, RowHeader, TASK_HAS_MEMORY, TASK_HAS_PLACE,
+    TASK_KERNEL_THREAD, TASK_MAIN_THREAD, TASK_WHOLE_PROCESS, TaskRow, Told, place_of,
 };
 
-use super::load::Attached;
+use super::events;
+use super::load::{Attached, Tracked};
+use super::shared::Shared;
 use super::sys;
 use crate::input::{Comm, Input, Listed, Rss, Sample, TaskState};
 use crate::units::{CpuTime, HostFacts, Pid, ProcessKey, monotonic_ns};
 
 /// A read(2) of an iterator returns at most 8 pages (`bpf_seq_read` in `kernel/bpf/bpf_iter.c`).
 const BUFFER: usize = 32 << 10;
+/// Runs of one pass at most: several times the processes for which there are slots.
+const RUNS: usize = 64;
 /// `EXIT_DEAD | EXIT_ZOMBIE` of `include/linux/sched.h`.
 const EXIT_TRACE: u32 = 0x30;
 
+/// What the programs leave of a pass.
+pub(super) struct PassMemory {
+    pass: Shared<Pass>,
+    rows: Shared<TaskRow>,
+    /// What was told, as the programs remember it. Not mapped: a mapped array counts as resident memory in full.
+    told: MapData,
+    /// Whose places they are.
+    owners: Vec<Owner>,
+    /// The next pass is to tell all.
+    tell_all: bool,
+}
+
+/// Of whom the bit of a place speaks.
+#[derive(Clone, Copy, Default)]
+struct Owner {
+    start_ns: u64,
+    pid: Pid,
+    /// Slot number of its tag.
+    slot: u32,
+}
+
+impl PassMemory {
+    pub(super) fn new(pass: MapData, told: MapData, rows: MapData) -> io::Result<Self> {
+        Ok(Self {
+            pass: Shared::map(pass, 1)?,
+            rows: Shared::map(rows, PASS_ROWS)?,
+            told,
+            owners: vec![Owner::default(); TOLD_PLACES],
+            tell_all: false,
+        })
+    }
+
+    /// The programs write here only while we have them run.
+    fn pass(&self) -> Option<Pass> {
+        self.pass.get(0)
+    }
+
+    /// Another pass: nothing was told in it.
+    fn begin(&mut self) {
+        let number = self.pass().map_or(0, |pass| pass.number.wrapping_add(1));
+        let nothing = [0; TOLD_PLACES / 64];
+        let tell_all = u32::from(std::mem::take(&mut self.tell_all));
+        self.pass.set(0, Pass { number, rows: 0, full: 0, tell_all, unchanged: nothing, told: nothing });
+    }
+
+    /// The rows of the last run, and whether a process found no room for its own. In another run of the same pass there
+    /// is room again.
+    fn take_rows(&mut self, out: &mut dyn FnMut(&TaskRow)) -> bool {
+        let Some(pass) = self.pass() else { return false };
+        for index in 0..pass.rows as usize {
+            let Some(row) = self.rows.get(index) else { break };
+            own(&mut self.owners, &row);
+            out(&row);
+        }
+        self.pass.set(0, Pass { rows: 0, full: 0, ..pass });
+        pass.full != 0
+    }
+
+    /// The processes whose figures still hold.
+    fn unchanged(&self) -> impl Iterator<Item = Owner> + '_ {
+        let words = self.pass().into_iter().flat_map(|pass| pass.unchanged);
+        let places = words.zip((0..).step_by(64)).flat_map(|(mut word, first)| {
+            std::iter::from_fn(move || {
+                let bit = word.trailing_zeros() as usize;
+                // Takes the lowest bit away; without one there is nothing left.
+                word &= word.checked_sub(1)?;
+                Some(first + bit)
+            })
+        });
+        places.filter_map(|index| self.owners.get(index).copied())
+    }
+
+    /// What was told of a process, and of any other in its place, is to be told again.
+    fn forget(&mut self, pid: Pid) {
+        let place = place_of(pid) as u32;
+        if let Err(error) = sys::array_set(self.told.fd().as_fd(), place, &Told::default()) {
+            tracing::warn!(%error, "forgetting the figures of a process failed; all are read again");
+            self.tell_all = true;
+        }
+    }
+}
+
+/// Notes whose place it is that a row was told from.
+fn own(owners: &mut [Owner], row: &TaskRow) {
+    if row.header.flags & TASK_HAS_PLACE != 0
+        && let Some(owner) = owners.get_mut(place_of(row.header.pid))
+    {
+        *owner = Owner { start_ns: row.header.start_ns, pid: row.header.pid, slot: row.slot };
+    }
+}
+
 pub(super) struct TaskReader {
-    tracked: Attached,
+    tracked: Tracked,
     all: Attached,
+    memory: PassMemory,
     host: HostFacts,
     buffer: Box<[u8]>,
-    /// Processes of several threads.
+    /// Processes of several threads, where there is a row for each.
     groups: HashMap<Pid, Group>,
 }
 
@@ -75,39 +175,81 @@ pub(super) struct Missing {
 }
 
 impl TaskReader {
-    pub(super) fn new(tracked: Attached, all: Attached, host: HostFacts) -> Self {
-        Self { tracked, all, host, buffer: vec![0; BUFFER].into_boxed_slice(), groups: HashMap::new() }
+    pub(super) fn new(tracked: Tracked, all: Attached, memory: PassMemory, host: HostFacts) -> Self {
+        let buffer = vec![0; BUFFER].into_boxed_slice();
+        Self { tracked, all, memory, host, buffer, groups: HashMap::new() }
     }
 
-    /// The iterator programs.
-    pub(super) fn programs(&self) -> [&Attached; 2] {
-        [&self.tracked, &self.all]
+    /// The programs: the one that runs in every pass, then the other.
+    pub(super) fn programs(&self) -> [(&'static str, BorrowedFd<'_>); 2] {
+        let tracked = match &self.tracked {
+            Tracked::Walk(program) => (programs::TRACKED_PROCESSES, program.as_fd()),
+            Tracked::Iterator(attached) => (attached.name, attached.program.as_fd()),
+        };
+        [tracked, (self.all.name, self.all.program.as_fd())]
+    }
+
+    /// The next pass tells all figures of a process.
+    pub(super) fn forget(&mut self, pid: Pid) {
+        self.memory.forget(pid);
     }
 
     /// One sample per tracked process, or the word that it has not run since the last.
     pub(super) fn pass(&mut self, missing: Missing, out: &mut dyn FnMut(Input)) -> io::Result<()> {
+        self.memory.begin();
+        let at_ns = monotonic_ns();
+        let result = match self.tracked {
+            Tracked::Walk(_) => self.walk(missing, out),
+            Tracked::Iterator(_) => self.iterate(missing, out),
+        };
+        if result.is_err() {
+            // What was told may not have arrived.
+            self.memory.tell_all = true;
+            return result;
+        }
+        for owner in self.memory.unchanged() {
+            let process = ProcessKey { pid: owner.pid, start_ns: owner.start_ns };
+            out(Input::Unchanged { process, record: events::some(owner.slot), at_ns });
+        }
+        Ok(())
+    }
+
+    fn walk(&mut self, missing: Missing, out: &mut dyn FnMut(Input)) -> io::Result<()> {
+        let Tracked::Walk(program) = &self.tracked else { return Ok(()) };
+        for _ in 0..RUNS {
+            let at_ns = monotonic_ns();
+            sys::program_run(program.as_fd())?;
+            let host = self.host;
+            let full = self.memory.take_rows(&mut |row| out(Input::Sample(whole(row, missing, host, at_ns))));
+            if !full {
+                return Ok(());
+            }
+        }
+        Err(io::Error::other(format!(
+            "more than {} processes have run since the last pass",
+            RUNS * PASS_ROWS
+        )))
+    }
+
+    fn iterate(&mut self, missing: Missing, out: &mut dyn FnMut(Input)) -> io::Result<()> {
+        let Tracked::Iterator(tracked) = &self.tracked else { return Ok(()) };
         self.groups.clear();
-        let iterator = sys::iterator_open(self.tracked.link.as_fd())?;
-        let (host, groups) = (self.host, &mut self.groups);
-        read_rows(iterator, &mut self.buffer, &mut |row, at_ns| match row {
-            Row::Unchanged(header) => out(Input::Unchanged { process: key(header), at_ns }),
-            Row::Full(row) => {
-                let main = row.header.flags & TASK_MAIN_THREAD != 0;
-                if main && row.threads <= 1 {
-                    let mut sums = Sums::default();
-                    sums.add(row);
-                    out(Input::Sample(sample(row, &sums, missing, host, at_ns)));
-                    return;
-                }
-                let group = groups.entry(row.header.pid).or_default();
-                group.sums.add(row);
-                group.at_ns = at_ns;
-                if row.header.flags & TASK_HAS_MEMORY != 0 {
-                    group.rss_pages = Some(row.rss_pages);
-                }
-                if main {
-                    group.main = Some(*row);
-                }
+        let iterator = sys::iterator_open(tracked.link.as_fd())?;
+        let (host, groups, owners) = (self.host, &mut self.groups, &mut self.memory.owners);
+        read_rows(iterator, &mut self.buffer, &mut |row, at_ns| {
+            own(owners, row);
+            if row.header.flags & TASK_WHOLE_PROCESS != 0 {
+                out(Input::Sample(whole(row, missing, host, at_ns)));
+                return;
+            }
+            let group = groups.entry(row.header.pid).or_default();
+            group.sums.add(row);
+            group.at_ns = at_ns;
+            if row.header.flags & TASK_HAS_MEMORY != 0 {
+                group.rss_pages = Some(row.rss_pages);
+            }
+            if row.header.flags & TASK_MAIN_THREAD != 0 {
+                group.main = Some(*row);
             }
         })?;
         for group in self.groups.values() {
@@ -127,7 +269,6 @@ impl TaskReader {
     pub(super) fn list(&mut self, out: &mut dyn FnMut(Listed)) -> io::Result<()> {
         let iterator = sys::iterator_open(self.all.link.as_fd())?;
         read_rows(iterator, &mut self.buffer, &mut |row, _| {
-            let Row::Full(row) = row else { return };
             out(Listed {
                 process: key(&row.header),
                 parent: row.parent,
@@ -139,17 +280,11 @@ impl TaskReader {
     }
 }
 
-/// What an iterator tells of one task.
-enum Row<'a> {
-    Full(&'a TaskRow),
-    Unchanged(&'a RowHeader),
-}
-
 /// Reads an iterator to its end. Each row comes with the time just before it was read, `CLOCK_MONOTONIC` ns.
 fn read_rows(
     mut iterator: impl Read,
     buffer: &mut [u8],
-    out: &mut dyn FnMut(Row<'_>, u64),
+    out: &mut dyn FnMut(&TaskRow, u64),
 ) -> io::Result<()> {
     let mut filled = 0;
     loop {
@@ -170,16 +305,9 @@ fn read_rows(
             };
         }
         let mut rest = &buffer[..filled];
-        while let Some(header) = front::<RowHeader>(rest) {
-            if header.flags & TASK_UNCHANGED != 0 {
-                out(Row::Unchanged(&header), at_ns);
-                rest = &rest[size_of::<RowHeader>()..];
-            } else if let Some(row) = front::<TaskRow>(rest) {
-                out(Row::Full(&row), at_ns);
-                rest = &rest[size_of::<TaskRow>()..];
-            } else {
-                break;
-            }
+        while let Some(row) = front::<TaskRow>(rest) {
+            out(&row, at_ns);
+            rest = &rest[size_of::<TaskRow>()..];
         }
         // The kernel cuts where the buffer ends: the begin of a row waits for its rest.
         let left = rest.len();
@@ -191,13 +319,20 @@ fn read_rows(
 /// Copies a record out of the front of some bytes; `None` if there are too few.
 fn front<T: Copy>(bytes: &[u8]) -> Option<T> {
     let bytes = bytes.get(..size_of::<T>())?;
-    // SAFETY: as long as T. Called with `RowHeader` and `TaskRow` only: plain integers and bytes without padding, for
+    // SAFETY: as long as T. Called with `TaskRow` only: plain integers and bytes without padding, for
     // which every bit pattern is valid. The read needs no alignment.
     Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
 fn key(header: &RowHeader) -> ProcessKey {
     ProcessKey { pid: header.pid, start_ns: header.start_ns }
+}
+
+/// The sample of a row that stands for all threads.
+fn whole(row: &TaskRow, missing: Missing, host: HostFacts, at_ns: u64) -> Sample {
+    let mut sums = Sums::default();
+    sums.add(row);
+    sample(row, &sums, missing, host, at_ns)
 }
 
 fn sample(leader: &TaskRow, sums: &Sums, missing: Missing, host: HostFacts, at_ns: u64) -> Sample {
@@ -267,26 +402,17 @@ mod tests {
         }
     }
 
-    fn header(pid: u32, flags: u32) -> Vec<u8> {
-        [pid.to_ne_bytes().as_slice(), &flags.to_ne_bytes(), &7u64.to_ne_bytes()].concat()
-    }
-
     proptest! {
         #[test]
-        fn rows_are_whole_however_they_are_cut(rows in proptest::collection::vec(any::<bool>(), 0..40), piece in 1usize..400) {
+        fn rows_are_whole_however_they_are_cut(rows in 0u32..40, piece in 1usize..400) {
             let mut bytes = Vec::new();
-            for (pid, full) in (0..).zip(&rows) {
-                bytes.extend(header(pid, if *full { TASK_MAIN_THREAD } else { TASK_UNCHANGED }));
-                if *full {
-                    bytes.resize(bytes.len() + size_of::<TaskRow>() - size_of::<RowHeader>(), 0);
-                }
+            for pid in 0..rows {
+                bytes.extend(pid.to_ne_bytes());
+                bytes.resize(bytes.len() + size_of::<TaskRow>() - size_of_val(&pid), 0);
             }
             let mut seen = Vec::new();
-            read_rows(Pieces(&bytes, piece), &mut [0; 512], &mut |row, _| match row {
-                Row::Full(row) => seen.push((row.header.pid, true)),
-                Row::Unchanged(header) => seen.push((header.pid, false)),
-            }).unwrap();
-            prop_assert_eq!(seen, (0..).zip(rows).collect::<Vec<_>>());
+            read_rows(Pieces(&bytes, piece), &mut [0; 512], &mut |row, _| seen.push(row.header.pid)).unwrap();
+            prop_assert_eq!(seen, (0..rows).collect::<Vec<_>>());
             if !bytes.is_empty() {
                 bytes.pop();
                 let cut = read_rows(Pieces(&bytes, piece), &mut [0; 512], &mut |_, _| {});

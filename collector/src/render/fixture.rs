@@ -8,7 +8,7 @@ use crate::histogram::Scratch;
 use crate::input::{Comm, ExitStatus, Interval, Rss, ScheduleReading, Sender, TaskState};
 use crate::snapshot::{
     DeathCertificate, Distribution, EventCounts, ExitCounts, Feature, Master, Own, Pool, ProgramCost,
-    Reading, Snapshot, StateCounts, WindowQuantiles, Worker, WorkerState,
+    Reading, Snapshot, StateCounts, WindowQuantiles, Worker, WorkerState, Workers,
 };
 use crate::units::CpuTime;
 use crate::worker::schedule::Schedules;
@@ -71,7 +71,7 @@ pub(crate) fn pool(name: &str) -> Pool {
         },
         lifetime_seconds: Distribution { bounds: &[1.0], cumulative: vec![0], ..Distribution::default() },
         schedule: None,
-        workers: Vec::new(),
+        workers: Workers::default(),
     }
 }
 
@@ -87,7 +87,7 @@ pub(crate) fn worker(slot: u32) -> Worker {
         since_unix_ns: AT - 50 * SECOND,
         started_unix_ns: AT - 60 * SECOND,
         reading: Some(reading()),
-        schedule: None,
+        record: None,
     }
 }
 
@@ -194,14 +194,14 @@ pub(crate) fn snapshot() -> Snapshot {
         started_unix_ns: AT - SECOND / 10,
         ..worker(2)
     };
-    web.workers = vec![worker(0), worker(1), creating];
+    web.workers = vec![Worker { record: Some(0), ..worker(0) }, worker(1), creating].into();
 
     let mut hostile = pool(HOSTILE);
     hostile.origin = "zero-config".into();
     hostile.size = 5;
     hostile.states.running = 5;
     hostile.unlisted = 4;
-    hostile.workers = vec![Worker { comm: HOSTILE.into(), app: Some(HOSTILE.into()), ..worker(0) }];
+    hostile.workers = vec![Worker { comm: HOSTILE.into(), app: Some(HOSTILE.into()), ..worker(0) }].into();
 
     let mut withheld = pool("withheld");
     withheld.size = 1;
@@ -220,7 +220,8 @@ pub(crate) fn snapshot() -> Snapshot {
             ..reading()
         }),
         ..worker(0)
-    }];
+    }]
+    .into();
 
     let mut killed = (*death(18, HOSTILE, ExitStatus::Signal { signal: 9, core_dumped: false })).clone();
     killed.sender = Some(Sender::Process { pid: 77, comm: Comm::from_bytes(b"sh\n\xff") });
@@ -237,13 +238,11 @@ pub(crate) fn snapshot() -> Snapshot {
     let mut schedules = Schedules::default();
     schedules.account(0, &schedule(), true);
     web.schedule = schedules.pool_view(1, CpuTime { user_ns: 3_000_000, system_ns: 0 }, &mut Scratch::new());
-    if let Some(first) = web.workers.first_mut() {
-        first.schedule = schedules.worker(0).cloned();
-    }
 
     Snapshot {
         at_unix_ns: AT,
         started_unix_ns: AT - 7200 * SECOND,
+        schedules: schedules.workers().to_vec(),
         schedules_at_ns: SCHEDULES_AT,
         source: "ebpf",
         features: Arc::new([

@@ -547,6 +547,8 @@ impl<'a> Worker<'a> {
         scratch: &mut Scratch,
     ) -> Self {
         let at_ns = snapshot.schedules_at_ns;
+        let record = worker.record.and_then(|record| usize::try_from(record).ok());
+        let schedule = record.and_then(|record| snapshot.schedules.get(record)?.as_deref());
         Self {
             id: Id { pool, slot: worker.slot, generation: worker.generation },
             slot: worker.slot,
@@ -560,7 +562,7 @@ impl<'a> Worker<'a> {
             started: Time(worker.started_unix_ns),
             uptime_seconds: Seconds(snapshot.at_unix_ns.saturating_sub(worker.started_unix_ns)),
             reading: worker.reading.as_ref().map(Reading::of),
-            schedule: worker.schedule.as_ref().map(|s| Schedule::of_worker(s, at_ns, scratch)),
+            schedule: schedule.map(|s| Schedule::of_worker(s, at_ns, scratch)),
         }
     }
 }
@@ -846,11 +848,11 @@ mod tests {
     fn numbers_that_json_cannot_write_are_absent() {
         let mut snapshot = fixture::snapshot();
         for pool in &mut snapshot.pools {
-            for worker in &mut pool.workers {
-                if let Some(reading) = &mut worker.reading {
-                    reading.cpu_utilization = Some(f64::NAN);
-                }
+            let mut workers: Vec<_> = pool.workers.iter().cloned().collect();
+            for reading in workers.iter_mut().filter_map(|worker| worker.reading.as_mut()) {
+                reading.cpu_utilization = Some(f64::NAN);
             }
+            pool.workers = workers.into();
             for window in &mut pool.cpu_utilization.windows {
                 window.max = f64::INFINITY;
             }

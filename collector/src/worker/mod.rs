@@ -5,5 +5,6 @@ pub mod pool;
 pub mod process;
 pub mod recognize;
 pub mod registry;
+mod rest;
 pub mod schedule;
 pub mod state;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::histogram::{Scale, Windowed};
 use crate::input::{ExitStatus, Profile, Sample};
-use crate::snapshot::ExitCounts;
+use crate::snapshot::{self, ExitCounts, StateCounts};
 use crate::units::{CpuTime, ProcessKey};
 
 /// Number of a pool; never used twice in one run.
@@ -55,6 +55,29 @@ const LIFETIME: Scale = Scale {
     ],
     ceiling: 3.2e9,
 };
+
+/// Slots whose view is kept in one piece: small enough to be made anew when one worker changes, large enough that a pool
+/// of a thousand is a handful.
+pub(super) const VIEW_SLOTS: usize = 32;
+
+/// What readers are shown of the workers in [`VIEW_SLOTS`] slots, kept until one of them changes.
+#[derive(Debug)]
+pub(super) struct View {
+    /// Workers that were to be shown at most.
+    pub(super) room: usize,
+    pub(super) workers: Arc<[snapshot::Worker]>,
+    /// All of them, also those that are not shown.
+    pub(super) states: StateCounts,
+    /// Resident bytes, and of how many workers.
+    pub(super) rss: (u64, u32),
+}
+
+/// Readings that say the same one after the other.
+#[derive(Clone, Copy, Debug, Default)]
+struct Same {
+    rss_bytes: u64,
+    times: u32,
+}
 
 /// A numbered place that workers hold one after another.
 #[derive(Clone, Copy, Debug, Default)]
@@ -113,6 +136,12 @@ pub struct Pool {
     places: Vec<Place>,
     free: BinaryHeap<Reverse<u32>>,
     living: u32,
+    /// By slot, [`VIEW_SLOTS`] in each.
+    pub(super) views: Vec<Option<View>>,
+    /// Intervals without CPU that are not in the distribution yet.
+    idle: u32,
+    /// The same of resident memory.
+    same: Same,
 }
 
 impl Pool {
@@ -144,6 +173,37 @@ impl Pool {
             places: Vec::new(),
             free: BinaryHeap::new(),
             living: 0,
+            views: Vec::new(),
+            idle: 0,
+            same: Same::default(),
+        }
+    }
+
+    /// A worker used nothing in an interval that is long enough to count.
+    pub(super) fn add_idle(&mut self) {
+        self.idle += 1;
+    }
+
+    /// A worker that rests has so much resident memory. In a pool of like workers one figure often follows its equal.
+    pub(super) fn add_resting_memory(&mut self, rss_bytes: u64) {
+        if self.same.rss_bytes != rss_bytes {
+            self.worker_rss.record_n(self.same.rss_bytes as f64, self.same.times);
+            self.same = Same { rss_bytes, times: 0 };
+        }
+        self.same.times += 1;
+    }
+
+    /// Puts into the distributions what was told of those that rest.
+    pub(super) fn settle(&mut self) {
+        self.cpu_utilization.record_n(0.0, std::mem::take(&mut self.idle));
+        let same = std::mem::take(&mut self.same);
+        self.worker_rss.record_n(same.rss_bytes as f64, same.times);
+    }
+
+    /// What is shown of the worker in this slot has changed.
+    pub(super) fn touch(&mut self, slot: u32) {
+        if let Some(view) = self.views.get_mut(slot as usize / VIEW_SLOTS) {
+            *view = None;
         }
     }
 
@@ -172,9 +232,11 @@ impl Pool {
         let place = &mut self.places[slot as usize];
         place.generation = place.generation.saturating_add(1);
         place.holder = Some(worker);
+        let generation = place.generation;
         self.living += 1;
         self.empty_since_ns = None;
-        (slot, place.generation)
+        self.touch(slot);
+        (slot, generation)
     }
 
     /// Takes the slot back.
@@ -184,6 +246,7 @@ impl Pool {
         {
             self.free.push(Reverse(slot));
             self.living -= 1;
+            self.touch(slot);
             self.note_emptiness(now_ns);
         }
     }
@@ -198,6 +261,17 @@ impl Pool {
     /// Holders by slot.
     pub fn holders(&self) -> impl Iterator<Item = (u32, ProcessKey)> + '_ {
         self.places.iter().zip(0u32..).filter_map(|(place, slot)| Some((slot, place.holder?)))
+    }
+
+    /// The same in pieces of so many slots.
+    pub(super) fn holders_by(
+        &self,
+        slots: usize,
+    ) -> impl Iterator<Item = impl Iterator<Item = (u32, ProcessKey)>> + '_ {
+        let pieces = self.places.chunks(slots).zip((0..).step_by(slots));
+        pieces.map(|(places, first)| {
+            places.iter().zip(first..).filter_map(|(place, slot)| Some((slot, place.holder?)))
+        })
     }
 
     /// Counts an end by reason.

@@ -7,10 +7,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use super::pool::{Pool, PoolId};
+use super::pool::{Pool, PoolId, VIEW_SLOTS, View};
+use super::rest::{Rest, Resting};
 use super::state::{self, Fact};
 use crate::input::{Comm, Exit, ExitStatus, Reap, Sample, SlotRecord, TaskState};
-use crate::snapshot::{DeathCertificate, WorkerState};
+use crate::snapshot::{self, DeathCertificate, StateCounts, WorkerState};
 use crate::units::{ByProcess, CpuTime, NANOS_PER_SECOND, Pid, ProcessKey};
 
 /// A worker that no pass has seen for so long is gone, whatever events said. Long, because the kernel tells of the end
@@ -121,6 +122,9 @@ pub struct Registry {
     exits_kept: usize,
     exits_total: u64,
     pass: u64,
+    /// Workers that this pass has seen.
+    seen: usize,
+    rest: Rest,
     /// The text of the last name that was turned into text: forks come in series.
     last_comm: (Comm, Arc<str>),
     /// Readings below the previous one, of which the figures that fell were left out.
@@ -142,6 +146,8 @@ impl Registry {
             exits_kept,
             exits_total: 0,
             pass: 0,
+            seen: 0,
+            rest: Rest::default(),
             last_comm: (Comm::default(), Arc::from("")),
             backward_readings: 0,
             unreported_ends: 0,
@@ -182,7 +188,12 @@ impl Registry {
 
     /// For what is kept beside the life cycle (name, app, record).
     pub fn worker_mut(&mut self, key: ProcessKey) -> Option<&mut Worker> {
-        self.workers.get_mut(&key).map(Box::as_mut)
+        let worker = self.workers.get_mut(&key)?;
+        worker.stir(&mut self.rest);
+        if let Some(pool) = self.pools.get_mut(&worker.pool) {
+            pool.touch(worker.slot);
+        }
+        Some(worker)
     }
 
     /// Certificates, newest first.
@@ -269,7 +280,8 @@ impl Registry {
 
     /// A living worker stops being one of this pool. Returns its record, to be given back.
     pub fn leave(&mut self, key: ProcessKey, now_ns: u64) -> SlotRecord {
-        let worker = self.workers.remove(&key)?;
+        let mut worker = self.workers.remove(&key)?;
+        worker.stir(&mut self.rest);
         if let Some(pool) = self.pools.get_mut(&worker.pool) {
             pool.exits.reclassified += 1;
             pool.vacate(worker.slot, now_ns);
@@ -283,7 +295,7 @@ impl Registry {
             return;
         }
         let text = self.text(comm);
-        if let Some(worker) = self.workers.get_mut(&key) {
+        if let Some(worker) = self.worker_mut(key) {
             (worker.comm, worker.comm_text) = (comm, text);
             if executed {
                 worker.moved(Fact::Ran, now_unix_ns);
@@ -292,28 +304,75 @@ impl Registry {
     }
 
     /// It has not run since its last reading, which holds for this moment, too. False for strangers.
-    pub fn unchanged(&mut self, key: ProcessKey, at_ns: u64, now_unix_ns: u64) -> bool {
-        let Some(worker) = self.workers.get_mut(&key) else { return false };
-        worker.missed = None;
-        worker.seen_in_pass = self.pass;
-        if let Some(reading) = worker.skipped.as_deref().or(worker.last.as_ref()) {
-            let reading = Sample { at_ns, ..*reading };
-            self.sampled(&reading, now_unix_ns);
+    pub fn unchanged(&mut self, key: ProcessKey, record: SlotRecord, at_ns: u64, now_unix_ns: u64) -> bool {
+        if let Some(resting) = record.and_then(|record| self.rest.get_mut(record, key))
+            && let Some(pool) = self.pools.get_mut(&resting.pool)
+        {
+            if resting.pass != self.pass {
+                resting.pass = self.pass;
+                self.seen += 1;
+            }
+            if pool.due {
+                if at_ns.saturating_sub(resting.at_ns) >= SHORTEST_INTERVAL_NS {
+                    pool.add_idle();
+                }
+                resting.at_ns = at_ns;
+                resting.rss_bytes.into_iter().for_each(|rss_bytes| pool.add_resting_memory(rss_bytes));
+            }
+            return true;
         }
+        let Some(worker) = self.workers.get(&key) else { return false };
+        let Some(reading) = worker.skipped.as_deref().or(worker.last.as_ref()) else {
+            // It was told to somebody who did not know yet that it is a worker. It is there.
+            self.saw(key);
+            return true;
+        };
+        let reading = Sample { at_ns, ..*reading };
+        self.sampled(&reading, now_unix_ns);
+        self.lay_down(key, record, at_ns);
         true
+    }
+
+    /// A worker that used nothing in its last interval, and of which no more is to be told, rests until something is.
+    fn lay_down(&mut self, key: ProcessKey, record: SlotRecord, at_ns: u64) {
+        let Some(worker) = self.workers.get(&key) else { return };
+        let Some(last) = worker.last.filter(|last| last.at_ns == at_ns && worker.skipped.is_none()) else {
+            return;
+        };
+        if let Some(record) = record.filter(|_| worker.record == record && !worker.ended())
+            && worker.utilization == Some(0.0)
+        {
+            let rss_bytes = last.rss.map(|rss| rss.total_bytes);
+            let resting = Resting { key, pool: worker.pool, pass: self.pass, at_ns, rss_bytes };
+            self.rest.put(record, resting);
+        }
+    }
+
+    fn saw(&mut self, key: ProcessKey) {
+        let Some(worker) = self.workers.get_mut(&key) else { return };
+        worker.missed = None;
+        if worker.seen_in_pass != self.pass {
+            worker.seen_in_pass = self.pass;
+            self.seen += 1;
+        }
     }
 
     /// Takes a reading. Those for pools whose turn it is not are kept for later; those of strangers are ignored, and the
     /// answer is false.
     pub fn sampled(&mut self, sample: &Sample, now_unix_ns: u64) -> bool {
         let Some(worker) = self.workers.get_mut(&sample.process) else { return false };
+        worker.stir(&mut self.rest);
         worker.missed = None;
-        worker.seen_in_pass = self.pass;
+        if worker.seen_in_pass != self.pass {
+            worker.seen_in_pass = self.pass;
+            self.seen += 1;
+        }
         let Some(pool) = self.pools.get_mut(&worker.pool).filter(|pool| pool.due) else {
             worker.skipped = Some(Box::new(*sample));
             return true;
         };
         worker.skipped = None;
+        pool.touch(worker.slot);
         let mut sample = *sample;
         self.backward_readings += u64::from(worker.keep_up(&mut sample));
         let ended = worker.certificate.is_some();
@@ -350,6 +409,7 @@ impl Registry {
         if worker.certificate.is_some() {
             return;
         }
+        worker.stir(&mut self.rest);
         let Some(pool) = self.pools.get_mut(&worker.pool) else { return };
         let ended_unix_ns = exit.at_ns.saturating_add_signed(unix_minus_monotonic);
         let lifetime_ns = match worker.forked_at_ns {
@@ -421,6 +481,7 @@ impl Registry {
     pub fn reaped(&mut self, reap: &Reap, unix_minus_monotonic: i64) -> SlotRecord {
         self.end_unreported(reap.process, reap.cpu, reap.at_ns, unix_minus_monotonic);
         let mut worker = self.workers.remove(&reap.process)?;
+        worker.stir(&mut self.rest);
         let Some(pool) = self.pools.get_mut(&worker.pool) else { return worker.record };
         worker.account(pool, reap.cpu, reap.at_ns);
         let Some(sequence) = worker.certificate else { return worker.record };
@@ -444,6 +505,7 @@ impl Registry {
     /// A pass begins.
     pub fn pass_begins(&mut self) {
         self.pass += 1;
+        self.seen = 0;
     }
 
     /// A worker that no pass sees lives all the same.
@@ -456,15 +518,30 @@ impl Registry {
     /// A pass that began at `started_ns` saw every tracked process that was born before. Those it did not see are
     /// reported; of those that had ended, the ones missed for long are taken off the books.
     pub fn pass_complete(&mut self, started_ns: u64, unix_minus_monotonic: i64) -> Vec<Vanished> {
-        let pass = self.pass;
+        self.pools.values_mut().for_each(Pool::settle);
+        if self.seen == self.workers.len() {
+            return Vec::new();
+        }
+        let (pass, rest) = (self.pass, &mut self.rest);
         let missed: Vec<(ProcessKey, Missed)> = self
             .workers
             .values_mut()
-            .filter(|w| w.seen_in_pass != pass && w.forked_at_ns.is_none_or(|at| at < started_ns))
-            .map(|worker| {
+            .filter_map(|worker| {
+                if worker
+                    .record
+                    .and_then(|record| rest.get_mut(record, worker.key))
+                    .is_some_and(|r| r.pass == pass)
+                {
+                    return None;
+                }
+                worker.stir(rest);
+                if worker.seen_in_pass == pass || worker.forked_at_ns.is_some_and(|at_ns| at_ns >= started_ns)
+                {
+                    return None;
+                }
                 let missed = worker.missed.get_or_insert(Missed { since_ns: started_ns, passes: 0 });
                 missed.passes = missed.passes.saturating_add(1);
-                (worker.key, *missed)
+                Some((worker.key, *missed))
             })
             .collect();
         let mut vanished = Vec::new();
@@ -502,11 +579,108 @@ impl Registry {
     pub fn remove_pool(&mut self, id: PoolId) -> Vec<(ProcessKey, SlotRecord)> {
         self.pools.remove(&id);
         let keys: Vec<ProcessKey> = self.workers.values().filter(|w| w.pool == id).map(|w| w.key).collect();
-        keys.into_iter().filter_map(|key| self.workers.remove(&key).map(|w| (key, w.record))).collect()
+        let removed = keys.into_iter().filter_map(|key| {
+            let mut worker = self.workers.remove(&key)?;
+            worker.stir(&mut self.rest);
+            Some((key, worker.record))
+        });
+        removed.collect()
+    }
+
+    /// What readers are shown of the workers of a pool, at most `listed` of them; how many are in which state, and the
+    /// resident bytes of how many.
+    pub fn view(&mut self, id: PoolId, listed: usize) -> (snapshot::Workers, StateCounts, (u64, u32)) {
+        let mut shown = snapshot::Workers::default();
+        let (mut states, mut rss) = (StateCounts::default(), (0, 0));
+        let Some(pool) = self.pools.get_mut(&id) else { return (shown, states, rss) };
+        let mut views = std::mem::take(&mut pool.views);
+        for (part, holders) in pool.holders_by(VIEW_SLOTS).enumerate() {
+            let room = listed.saturating_sub(shown.len()).min(VIEW_SLOTS);
+            if part == views.len() {
+                views.push(None);
+            }
+            let kept = views[part].take().filter(|view| view.room == room);
+            let view = kept.unwrap_or_else(|| {
+                let workers = holders.filter_map(|(slot, key)| Some((slot, &**self.workers.get(&key)?)));
+                View::of(workers, room)
+            });
+            states.creating += view.states.creating;
+            states.running += view.states.running;
+            rss = (rss.0 + view.rss.0, rss.1 + view.rss.1);
+            shown.push(Arc::clone(&view.workers));
+            views[part] = Some(view);
+        }
+        if let Some(pool) = self.pools.get_mut(&id) {
+            pool.views = views;
+        }
+        (shown, states, rss)
+    }
+}
+
+impl View {
+    /// Of these workers, by slot; at most `room` of them are shown.
+    fn of<'a>(workers: impl Iterator<Item = (u32, &'a Worker)>, room: usize) -> Self {
+        let (mut states, mut rss) = (StateCounts::default(), (0, 0));
+        let mut shown = Vec::with_capacity(room);
+        for (slot, worker) in workers {
+            match worker.state {
+                WorkerState::Creating => states.creating += 1,
+                WorkerState::Running | WorkerState::Terminated => states.running += 1,
+            }
+            if let Some(memory) = worker.last.and_then(|s| s.rss) {
+                rss = (rss.0 + memory.total_bytes, rss.1 + 1);
+            }
+            if shown.len() < room {
+                shown.push(worker.view(slot));
+            }
+        }
+        Self { room, workers: shown.into(), states, rss }
     }
 }
 
 impl Worker {
+    /// What readers are shown of it.
+    fn view(&self, slot: u32) -> snapshot::Worker {
+        snapshot::Worker {
+            slot,
+            generation: self.generation,
+            pid: self.key.pid,
+            parent: self.parent,
+            comm: Arc::clone(&self.comm_text),
+            app: self.app.clone(),
+            state: self.state,
+            since_unix_ns: self.since_unix_ns,
+            started_unix_ns: self.started_unix_ns,
+            record: self.record,
+            reading: self.last.map(|sample| snapshot::Reading {
+                cpu: sample.cpu,
+                cpu_utilization: self.utilization,
+                rss: sample.rss,
+                threads: sample.threads,
+                minor_faults: sample.minor_faults,
+                major_faults: sample.major_faults,
+                voluntary_switches: sample.voluntary_switches,
+                involuntary_switches: sample.involuntary_switches,
+                run_delay_ns: sample.run_delay_ns,
+                read_bytes: sample.read_bytes,
+                written_bytes: sample.written_bytes,
+                task_state: sample.state,
+            }),
+        }
+    }
+
+    /// It rests no more: what was noted meanwhile comes back here.
+    fn stir(&mut self, rest: &mut Rest) {
+        let Some(resting) = self.record.and_then(|record| rest.take(record, self.key)) else { return };
+        self.seen_in_pass = resting.pass;
+        if let Some((_, at_ns)) = &mut self.baseline {
+            *at_ns = resting.at_ns;
+        }
+        if let Some(last) = &mut self.last {
+            last.at_ns = resting.at_ns;
+        }
+    }
+
     fn moved(&mut self, fact: Fact, now_unix_ns: u64) {
         let next = state::next(self.state, fact);
         if next != self.state {

@@ -240,9 +240,9 @@ impl Schedules {
         source.release(record);
     }
 
-    /// A worker's.
-    pub fn worker(&self, record: u32) -> Option<&Arc<WorkerSchedule>> {
-        self.workers.get(usize::try_from(record).ok()?)?.as_ref()
+    /// By kernel record.
+    pub fn workers(&self) -> &[Option<Arc<WorkerSchedule>>] {
+        &self.workers
     }
 
     /// The moment that totals are as of, `CLOCK_MONOTONIC` ns: no reading is younger.

@@ -1,5 +1,7 @@
 //! What is known when facts were lost.
 
+use crate::snapshot::StateCounts;
+
 use super::world::World;
 use super::*;
 use crate::input::{Input, Reap};

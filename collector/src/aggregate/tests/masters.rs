@@ -193,7 +193,7 @@ fn who_cannot_be_tagged_is_tagged_later() {
     for _ in 0..4 {
         world.settle();
     }
-    assert!(world.pool("web").workers[0].reading.is_some());
+    assert!(world.pool("web").workers.iter().next().unwrap().reading.is_some());
     world.host(|host| host.end(20));
     world.turn();
     assert_eq!(world.pool("web").exits.success, 1);

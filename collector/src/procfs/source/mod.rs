@@ -174,7 +174,9 @@ impl ProcfsSource {
     fn read(&mut self, pid: Pid, now_ns: u64, out: &mut dyn FnMut(Input)) {
         let Some(tracked) = self.tracked.get_mut(&pid) else { return };
         match tracked.sample(&self.root, self.host, &mut self.allowance, &mut self.buffer) {
-            Ok(Reading::Unchanged { at_ns }) => out(Input::Unchanged { process: tracked.key, at_ns }),
+            Ok(Reading::Unchanged { at_ns }) => {
+                out(Input::Unchanged { process: tracked.key, record: None, at_ns });
+            }
             Ok(Reading::Sample(sample)) => {
                 self.io_refused |= tracked.io_refused() && tracked.phase == Phase::Alive;
                 if let Some(comm) = tracked.last_read().map(|stat| stat.comm) {

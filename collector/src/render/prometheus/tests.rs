@@ -268,7 +268,7 @@ proptest! {
         let reading = worker.reading.as_mut().unwrap();
         reading.cpu_utilization = Some(utilization);
         reading.cpu.user_ns = cpu;
-        pool.workers = vec![worker];
+        pool.workers = vec![worker].into();
         snapshot.pools = vec![pool];
         for format in [Format::Text, Format::OpenMetrics] {
             let samples = samples(&rendered(&snapshot, format));

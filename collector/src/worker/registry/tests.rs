@@ -577,3 +577,82 @@ fn a_removed_pool_lets_go_of_its_workers() {
     assert_eq!(registry.workers().map(|w| w.key).collect::<Vec<_>>(), [key(10)]);
     assert!(!registry.join(id, arrival(key(8), None, None)), "there is no such pool");
 }
+
+/// What becomes of one worker in one pass.
+#[derive(Clone, Copy, Debug)]
+enum Turn {
+    Ran(u64),
+    Rested,
+    Missed,
+    Renamed,
+    Ended,
+    Left,
+}
+
+fn turns() -> impl Strategy<Value = Vec<(bool, [Turn; 3])>> {
+    let turn = || {
+        prop_oneof![
+            2 => (1u64..1000).prop_map(Turn::Ran),
+            8 => Just(Turn::Rested),
+            1 => Just(Turn::Missed),
+            1 => Just(Turn::Renamed),
+            1 => Just(Turn::Ended),
+            1 => Just(Turn::Left),
+        ]
+    };
+    proptest::collection::vec(
+        (prop_oneof![4 => Just(true), 1 => Just(false)], [turn(), turn(), turn()]),
+        1..60,
+    )
+}
+
+proptest! {
+    /// That a worker has not run is worth as much as its figures.
+    #[test]
+    fn a_worker_that_rests_is_as_one_that_is_read(turns in turns(), listed in 0usize..4) {
+        let [mut read, mut told] = [Registry::new(10), Registry::new(10)];
+        let pool = read.add_pool("web".into(), "config".into(), SECOND, 0);
+        told.add_pool("web".into(), "config".into(), SECOND, 0);
+        let mut used = [0; 3];
+        for (pass, (due, turns)) in (1..).zip(turns) {
+            let at_ns = pass * SECOND;
+            for registry in [&mut read, &mut told] {
+                registry.pass_begins();
+                registry.pools.get_mut(&pool).unwrap().due = due;
+                for pid in 0..3 {
+                    // Comes again if it has left.
+                    registry.join(pool, arrival(ProcessKey { pid, start_ns: 1 }, None, Some(pid)));
+                }
+            }
+            for (pid, turn) in (0..3).zip(turns) {
+                let key = ProcessKey { pid, start_ns: 1 };
+                if let Turn::Ran(ns) = turn {
+                    used[pid as usize] += ns;
+                }
+                let reading = sample(key, CpuTime { user_ns: used[pid as usize], system_ns: 0 }, at_ns);
+                for (registry, reads) in [(&mut read, true), (&mut told, false)] {
+                    let known = registry.worker(key).is_some_and(|w| w.last.is_some() || w.skipped.is_some());
+                    match turn {
+                        Turn::Missed => {}
+                        Turn::Rested if !reads && known => {
+                            registry.unchanged(key, Some(pid), at_ns, at_ns);
+                        }
+                        Turn::Ran(_) | Turn::Rested => {
+                            registry.sampled(&reading, at_ns);
+                        }
+                        Turn::Renamed => registry.renamed(key, Comm::from_bytes(&[b'a', pass as u8 | 64]), false, at_ns),
+                        Turn::Ended => registry.exited(&exit(key, None, at_ns), 0),
+                        Turn::Left => drop(registry.leave(key, at_ns)),
+                    }
+                }
+            }
+            prop_assert_eq!(read.pass_complete(at_ns, 0), told.pass_complete(at_ns, 0));
+            let shown = [&mut read, &mut told].map(|registry| {
+                let view = registry.view(pool, listed);
+                let pool = &registry.pools[&pool];
+                format!("{view:?} {:?} {:?} {:?}", pool.cpu_utilization, pool.worker_rss, pool.cpu)
+            });
+            prop_assert_eq!(&shown[0], &shown[1]);
+        }
+    }
+}
