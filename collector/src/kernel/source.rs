@@ -225,7 +225,7 @@ impl KernelSource {
     }
 
     /// Takes a role out of a tag.
-    fn untag(&self, process: ProcessKey, role: Role) -> io::Result<()> {
+    fn untag(&mut self, process: ProcessKey, role: Role) -> io::Result<()> {
         // Gone: the kernel freed the tag with it.
         let Some(pidfd) = self.open_process(process)? else { return Ok(()) };
         let Some(tag) = self.tags.get(pidfd.as_fd())? else { return Ok(()) };
@@ -234,6 +234,8 @@ impl KernelSource {
             Role::Worker => (ROLE_WORKER, Tag { slot: NONE, ..tag }),
         };
         let stays = Tag { role: tag.role & !gone, ..stays };
+        // As long as it has a place among what was told, passes show it without a look at its tag.
+        self.tasks.forget(process.pid);
         match stays.role {
             0 => self.tags.delete(pidfd.as_fd()),
             _ => self.tags.set(pidfd.as_fd(), &stays),
