@@ -130,6 +130,31 @@ families! {
         POOL_LIFETIME_DISCARDED = Counter "worker_pool_lifetime_seconds_discarded_total" ["pool"] ""
             "Values left out of worker_pool_lifetime_seconds because they could not be true.";
 
+        POOL_TIME = Counter "worker_pool_time_seconds_total" ["pool", "kind"] "seconds"
+            "Time of workers' threads while followed, by what they did: on_cpu, runnable (waiting for a CPU), or blocked and why.";
+        POOL_FOLLOWED = Counter "worker_pool_followed_thread_seconds_total" ["pool"] "seconds"
+            "Time that workers' threads were followed, together: what worker_pool_time_seconds_total adds up to.";
+        POOL_RESIDUAL = Gauge "worker_pool_time_residual_seconds" ["pool"] "seconds"
+            "Followed time less the sum of all kinds, since the collector started: what is not known; negative if counted twice.";
+        POOL_WAIT = Histogram "worker_pool_run_queue_wait_seconds" ["pool"] "seconds"
+            "Time a worker's thread waited for a CPU, one value per wait.";
+        POOL_WAIT_QUANTILE = Summary "worker_pool_run_queue_wait_seconds_quantile" ["pool", "quantile", "window"] ""
+            "Quantiles of worker_pool_run_queue_wait_seconds in a window, within 1.6 %.";
+        POOL_WAIT_DISCARDED = Counter "worker_pool_run_queue_wait_seconds_discarded_total" ["pool"] ""
+            "Intervals left out of worker_pool_run_queue_wait_seconds because their length is not known.";
+        POOL_RUN = Histogram "worker_pool_on_cpu_seconds" ["pool"] "seconds"
+            "Time a worker's thread stayed on a CPU, one value per turn.";
+        POOL_RUN_QUANTILE = Summary "worker_pool_on_cpu_seconds_quantile" ["pool", "quantile", "window"] ""
+            "Quantiles of worker_pool_on_cpu_seconds in a window, within 1.6 %.";
+        POOL_RUN_DISCARDED = Counter "worker_pool_on_cpu_seconds_discarded_total" ["pool"] ""
+            "Intervals left out of worker_pool_on_cpu_seconds because their length is not known.";
+        POOL_BLOCKED = Histogram "worker_pool_off_cpu_seconds" ["pool", "reason"] "seconds"
+            "Time a worker's thread was blocked, one value per interval, by reason.";
+        POOL_BLOCKED_QUANTILE = Summary "worker_pool_off_cpu_seconds_quantile" ["pool", "reason", "quantile", "window"] ""
+            "Quantiles of worker_pool_off_cpu_seconds in a window, within 1.6 %.";
+        POOL_BLOCKED_DISCARDED = Counter "worker_pool_off_cpu_seconds_discarded_total" ["pool", "reason"] ""
+            "Intervals left out of worker_pool_off_cpu_seconds because their length is not known.";
+
         MASTER_COUNT = Gauge "worker_pool_masters" ["pool"] ""
             "Processes alive that fork the workers of the pool.";
         MASTER_INFO = Info "worker_pool_master_info" ["pool", "master", "pid", "comm"] ""
@@ -212,6 +237,8 @@ families! {
             "When the configuration in use was loaded, since the Unix epoch; absent for the built-in defaults.";
         SNAPSHOT_TIME = Gauge "collector_snapshot_timestamp_seconds" [] "seconds"
             "When the figures of this scrape were taken, since the Unix epoch.";
+        UNATTRIBUTED_CPU = Counter "collector_unattributed_cpu_seconds_total" ["pool"] "seconds"
+            "CPU time that the kernel accounted to workers and that no kind of time of theirs has.";
 
         PROCESS_CPU = Counter "process_cpu_seconds_total" [] "seconds"
             "CPU time of the collector itself.";

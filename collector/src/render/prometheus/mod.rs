@@ -17,6 +17,7 @@
 mod family;
 mod own;
 mod pools;
+mod schedule;
 mod text;
 mod workers;
 
@@ -126,10 +127,12 @@ pub fn render(
     let mut writer = Writer { out, format, groups, after_family };
     let series = Series::of(snapshot, groups);
     pools::write(&mut writer, &series);
+    schedule::write(&mut writer, &series);
     pools::write_masters(&mut writer, &series);
     workers::write(&mut writer, &series);
     workers::write_details(&mut writer, &series);
     own::write(&mut writer, snapshot);
+    schedule::write_unattributed(&mut writer, &series);
     own::write_process(&mut writer, snapshot);
     writer.end();
 }
@@ -179,6 +182,7 @@ const SLOT: Name = Name::new("slot");
 const MODE: Name = Name::new("mode");
 const PID: Name = Name::new("pid");
 const COMM: Name = Name::new("comm");
+const REASON: Name = Name::new("reason");
 
 #[cfg(test)]
 mod tests;

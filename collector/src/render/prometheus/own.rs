@@ -1,5 +1,6 @@
 //! Families of the collector itself.
 
+use super::REASON;
 use super::family::*;
 use super::text::{LabelWriter, Name, Nanos, One, Piece, Samples, Value, Writer};
 use crate::snapshot::{EventCounts, Own, Snapshot};
@@ -86,7 +87,6 @@ pub(super) fn write_process(writer: &mut Writer<'_>, snapshot: &Snapshot) {
     writer.single(&PROCESS_START, Some(Nanos(snapshot.started_unix_ns)));
 }
 
-const REASON: Name = Name::new("reason");
 const PROGRAM: Name = Name::new("program");
 
 fn one_label<V: Value>(samples: &mut Samples<'_>, name: &Name, label: &str, value: V) {

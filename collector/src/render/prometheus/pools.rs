@@ -1,8 +1,8 @@
 //! Families of pools and of their masters.
 
 use super::family::*;
-use super::text::{LabelWriter, Labels, Name, Nanos, One, Place, Variants, Writer};
-use super::{COMM, MODE, PID, POOL, Series};
+use super::text::{LabelWriter, Labels, Name, Nanos, One, Piece, Place, Variants, Writer};
+use super::{COMM, MODE, PID, POOL, REASON, Series};
 use crate::snapshot::{Distribution, Master, Pool};
 
 /// Masters of a pool with series of their own; more than two are alive only while upgrades overlap.
@@ -40,7 +40,7 @@ pub(super) fn write(writer: &mut Writer<'_>, series: &Series<'_>) {
     each(writer, &POOL_UNLISTED, |pool| Some(pool.unlisted.into()));
     each(writer, &POOL_SPAWNS, |pool| Some(pool.spawns_total));
     writer.family(&POOL_EXITS, |samples| {
-        let mut reasons = Variants::of(Name::new("reason"));
+        let mut reasons = Variants::of(REASON);
         for (pool, labels) in series.pools() {
             for (reason, count) in pool.exits.by_reason() {
                 samples.add_variant(labels, &mut reasons, reason, count);
@@ -63,15 +63,8 @@ pub(super) fn write(writer: &mut Writer<'_>, series: &Series<'_>) {
     each(writer, &POOL_READ, |pool| pool.read_bytes);
     each(writer, &POOL_WRITTEN, |pool| pool.written_bytes);
 
-    let distribution = |writer: &mut Writer<'_>, families: [&Family; 3], of: fn(&Pool) -> &Distribution| {
-        let distributions = || series.pools().map(|(pool, labels)| (labels, of(pool)));
-        writer.family(families[0], |samples| samples.add_histograms(distributions()));
-        writer.family(families[1], |samples| samples.add_quantiles(distributions()));
-        writer.family(families[2], |samples| {
-            for (pool, labels) in series.pools() {
-                samples.add(labels, of(pool).discarded);
-            }
-        });
+    let distribution = |writer: &mut Writer<'_>, families, of: fn(&Pool) -> &Distribution| {
+        write_distributions(writer, families, || series.pools().map(|(pool, labels)| (labels, of(pool))));
     };
     distribution(
         writer,
@@ -83,6 +76,21 @@ pub(super) fn write(writer: &mut Writer<'_>, series: &Series<'_>) {
     });
     distribution(writer, [&POOL_LIFETIME, &POOL_LIFETIME_QUANTILE, &POOL_LIFETIME_DISCARDED], |pool| {
         &pool.lifetime_seconds
+    });
+}
+
+/// Writes a histogram, its quantiles and what was left out of it.
+pub(super) fn write_distributions<'a, I: Iterator<Item = (Piece<'a>, &'a Distribution)>>(
+    writer: &mut Writer<'_>,
+    families: [&Family; 3],
+    distributions: impl Fn() -> I,
+) {
+    writer.family(families[0], |samples| samples.add_histograms(distributions()));
+    writer.family(families[1], |samples| samples.add_quantiles(distributions()));
+    writer.family(families[2], |samples| {
+        for (labels, distribution) in distributions() {
+            samples.add(labels, distribution.discarded);
+        }
     });
 }
 

@@ -1,12 +1,15 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::text::{Nanos, Value as _, write_bound};
+use super::text::{Nanos, SignedNanos, Value as _, write_bound};
 use super::*;
+use crate::input::TIME_KINDS;
 use crate::render::fixture;
+use crate::snapshot::Distribution;
 use crate::units::NANOS_PER_SECOND;
 
 fn rendered_groups(snapshot: &Snapshot, format: Format, groups: Groups) -> String {
@@ -249,6 +252,60 @@ fn nanoseconds_keep_every_digit() {
         let length = Nanos(ns).write(&mut place);
         assert_eq!(std::str::from_utf8(&place[..length]).unwrap(), expected);
     }
+}
+
+#[test]
+fn nanoseconds_can_be_negative() {
+    for (ns, expected) in [
+        (0, "0"),
+        (-1, "-0.000000001"),
+        (1_500_000_000, "1.5"),
+        (-12_000_000_000, "-12"),
+        (i64::MIN, "-9223372036.854775808"),
+    ] {
+        let mut place = [b'#'; 40];
+        let length = SignedNanos(ns).write(&mut place);
+        assert_eq!(std::str::from_utf8(&place[..length]).unwrap(), expected);
+    }
+}
+
+#[test]
+fn times_have_series_where_the_scheduler_is_watched() {
+    let mut snapshot = fixture::snapshot();
+    let text = rendered(&snapshot, Format::Text);
+    let of = |text: &str, name: &str, label: (&str, &str)| value(text, name, &[("pool", "web"), label]);
+    let only_there = [
+        "worker_pool_time_",
+        "worker_pool_followed_",
+        "worker_pool_run_queue_",
+        "worker_pool_on_cpu_",
+        "worker_pool_off_cpu_",
+        "collector_unattributed_",
+    ];
+    for sample in samples(&text).iter().filter(|s| only_there.iter().any(|start| s.name.starts_with(start))) {
+        assert_eq!(sample.labels["pool"], "web", "{}", sample.name);
+    }
+    let times = TIME_KINDS.map(|kind| of(&text, "worker_pool_time_seconds_total", ("kind", kind)).unwrap());
+    let followed = value(&text, "worker_pool_followed_thread_seconds_total", &[("pool", "web")]).unwrap();
+    let residual = value(&text, "worker_pool_time_residual_seconds", &[("pool", "web")]).unwrap();
+    assert!((times.iter().sum::<f64>() + residual - followed).abs() < 1e-6);
+    // A reason of which nothing was recorded is known to have had no interval, and has no quantiles.
+    let blocked = |text: &str, end: &str, reason| {
+        of(text, &format!("worker_pool_off_cpu_seconds{end}"), ("reason", reason))
+    };
+    assert_eq!((blocked(&text, "_count", "poll"), blocked(&text, "_count", "disk")), (Some(39.0), Some(0.0)));
+    assert_eq!(blocked(&text, "_discarded_total", "poll"), Some(1.0));
+    assert_eq!(blocked(&text, "_discarded_total", "disk"), Some(0.0));
+    assert!(blocked(&text, "_quantile", "poll").is_some() && blocked(&text, "_quantile", "disk").is_none());
+
+    // Discarded intervals alone do not say that any are measured.
+    let web = snapshot.pools.iter_mut().find(|pool| &*pool.name == "web").unwrap();
+    let intervals = &mut web.schedule.as_mut().unwrap().intervals;
+    intervals.fill(None);
+    intervals[0] = Some(Arc::new(Distribution { discarded: 3, ..Distribution::default() }));
+    let text = rendered(&snapshot, Format::Text);
+    assert!(of(&text, "worker_pool_time_seconds_total", ("kind", "disk")).is_some());
+    assert!(!text.contains("worker_pool_on_cpu_seconds") && !text.contains("worker_pool_off_cpu_seconds"));
 }
 
 proptest! {

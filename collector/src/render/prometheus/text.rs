@@ -536,6 +536,22 @@ impl Value for Nanos {
     }
 }
 
+/// The same, and it may be less than nothing.
+#[derive(Clone, Copy)]
+pub(super) struct SignedNanos(pub(super) i64);
+
+impl Value for SignedNanos {
+    fn write(self, place: &mut [u8; NUMBER]) -> usize {
+        let length = Nanos(self.0.unsigned_abs()).write(place);
+        if self.0 >= 0 {
+            return length;
+        }
+        place.copy_within(..length, 1);
+        place[0] = b'-';
+        length + 1
+    }
+}
+
 /// What stands between the labels of a bucket and its count.
 fn bucket_end(bound: f64, format: Format) -> OwnPiece {
     let mut text = b",le=\"".to_vec();

@@ -1,0 +1,101 @@
+//! Families of what the scheduler did with the threads of workers.
+//!
+//! Where a pool's scheduler is not watched it has none of these series. Where it is, every kind of time has its series
+//! from the first scrape on, zeros included: that nothing was ever blocked on a disk is known then, and a rate needs
+//! the zero before the first increment. The same goes for the lengths of intervals, once any of the pool's is known:
+//! before, and in a pool that wants totals alone, nothing tells that they are measured.
+//!
+//! No counter of this kind for each worker: where the time of a worker went is as of the last look at its record, and
+//! what is said of the moment after it can turn out to be some microseconds too much, which a counter may not take back.
+
+use collector_ebpf::schedule::{DISK, ON_CPU, RUNNABLE};
+
+use super::family::*;
+use super::text::{Labels, Name, Nanos, Piece, Place, SignedNanos, Variants, Writer};
+use super::{POOL, REASON, Series};
+use crate::input::TIME_KINDS;
+use crate::snapshot::{Distribution, Pool, Schedule};
+
+pub(super) fn write(writer: &mut Writer<'_>, series: &Series<'_>) {
+    writer.family(&POOL_TIME, |samples| {
+        let mut kinds = Variants::of(Name::new("kind"));
+        for (schedule, labels) in schedules(series) {
+            for (kind, time_ns) in TIME_KINDS.into_iter().zip(schedule.time_ns) {
+                samples.add_variant(labels, &mut kinds, kind, Nanos(time_ns));
+            }
+        }
+    });
+    writer.family(&POOL_FOLLOWED, |samples| {
+        for (schedule, labels) in schedules(series) {
+            samples.add(labels, Nanos(schedule.lived_ns));
+        }
+    });
+    writer.family(&POOL_RESIDUAL, |samples| {
+        for (schedule, labels) in schedules(series) {
+            let known_ns = schedule.time_ns.iter().fold(0, |sum: u64, time_ns| sum.wrapping_add(*time_ns));
+            samples.add(labels, SignedNanos(schedule.lived_ns.wrapping_sub(known_ns).cast_signed()));
+        }
+    });
+
+    let pools: Vec<Intervals<'_>> = series.pools().filter_map(|(pool, _)| Intervals::of(pool)).collect();
+    let mut labels = Labels::default();
+    let mut waits = Vec::with_capacity(pools.len());
+    let mut runs = Vec::with_capacity(pools.len());
+    let mut blocked = Vec::with_capacity(pools.len() * TIME_KINDS.len());
+    for intervals in &pools {
+        let of_pool = labels.add(None, |labels| labels.text(&POOL, &intervals.pool.name));
+        waits.push((of_pool, intervals.of_kind(RUNNABLE as usize)));
+        runs.push((of_pool, intervals.of_kind(ON_CPU as usize)));
+        for (kind, name) in TIME_KINDS.iter().enumerate().skip(DISK as usize) {
+            let of_reason = labels.add(Some(of_pool), |labels| labels.text(&REASON, name));
+            blocked.push((of_reason, intervals.of_kind(kind)));
+        }
+    }
+    let mut distributions = |families, distributions: &[(Place, &Distribution)]| {
+        super::pools::write_distributions(writer, families, || {
+            distributions.iter().map(|(place, distribution)| (labels.get(*place), *distribution))
+        });
+    };
+    distributions([&POOL_WAIT, &POOL_WAIT_QUANTILE, &POOL_WAIT_DISCARDED], &waits);
+    distributions([&POOL_RUN, &POOL_RUN_QUANTILE, &POOL_RUN_DISCARDED], &runs);
+    distributions([&POOL_BLOCKED, &POOL_BLOCKED_QUANTILE, &POOL_BLOCKED_DISCARDED], &blocked);
+}
+
+/// What our own account of CPU time has missed.
+pub(super) fn write_unattributed(writer: &mut Writer<'_>, series: &Series<'_>) {
+    writer.family(&UNATTRIBUTED_CPU, |samples| {
+        for (schedule, labels) in schedules(series) {
+            samples.add(labels, Nanos(schedule.unattributed_cpu_ns));
+        }
+    });
+}
+
+fn schedules<'a>(series: &'a Series<'a>) -> impl Iterator<Item = (&'a Schedule, Piece<'a>)> {
+    series.pools().filter_map(|(pool, labels)| Some((pool.schedule.as_ref()?, labels)))
+}
+
+/// Lengths of a pool's intervals.
+struct Intervals<'a> {
+    pool: &'a Pool,
+    schedule: &'a Schedule,
+    /// What kinds have of which nothing was recorded.
+    empty: Distribution,
+}
+
+impl<'a> Intervals<'a> {
+    /// `None` where nothing says that they are measured.
+    fn of(pool: &'a Pool) -> Option<Self> {
+        let schedule = pool.schedule.as_ref()?;
+        let measured = schedule.intervals.iter().flatten().find(|distribution| distribution.count > 0)?;
+        let empty = Distribution {
+            bounds: measured.bounds,
+            cumulative: vec![0; measured.bounds.len()],
+            ..Distribution::default()
+        };
+        Some(Self { pool, schedule, empty })
+    }
+
+    fn of_kind(&self, kind: usize) -> &Distribution {
+        self.schedule.intervals[kind].as_deref().unwrap_or(&self.empty)
+    }
+}
