@@ -133,6 +133,8 @@ fn distribution(bounds: &'static [f64]) -> Distribution {
         count: 60_000,
         sum: 1234.5678,
         discarded: 0,
+        buckets: Arc::default(),
+        per_unit: 1e9,
         windows: ["1m", "5m", "start"].map(window).into(),
     }
 }

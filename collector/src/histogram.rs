@@ -6,6 +6,7 @@
 //! quantiles. Knows nothing of what the values mean; a [`Scale`] turns them into the unit of a metric.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use collector_ebpf::histogram::{MAX_VALUE, bounds, index, middle};
 use hdrhistogram::Histogram;
@@ -61,8 +62,8 @@ const COARSE_PARTS: usize = 4;
 #[derive(Clone, Debug)]
 pub struct Windowed {
     scale: Scale,
-    /// Since start, by bucket.
-    total: Vec<(u16, u64)>,
+    /// Since start, by bucket. Shared with what was shown: copied by the next value, and not at all if none comes.
+    total: Arc<Vec<(u16, u64)>>,
     /// By classic bucket, not cumulative; the last is beyond every bound.
     classic: Vec<u64>,
     count: u64,
@@ -83,7 +84,7 @@ impl Windowed {
     pub fn new(scale: Scale, now_ns: u64) -> Self {
         Self {
             scale,
-            total: Vec::new(),
+            total: Arc::default(),
             classic: vec![0; scale.bounds.len() + 1],
             count: 0,
             sum: 0.0,
@@ -117,10 +118,7 @@ impl Windowed {
         let bucket = index(scaled) as u16;
         newest.add(bucket, times);
         newest.max = newest.max.max(scaled);
-        match self.total.binary_search_by_key(&bucket, |(b, _)| *b) {
-            Ok(at) => self.total[at].1 += u64::from(times),
-            Err(at) => self.total.insert(at, (bucket, u64::from(times))),
-        }
+        self.add_to_total(bucket, times);
         self.classic[self.scale.bounds.partition_point(|bound| *bound < value)] += u64::from(times);
         self.count += u64::from(times);
         self.sum += value * f64::from(times);
@@ -134,15 +132,20 @@ impl Windowed {
         let (_, highest) = bounds(usize::from(bucket));
         newest.add(bucket, count);
         newest.max = newest.max.max(highest);
-        match self.total.binary_search_by_key(&bucket, |(b, _)| *b) {
-            Ok(at) => self.total[at].1 += u64::from(count),
-            Err(at) => self.total.insert(at, (bucket, u64::from(count))),
-        }
+        self.add_to_total(bucket, count.into());
         let value = middle(usize::from(bucket)) as f64 / self.scale.per_unit;
         self.classic[self.scale.bounds.partition_point(|bound| *bound < value)] += u64::from(count);
         self.count += u64::from(count);
         self.sum += value * f64::from(count);
         self.max = self.max.max(highest);
+    }
+
+    fn add_to_total(&mut self, bucket: u16, count: u64) {
+        let total = Arc::make_mut(&mut self.total);
+        match total.binary_search_by_key(&bucket, |(b, _)| *b) {
+            Ok(at) => total[at].1 += count,
+            Err(at) => total.insert(at, (bucket, count)),
+        }
     }
 
     /// Counts values that could not be recorded.
@@ -221,7 +224,7 @@ impl Windowed {
         let (discarded, max) = parts(&mut self.coarse.iter().chain(&self.fine), scratch);
         windows.extend(scratch.quantiles("5m", discarded, self.scale, max));
         scratch.clear();
-        for (bucket, count) in &self.total {
+        for (bucket, count) in self.total.iter() {
             scratch.add(*bucket, *count);
         }
         windows.extend(scratch.quantiles("start", self.discarded, self.scale, self.max));
@@ -231,6 +234,8 @@ impl Windowed {
             count: self.count,
             sum: self.sum,
             discarded: self.discarded,
+            buckets: Arc::clone(&self.total),
+            per_unit: self.scale.per_unit,
             windows,
         }
     }
@@ -374,6 +379,22 @@ mod tests {
         let d = windowed.distribution(&mut Scratch::new());
         assert_eq!((d.count, d.discarded, d.sum), (1, 4, 1.0));
         assert_eq!(window(&d, "1m").map(|w| w.coverage), Some(0.2));
+    }
+
+    #[test]
+    fn what_was_shown_stays_and_is_not_copied_unless_it_has_to() {
+        let mut windowed = Windowed::new(SCALE, 0);
+        let mut scratch = Scratch::new();
+        windowed.record(0.25);
+        let first = windowed.distribution(&mut scratch);
+        let second = windowed.distribution(&mut scratch);
+        assert!(Arc::ptr_eq(&first.buckets, &second.buckets));
+        windowed.record(0.25);
+        windowed.record_bucket(3, 2);
+        let third = windowed.distribution(&mut scratch);
+        let of = |value: f64| index((value * SCALE.per_unit) as u64) as u16;
+        assert_eq!(*first.buckets, [(of(0.25), 1)]);
+        assert_eq!(*third.buckets, [(3, 2), (of(0.25), 2)]);
     }
 
     #[test]

@@ -308,7 +308,7 @@ pub struct Reading {
     pub task_state: TaskState,
 }
 
-/// A histogram as readers get it: classic buckets since start, quantiles by window.
+/// A histogram as readers get it: buckets since start, quantiles by window.
 #[derive(Clone, Debug, Default)]
 pub struct Distribution {
     /// Upper bounds (inclusive) of the classic buckets, ascending, without `+Inf`; in the unit of the metric.
@@ -321,6 +321,10 @@ pub struct Distribution {
     pub sum: f64,
     /// Values that could not be used (negative, absurd), counted and left out.
     pub discarded: u64,
+    /// Counts since start by bucket of [`collector_ebpf::histogram`], ascending; they add up to `count`.
+    pub buckets: Arc<Vec<(u16, u64)>>,
+    /// What the values in `buckets` were multiplied by.
+    pub per_unit: f64,
     /// Quantiles by window; a window without values is absent.
     pub windows: Vec<WindowQuantiles>,
 }

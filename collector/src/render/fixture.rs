@@ -37,8 +37,16 @@ pub(crate) fn distribution(bounds: &'static [f64], unit: f64) -> Distribution {
         count: bounds.len() as u64 + 3,
         sum: unit * 8.5,
         discarded: 2,
+        buckets: Arc::new(vec![(0, 2), (1000, bounds.len() as u64), (1001, 1)]),
+        per_unit: PER_UNIT,
         windows: vec![quantiles("1m", 3), quantiles("5m", 6), quantiles("start", 9)],
     }
+}
+
+const PER_UNIT: f64 = 1e6;
+
+fn empty(bounds: &'static [f64]) -> Distribution {
+    Distribution { bounds, cumulative: vec![0; bounds.len()], per_unit: PER_UNIT, ..Distribution::default() }
 }
 
 pub(crate) fn pool(name: &str) -> Pool {
@@ -59,17 +67,9 @@ pub(crate) fn pool(name: &str) -> Pool {
         read_bytes: None,
         written_bytes: None,
         rss_bytes: Some(0),
-        cpu_utilization: Distribution {
-            bounds: &[0.1, 1.0],
-            cumulative: vec![0, 0],
-            ..Distribution::default()
-        },
-        worker_rss_bytes: Distribution {
-            bounds: &[1048576.0],
-            cumulative: vec![0],
-            ..Distribution::default()
-        },
-        lifetime_seconds: Distribution { bounds: &[1.0], cumulative: vec![0], ..Distribution::default() },
+        cpu_utilization: empty(&[0.1, 1.0]),
+        worker_rss_bytes: empty(&[1048576.0]),
+        lifetime_seconds: empty(&[1.0]),
         schedule: None,
         workers: Workers::default(),
     }
