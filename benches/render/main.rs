@@ -5,6 +5,7 @@
 #![allow(clippy::disallowed_methods, missing_docs, reason = "a program")]
 
 use std::hint::black_box;
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,10 +13,18 @@ use collector::input::{Rss, TaskState};
 use collector::render::json;
 use collector::render::prometheus::{Buffer, Format, Groups, render};
 use collector::snapshot::{
-    Distribution, ExitCounts, Own, Pool, Reading, Snapshot, StateCounts, WindowQuantiles, Worker, WorkerState,
+    Distribution, ExitCounts, Own, Pool, Reading, Schedule, Snapshot, StateCounts, WindowQuantiles, Worker,
+    WorkerState,
 };
 use collector::units::CpuTime;
+use collector_ebpf::schedule::KINDS;
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use nix::time::ClockId;
+use prost::Message as _;
+
+#[path = "../../tests/support/client_model.rs"]
+mod client_model;
 
 const WORKERS: u32 = 1000;
 const ROUNDS: usize = 25;
@@ -24,7 +33,8 @@ const ROUNDS: usize = 25;
 type Write = Box<dyn FnMut(&Snapshot, &mut Vec<u8>)>;
 
 fn main() -> anyhow::Result<()> {
-    let snapshot = snapshot();
+    let one_pool = snapshot(1);
+    let ten_pools = snapshot(10);
     let metrics = |format, groups| -> Write {
         Box::new(move |snapshot, out| {
             let mut text = Buffer::over(std::mem::take(out));
@@ -32,21 +42,47 @@ fn main() -> anyhow::Result<()> {
             *out = text.into_written();
         })
     };
+    let zipped = |format| -> Write {
+        Box::new(move |snapshot, out| {
+            let mut text = Buffer::default();
+            render(snapshot, format, Groups::default(), &mut text, &mut |_| ());
+            let mut encoder = GzEncoder::new(std::mem::take(out), Compression::new(1));
+            encoder.get_mut().clear();
+            let _ = encoder.write_all(text.written());
+            *out = encoder.finish().unwrap_or_default();
+        })
+    };
     let stats = |snapshot: &Snapshot, out: &mut Vec<u8>| {
         out.clear();
         json::stats(snapshot, out);
     };
-    let forms: [(&str, Write); 4] = [
-        ("text, as by default", metrics(Format::Text, Groups::default())),
-        ("text, everything", metrics(Format::Text, Groups::all())),
-        ("OpenMetrics, as by default", metrics(Format::OpenMetrics, Groups::default())),
-        ("JSON, everything", Box::new(stats)),
+    // Less than a library would need, which would have to make these messages first.
+    let mut exposition = Vec::new();
+    metrics(Format::Protobuf, Groups::default())(&ten_pools, &mut exposition);
+    let families = client_model::families(&exposition)?;
+    let by_prost = move |_: &Snapshot, out: &mut Vec<u8>| {
+        out.clear();
+        for family in &families {
+            // A vector has room for everything.
+            let _ = family.encode_length_delimited(out);
+        }
+    };
+    let forms: [(&str, &Snapshot, Write); 9] = [
+        ("text, as by default", &one_pool, metrics(Format::Text, Groups::default())),
+        ("text, everything", &one_pool, metrics(Format::Text, Groups::all())),
+        ("OpenMetrics, as by default", &one_pool, metrics(Format::OpenMetrics, Groups::default())),
+        ("JSON, everything", &one_pool, Box::new(stats)),
+        ("ten pools: text, as by default", &ten_pools, metrics(Format::Text, Groups::default())),
+        ("ten pools: the same in gzip", &ten_pools, zipped(Format::Text)),
+        ("ten pools: protobuf, as by default", &ten_pools, metrics(Format::Protobuf, Groups::default())),
+        ("ten pools: the same in gzip", &ten_pools, zipped(Format::Protobuf)),
+        ("ten pools: the same messages by prost", &ten_pools, Box::new(by_prost)),
     ];
-    let mut forms = forms.map(|(name, write)| (name, write, Vec::new(), Vec::new(), Vec::new()));
+    let mut forms = forms.map(|(name, of, write)| (name, of, write, Vec::new(), Vec::new(), Vec::new()));
     for _ in 0..ROUNDS {
-        for (_, write, out, written, copied) in &mut forms {
+        for (_, of, write, out, written, copied) in &mut forms {
             let begin = cpu()?;
-            write(black_box(&snapshot), out);
+            write(black_box(of), out);
             written.push(cpu()? - begin);
             let mut copy = vec![0; out.len()];
             let begin = cpu()?;
@@ -56,7 +92,7 @@ fn main() -> anyhow::Result<()> {
         }
     }
     println!("{WORKERS} workers | KiB | µs (least, median) | ns per byte | copy, µs");
-    for (name, _, out, mut written, mut copied) in forms {
+    for (name, _, _, out, mut written, mut copied) in forms {
         written.sort_unstable();
         copied.sort_unstable();
         let us = |duration: Duration| duration.as_secs_f64() * 1e6;
@@ -115,7 +151,7 @@ fn worker(slot: u32) -> Worker {
     }
 }
 
-fn distribution(bounds: &'static [f64]) -> Distribution {
+fn distribution(bounds: &'static [f64], buckets: &Arc<Vec<(u16, u64)>>) -> Distribution {
     let window = |window| WindowQuantiles {
         window,
         count: 60_000,
@@ -133,23 +169,37 @@ fn distribution(bounds: &'static [f64]) -> Distribution {
         count: 60_000,
         sum: 1234.5678,
         discarded: 0,
-        buckets: Arc::default(),
+        buckets: Arc::clone(buckets),
         per_unit: 1e9,
         windows: ["1m", "5m", "start"].map(window).into(),
     }
 }
 
-fn snapshot() -> Snapshot {
-    const BOUNDS: &[f64] =
-        &[0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0];
-    let pool = Pool {
-        schedule: None,
-        name: "gunicorn".into(),
+const BOUNDS: &[f64] =
+    &[0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0];
+
+/// All workers in so many pools; where there are several the scheduler is watched.
+fn snapshot(pools: u32) -> Snapshot {
+    // Dense over a decade, sparse over three more.
+    let buckets: Vec<u16> = (700..900).chain((900..1500).step_by(13)).collect();
+    let buckets =
+        Arc::new(buckets.into_iter().map(|bucket| (bucket, u64::from(bucket) % 97 * 11 + 1)).collect());
+    let intervals = Arc::new(distribution(BOUNDS, &buckets));
+    let schedule = (pools > 1).then(|| Schedule {
+        time_ns: [123_456_789_012; KINDS],
+        lived_ns: 12 * 123_456_789_012,
+        unattributed_cpu_ns: 12_345,
+        intervals: std::array::from_fn(|kind| (kind < 8).then(|| Arc::clone(&intervals))),
+    });
+    let workers = WORKERS / pools;
+    let pool = |number: u32| Pool {
+        schedule: schedule.clone(),
+        name: format!("gunicorn-{number}").into(),
         origin: "recognized:gunicorn".into(),
         masters: Vec::new(),
-        configured_size: Some(WORKERS),
-        size: WORKERS,
-        states: StateCounts { creating: 0, running: WORKERS },
+        configured_size: Some(workers),
+        size: workers,
+        states: StateCounts { creating: 0, running: workers },
         defunct: 0,
         awaiting_final_cpu: 0,
         unlisted: 0,
@@ -160,10 +210,10 @@ fn snapshot() -> Snapshot {
         read_bytes: Some(1 << 40),
         written_bytes: Some(1 << 30),
         rss_bytes: Some(1 << 35),
-        cpu_utilization: distribution(BOUNDS),
-        worker_rss_bytes: distribution(BOUNDS),
-        lifetime_seconds: distribution(BOUNDS),
-        workers: (0..WORKERS).map(worker).collect(),
+        cpu_utilization: distribution(BOUNDS, &buckets),
+        worker_rss_bytes: distribution(BOUNDS, &buckets),
+        lifetime_seconds: distribution(BOUNDS, &buckets),
+        workers: (0..workers).map(worker).collect(),
     };
     Snapshot {
         schedules: Vec::new(),
@@ -172,7 +222,7 @@ fn snapshot() -> Snapshot {
         started_unix_ns: NOW - 1_000_000_000_000,
         source: "ebpf",
         features: Arc::new([]),
-        pools: vec![pool],
+        pools: (0..pools).map(pool).collect(),
         exits: Vec::new(),
         exits_total: 0,
         own: Own::default(),

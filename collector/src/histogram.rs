@@ -118,7 +118,7 @@ impl Windowed {
         let bucket = index(scaled) as u16;
         newest.add(bucket, times);
         newest.max = newest.max.max(scaled);
-        self.add_to_total(bucket, times);
+        self.add_to_total(bucket, u64::from(times));
         self.classic[self.scale.bounds.partition_point(|bound| *bound < value)] += u64::from(times);
         self.count += u64::from(times);
         self.sum += value * f64::from(times);

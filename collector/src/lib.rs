@@ -29,7 +29,7 @@
 //! | [`aggregate`] | the one owner of registry and process table |
 //! | [`source`] | eBPF, or `/proc` with the reason why |
 //! | [`collect`] | the collecting thread |
-//! | [`render`] | snapshot to Prometheus text, OpenMetrics, JSON. The only home of wire types |
+//! | [`render`] | snapshot to Prometheus text, OpenMetrics, protobuf, JSON. The only home of wire types |
 //! | [`auth`], [`http`] | who may ask; the server |
 //! | [`config`] | what was typed, what the files say, the validated result |
 //! | [`privileges`], [`app`], [`doctor`] | giving up rights; wiring; the report of what works here |
@@ -55,6 +55,9 @@
 //! quantiles · nix, libc, socket2, caps: system calls, netlink, capabilities · jiff: RFC 3339 times and durations · flate2:
 //! gzip · itoa, ryu: numbers without allocation · bytes · thiserror, anyhow: errors of modules, errors of the program ·
 //! tracing, tracing-subscriber, tracing-logfmt: logs.
+//!
+//! Not prost for the protobuf exposition: it would want all labels of every sample as values of its own, once a second
+//! beside what is watched (`cargo bench --bench render` has both). It reads in the tests what we write.
 #![warn(missing_docs)]
 
 pub mod aggregate;
@@ -74,3 +77,7 @@ pub mod snapshot;
 pub mod source;
 pub mod units;
 pub mod worker;
+
+#[cfg(test)]
+#[path = "../../tests/support/client_model.rs"]
+mod client_model;

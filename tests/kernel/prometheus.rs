@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::Value;
 
 use crate::servers::free_port;
-use crate::support::{Collector, Workload, eventually};
+use crate::support::{Collector, Workload, eventually, pool_of};
 
 struct Prometheus {
     child: Child,
@@ -15,7 +15,7 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    fn start(target: &str) -> Self {
+    fn start(target: &str, arguments: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let configuration = directory.path().join("prometheus.yml");
         let text = format!(
@@ -28,6 +28,7 @@ impl Prometheus {
             .arg(format!("--config.file={}", configuration.display()))
             .arg(format!("--storage.tsdb.path={}", directory.path().join("data").display()))
             .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -43,7 +44,8 @@ impl Prometheus {
 
     /// The value of an instant query with one result.
     fn query(&self, query: &str) -> Option<f64> {
-        let answer = self.get(&format!("/api/v1/query?query={query}"))?;
+        let encoded: String = query.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let answer = self.get(&format!("/api/v1/query?query={encoded}"))?;
         answer["data"]["result"][0]["value"][1].as_str()?.parse().ok()
     }
 }
@@ -63,13 +65,67 @@ fn a_prometheus_server_scrapes_it() {
     }
     let collector = Collector::start(&["--source=ebpf"]);
     let name = collector.pool_of(master.pid(), 3)["name"].as_str().unwrap().to_owned();
-    let prometheus = Prometheus::start(collector.address());
+    let prometheus = Prometheus::start(collector.address(), &[]);
     eventually("the target is up", || (prometheus.query("up")? == 1.0).then_some(()));
-    let workers = format!("sum(worker_pool_workers{{pool=%22{name}%22}})");
+    let workers = format!("sum(worker_pool_workers{{pool=\"{name}\"}})");
     eventually("it has the workers", || (prometheus.query(&workers)? == 3.0).then_some(()));
     master.spawn("exit 4");
-    let failed = format!("worker_pool_exits_total{{pool=%22{name}%22,reason=%22error%22}}");
+    let failed = format!("worker_pool_exits_total{{pool=\"{name}\",reason=\"error\"}}");
     eventually("it has the exit", || (prometheus.query(&failed)? == 1.0).then_some(()));
+    let targets = prometheus.get("/api/v1/targets").unwrap();
+    assert_eq!(targets["data"]["activeTargets"][0]["lastError"], "");
+}
+
+/// What has ended leaves figures that stand still, so both sides can be asked for the same.
+#[test]
+fn quantiles_of_native_histograms_agree_with_ours() {
+    // A bucket of theirs, and one of ours that may stand beside it.
+    const WIDTH: f64 = 0.045 + 0.016;
+    let mut master = Workload::start();
+    for _ in 0..2 {
+        master.spawn("sleep");
+    }
+    let collector = Collector::start(&["--source=ebpf"]);
+    let name = collector.pool_of(master.pid(), 2)["name"].as_str().unwrap().to_owned();
+    let prometheus = Prometheus::start(collector.address(), &["--enable-feature=native-histograms"]);
+    let pool = format!("pool=\"{name}\"");
+    eventually("it has the pool", || {
+        (prometheus.query(&format!("sum(worker_pool_workers{{{pool}}})"))? == 2.0).then_some(())
+    });
+    for percent in [20, 40, 60] {
+        master.spawn(&format!("duty {percent} 3000"));
+    }
+    let series = [
+        (format!("worker_pool_on_cpu_seconds{{{pool}}}"), "/on_cpu_seconds"),
+        (format!("worker_pool_run_queue_wait_seconds{{{pool}}}"), "/run_queue_wait_seconds"),
+        (format!("worker_pool_off_cpu_seconds{{{pool},reason=\"sleep\"}}"), "/off_cpu_seconds/sleep"),
+    ];
+    let ours = |path: &str| -> Option<Value> {
+        let stats = collector.stats();
+        let pool = pool_of(&stats, master.pid())?;
+        pool["quantiles"].pointer(&format!("{path}/start")).cloned()
+    };
+    for (series, path) in &series {
+        let (window, theirs) = eventually(&format!("both have the same {path}"), || {
+            let window = ours(path)?;
+            let count = window["count"].as_f64()?;
+            // So many turns make at least so many intervals.
+            let done =
+                count >= 3.0 * 300.0 && prometheus.query(&format!("histogram_count({series})"))? == count;
+            let quantile = |q| prometheus.query(&format!("histogram_quantile({q}, {series})"));
+            let theirs = [quantile(0.5)?, quantile(0.95)?, quantile(0.99)?];
+            (done && ours(path)? == window).then_some((window, theirs))
+        });
+        let of = |quantile: &str| window[quantile].as_f64().unwrap();
+        for (quantile, theirs) in ["p50", "p95", "p99"].into_iter().zip(theirs) {
+            let ours = of(quantile);
+            assert!((theirs - ours).abs() <= ours * WIDTH, "{quantile} of {path}: {theirs} and {ours}");
+        }
+        // The few values before the first scrape are in no rate.
+        let recent = prometheus.query(&format!("histogram_quantile(0.99, rate({series}[5m]))")).unwrap();
+        let expected = of("p95") * (1.0 - WIDTH)..=of("max") * (1.0 + WIDTH);
+        assert!(expected.contains(&recent), "{path}: {recent} of {window}");
+    }
     let targets = prometheus.get("/api/v1/targets").unwrap();
     assert_eq!(targets["data"]["activeTargets"][0]["lastError"], "");
 }
@@ -135,6 +191,10 @@ fn the_checkers_find_nothing_to_say() {
     let collector = Collector::start(&["--source=ebpf"]);
     collector.pool_of(master.pid(), 2);
     master.spawn("exit 4");
+    eventually("waits are measured", || {
+        let text = collector.text("/metrics", "text/plain");
+        text.contains("\nworker_pool_off_cpu_seconds_bucket{").then_some(())
+    });
     check(promtool(), "prometheus", &collector.text(EVERYTHING, "text/plain; version=0.0.4"));
 
     let open_metrics = collector.text(EVERYTHING, "application/openmetrics-text; version=1.0.0");

@@ -27,7 +27,7 @@ const CHUNK_BYTES: usize = 32 * 1024;
 
 /// Bodies of one snapshot that are kept: each document there is, in both codings, as long as all readers want the same
 /// metrics.
-const KEPT: usize = 6;
+const KEPT: usize = 8;
 
 /// What is large enough to be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

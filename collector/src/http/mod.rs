@@ -4,7 +4,7 @@
 //! | route | answer |
 //! |---|---|
 //! | `GET /` | dashboard, one HTML page without external parts |
-//! | `GET /metrics?collect[]=` (or `--web.telemetry-path`) | Prometheus text 0.0.4 or OpenMetrics 1.0.0 by `Accept`, gzip |
+//! | `GET /metrics?collect[]=` (or `--web.telemetry-path`) | Prometheus text 0.0.4, OpenMetrics 1.0.0 or protobuf by `Accept`, gzip |
 //! | `GET /api/v1/summary` | pools, uptime |
 //! | `GET /api/v1/stats` | everything, worker by worker; gzip |
 //! | `GET /api/v1/pools/{pool}` | one pool with its workers |

@@ -15,10 +15,10 @@ struct Item<'a> {
 }
 
 impl Item<'_> {
-    fn version(&self) -> Option<&str> {
+    fn parameter(&self, wanted: &str) -> Option<&str> {
         self.parameters.split(';').find_map(|parameter| {
             let (name, value) = parameter.split_once('=')?;
-            name.trim().eq_ignore_ascii_case("version").then_some(value.trim().trim_matches('"'))
+            name.trim().eq_ignore_ascii_case(wanted).then_some(value.trim().trim_matches('"'))
         })
     }
 
@@ -41,19 +41,32 @@ fn items(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = Item<'_>
     })
 }
 
-/// OpenMetrics only for those who name it and like it at least as much as text.
+/// Protobuf and OpenMetrics only for those who name them and like them at least as much as what is simpler.
 pub(super) fn format(headers: &HeaderMap) -> Format {
-    let (mut open_metrics, mut text) = (0.0f32, 0.0f32);
+    let (mut protobuf, mut open_metrics, mut text) = (0.0f32, 0.0f32, 0.0f32);
     for item in items(headers, header::ACCEPT) {
-        if item.is("application/openmetrics-text") {
-            if matches!(item.version(), None | Some("1.0.0")) {
+        if item.is("application/vnd.google.protobuf") {
+            // Without these it is another message, or in another form.
+            if item.parameter("proto") == Some("io.prometheus.client.MetricFamily")
+                && item.parameter("encoding") == Some("delimited")
+            {
+                protobuf = protobuf.max(item.quality);
+            }
+        } else if item.is("application/openmetrics-text") {
+            if matches!(item.parameter("version"), None | Some("1.0.0")) {
                 open_metrics = open_metrics.max(item.quality);
             }
         } else if item.is("text/plain") || item.is("text/*") || item.is("*/*") {
             text = text.max(item.quality);
         }
     }
-    if open_metrics > 0.0 && open_metrics >= text { Format::OpenMetrics } else { Format::Text }
+    if protobuf > 0.0 && protobuf >= open_metrics && protobuf >= text {
+        Format::Protobuf
+    } else if open_metrics > 0.0 && open_metrics >= text {
+        Format::OpenMetrics
+    } else {
+        Format::Text
+    }
 }
 
 /// Whether to compress.
@@ -101,6 +114,29 @@ mod tests {
                 Format::OpenMetrics,
             ),
             ("text/plain;version=0.0.4;q=0.5,application/openmetrics-text;version=1.0.0;q=0.4", Format::Text),
+            // With native histograms, 2.x and 3.x.
+            (
+                "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited,application/openmetrics-text;version=1.0.0;q=0.8,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+                Format::Protobuf,
+            ),
+            (
+                "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.6,application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,*/*;q=0.1",
+                Format::Protobuf,
+            ),
+            (
+                "Application/Vnd.Google.Protobuf; Proto=\"io.prometheus.client.MetricFamily\"; Encoding=\"delimited\", */*",
+                Format::Protobuf,
+            ),
+            (
+                "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.2,text/plain",
+                Format::Text,
+            ),
+            (
+                "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=text",
+                Format::Text,
+            ),
+            ("application/vnd.google.protobuf;proto=other.Message;encoding=delimited", Format::Text),
+            ("application/vnd.google.protobuf", Format::Text),
             ("application/openmetrics-text", Format::OpenMetrics),
             ("Application/OpenMetrics-Text ; Version=\"1.0.0\"", Format::OpenMetrics),
             ("application/openmetrics-text;version=0.0.1", Format::Text),

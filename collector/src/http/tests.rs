@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tower::ServiceExt as _;
 
 use super::*;
+use crate::client_model;
 use crate::render::{fixture, prometheus};
 use crate::snapshot::Pool;
 
@@ -89,14 +90,21 @@ async fn metrics_come_in_the_form_asked_for() {
     assert_eq!(text.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
     assert_eq!(open.header("content-type"), "application/openmetrics-text; version=1.0.0; charset=utf-8");
     assert!(open.body.ends_with(b"# EOF\n") && !text.body.ends_with(b"# EOF\n"));
-    for (headers, plain) in [(&[ZIP][..], &text), (&[ZIP, OPEN][..], &open)] {
+    const PROTOBUF: &str =
+        "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited";
+    let protobuf = get_with(&site.router, "/metrics", &[("accept", PROTOBUF)]).await;
+    assert_eq!(protobuf.header("content-type"), PROTOBUF);
+    assert!(client_model::families(&protobuf.body).unwrap().len() > 30);
+    for (headers, plain) in
+        [(&[ZIP][..], &text), (&[ZIP, OPEN][..], &open), (&[ZIP, ("accept", PROTOBUF)][..], &protobuf)]
+    {
         let zipped = get_with(&site.router, "/metrics", headers).await;
         assert_eq!(zipped.header("content-encoding"), "gzip");
         assert_eq!(zipped.header("content-type"), plain.header("content-type"));
         assert!(zipped.body.len() < plain.body.len() / 2);
         assert_eq!(unzipped(&zipped.body), plain.body);
     }
-    for answer in [&text, &open] {
+    for answer in [&text, &open, &protobuf] {
         assert_eq!(answer.status, StatusCode::OK);
         assert_eq!(answer.header("vary"), "Accept, Accept-Encoding");
         assert_eq!(answer.header("content-encoding"), "");
@@ -144,7 +152,7 @@ async fn no_more_bodies_are_kept_than_readers_need() {
         assert_eq!(first, second, "{uri}");
         kept += usize::from(first.as_ptr() == second.as_ptr());
     }
-    assert_eq!(kept, 6);
+    assert_eq!(kept, 8);
 }
 
 #[tokio::test]

@@ -19,13 +19,15 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The word in a `# TYPE` line; text 0.0.4 knows no infos.
+    /// The word for it; only OpenMetrics knows infos.
     pub fn as_str(self, format: Format) -> &'static str {
         match (self, format) {
             (Self::Counter, _) => "counter",
-            (Self::Gauge, _) | (Self::Info, Format::Text) => "gauge",
+            (Self::Gauge, _)
+            | (Self::Info, Format::Text | Format::Protobuf)
+            | (Self::Summary, Format::Protobuf) => "gauge",
             (Self::Histogram, _) => "histogram",
-            (Self::Summary, _) => "summary",
+            (Self::Summary, Format::Text | Format::OpenMetrics) => "summary",
             (Self::Info, Format::OpenMetrics) => "info",
         }
     }

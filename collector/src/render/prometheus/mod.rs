@@ -1,11 +1,11 @@
-//! A snapshot as Prometheus text 0.0.4 and as OpenMetrics 1.0.0.
+//! A snapshot as Prometheus text 0.0.4, as OpenMetrics 1.0.0, and as protobuf with native histograms.
 //!
 //! What is unknown has no series; a family without series has no header either. Series of workers carry `pool` and
 //! `slot` only: a successor takes over the slot, its counters start from its own zero, and readers see an ordinary
 //! counter reset.
 //!
-//! Every family is declared once, in `family`; `pools`, `workers` and `own` say which samples a snapshot gives it, and
-//! `text` how they are written: only there a format is more than a name. Families come in groups, because series per
+//! Every family is declared once, in `family`; `pools`, `schedule`, `workers` and `own` say which samples a snapshot gives
+//! it, and `writer` has `text` and `protobuf` write them: only there a format is more than a name. Families come in groups, because series per
 //! worker are what a Prometheus pays for: by default there are eight of each worker, which are those that dashboards and
 //! alerts ask for, and all others when their group is named.
 //!
@@ -14,25 +14,33 @@
 //! (`worker_pool_workers` has all states, zeros included). And no counter has a `_created` sample:
 //! `worker_start_time_seconds` says the same once per worker instead of once per series.
 
+mod buffer;
 mod family;
+mod native;
 mod own;
 mod pools;
+mod protobuf;
 mod schedule;
 mod text;
 mod workers;
+mod writer;
 
+pub use self::buffer::Buffer;
+use self::buffer::Piece;
 pub use self::family::{Family, Kind, families};
-pub use self::text::Buffer;
-use self::text::{Labels, Name, Piece, Place, Writer};
+use self::native::Native;
+use self::writer::{Labels, Name, Place, Writer};
 use crate::snapshot::{Pool, Reading, Snapshot, Worker};
 
-/// A text format for metrics.
+/// A format for metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// Prometheus text exposition 0.0.4.
     Text,
     /// OpenMetrics 1.0.0.
     OpenMetrics,
+    /// Messages of `io.prometheus.client`, each preceded by its length: the only one that has native histograms.
+    Protobuf,
 }
 
 impl Format {
@@ -41,6 +49,9 @@ impl Format {
         match self {
             Self::Text => "text/plain; version=0.0.4; charset=utf-8",
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Protobuf => {
+                "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
+            }
         }
     }
 }
@@ -124,8 +135,8 @@ pub fn render(
     out: &mut Buffer,
     after_family: &mut dyn FnMut(&mut Buffer),
 ) {
-    let mut writer = Writer { out, format, groups, after_family };
-    let series = Series::of(snapshot, groups);
+    let mut writer = Writer { out, format, groups, native: Native::default(), after_family };
+    let series = Series::of(snapshot, format, groups);
     pools::write(&mut writer, &series);
     schedule::write(&mut writer, &series);
     pools::write_masters(&mut writer, &series);
@@ -145,9 +156,9 @@ struct Series<'a> {
 }
 
 impl<'a> Series<'a> {
-    fn of(snapshot: &'a Snapshot, groups: Groups) -> Self {
+    fn of(snapshot: &'a Snapshot, format: Format, groups: Groups) -> Self {
         let with_workers = groups.contains(Group::Workers) || groups.contains(Group::WorkerDetails);
-        let mut labels = Labels::default();
+        let mut labels = Labels::of(format);
         let mut pools = Vec::with_capacity(snapshot.pools.len());
         let mut workers = Vec::new();
         for pool in &snapshot.pools {

@@ -1,8 +1,10 @@
 //! Families of the collector itself.
 
 use super::REASON;
+use super::buffer::Piece;
 use super::family::*;
-use super::text::{LabelWriter, Name, Nanos, One, Piece, Samples, Value, Writer};
+use super::text::{Nanos, One, Value};
+use super::writer::{LabelWriter, Name, Samples, Writer};
 use crate::snapshot::{EventCounts, Own, Snapshot};
 
 pub(super) fn write(writer: &mut Writer<'_>, snapshot: &Snapshot) {

@@ -1,7 +1,9 @@
 //! Families of pools and of their masters.
 
+use super::buffer::Piece;
 use super::family::*;
-use super::text::{LabelWriter, Labels, Name, Nanos, One, Piece, Place, Variants, Writer};
+use super::text::{Nanos, One};
+use super::writer::{LabelWriter, Labels, Name, Place, Variants, Writer};
 use super::{COMM, MODE, PID, POOL, REASON, Series};
 use crate::snapshot::{Distribution, Master, Pool};
 
@@ -101,7 +103,7 @@ pub(super) fn write_masters(writer: &mut Writer<'_>, series: &Series<'_>) {
         }
     });
     const MASTER: Name = Name::new("master");
-    let mut all = Labels::default();
+    let mut all = Labels::of(writer.format);
     let mut masters: Vec<(&Master, Place)> = Vec::new();
     for (pool, _) in series.pools() {
         let mut by_age: Vec<&Master> = pool.masters.iter().collect();

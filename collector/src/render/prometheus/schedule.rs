@@ -10,8 +10,10 @@
 
 use collector_ebpf::schedule::{DISK, ON_CPU, RUNNABLE};
 
+use super::buffer::Piece;
 use super::family::*;
-use super::text::{Labels, Name, Nanos, Piece, Place, SignedNanos, Variants, Writer};
+use super::text::{Nanos, SignedNanos};
+use super::writer::{Labels, Name, Place, Variants, Writer};
 use super::{POOL, REASON, Series};
 use crate::input::TIME_KINDS;
 use crate::snapshot::{Distribution, Pool, Schedule};
@@ -38,7 +40,7 @@ pub(super) fn write(writer: &mut Writer<'_>, series: &Series<'_>) {
     });
 
     let pools: Vec<Intervals<'_>> = series.pools().filter_map(|(pool, _)| Intervals::of(pool)).collect();
-    let mut labels = Labels::default();
+    let mut labels = Labels::of(writer.format);
     let mut waits = Vec::with_capacity(pools.len());
     let mut runs = Vec::with_capacity(pools.len());
     let mut blocked = Vec::with_capacity(pools.len() * TIME_KINDS.len());
@@ -90,6 +92,7 @@ impl<'a> Intervals<'a> {
         let empty = Distribution {
             bounds: measured.bounds,
             cumulative: vec![0; measured.bounds.len()],
+            per_unit: measured.per_unit,
             ..Distribution::default()
         };
         Some(Self { pool, schedule, empty })

@@ -12,10 +12,16 @@ use crate::render::fixture;
 use crate::snapshot::Distribution;
 use crate::units::NANOS_PER_SECOND;
 
-fn rendered_groups(snapshot: &Snapshot, format: Format, groups: Groups) -> String {
+mod protobuf;
+
+fn rendered_bytes(snapshot: &Snapshot, format: Format, groups: Groups) -> Vec<u8> {
     let mut out = Buffer::default();
     render(snapshot, format, groups, &mut out, &mut |_| ());
-    String::from_utf8(out.into_written()).unwrap()
+    out.into_written()
+}
+
+fn rendered_groups(snapshot: &Snapshot, format: Format, groups: Groups) -> String {
+    String::from_utf8(rendered_bytes(snapshot, format, groups)).unwrap()
 }
 
 fn rendered(snapshot: &Snapshot, format: Format) -> String {
@@ -164,23 +170,28 @@ fn losses_of_one_reason_are_summed() {
 #[test]
 fn taking_the_bytes_after_each_family_changes_nothing() {
     let snapshot = fixture::snapshot();
-    let mut taken = Vec::new();
-    let mut out = Buffer::default();
-    render(&snapshot, Format::OpenMetrics, Groups::all(), &mut out, &mut |out| {
-        taken.extend_from_slice(out.written());
-        out.clear();
-    });
-    assert!(out.written().is_empty());
-    assert_eq!(String::from_utf8(taken).unwrap(), rendered(&snapshot, Format::OpenMetrics));
+    for format in [Format::OpenMetrics, Format::Protobuf] {
+        let mut taken = Vec::new();
+        let mut out = Buffer::default();
+        render(&snapshot, format, Groups::all(), &mut out, &mut |out| {
+            taken.extend_from_slice(out.written());
+            out.clear();
+        });
+        assert!(out.written().is_empty());
+        assert!(taken == rendered_bytes(&snapshot, format, Groups::all()), "{format:?}");
+    }
 }
 
 #[test]
 fn leftovers_are_written_over() {
-    let (snapshot, expected) = (fixture::snapshot(), rendered(&fixture::snapshot(), Format::Text));
-    for length in [1, 100, 1000, expected.len() - 1, expected.len(), 2 * expected.len()] {
-        let mut out = Buffer::over(vec![b'#'; length]);
-        render(&snapshot, Format::Text, Groups::all(), &mut out, &mut |_| ());
-        assert_eq!(String::from_utf8(out.into_written()).unwrap(), expected, "over {length} bytes");
+    let snapshot = fixture::snapshot();
+    for format in [Format::Text, Format::Protobuf] {
+        let expected = rendered_bytes(&snapshot, format, Groups::all());
+        for length in [1, 100, 1000, expected.len() - 1, expected.len(), 2 * expected.len()] {
+            let mut out = Buffer::over(vec![b'#'; length]);
+            render(&snapshot, format, Groups::all(), &mut out, &mut |_| ());
+            assert!(out.into_written() == expected, "{format:?} over {length} bytes");
+        }
     }
 }
 

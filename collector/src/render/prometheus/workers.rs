@@ -1,7 +1,8 @@
 //! Families of workers.
 
 use super::family::*;
-use super::text::{LabelWriter, Name, Nanos, One, Variants, Writer};
+use super::text::{Nanos, One};
+use super::writer::{LabelWriter, Name, Variants, Writer};
 use super::{COMM, MODE, PID, Series};
 use crate::snapshot::Reading;
 
