@@ -21,7 +21,7 @@ pub(crate) enum Need {
     Bench,
 }
 
-const PACKAGES: [(&str, Need, &str); 24] = [
+const PACKAGES: [(&str, Need, &str); 26] = [
     ("rustc-web", Need::Ebpf, "a compiler whose LLVM is the linker's, at /usr/bin/rustc"),
     ("libstd-rust-web-dev-bpf", Need::Ebpf, "`core`, compiled for BPF"),
     ("rust-web-clippy", Need::Ebpf, "lints the BPF programs"),
@@ -45,6 +45,8 @@ const PACKAGES: [(&str, Need, &str); 24] = [
     ("cpio", Need::Vm, "packs the guest's file system"),
     ("binutils", Need::Vm, "strips what goes into it"),
     ("prometheus-process-exporter", Need::Bench, "the peer of the scrape benchmarks"),
+    ("libbpf-tools", Need::Bench, "the peers of the benchmark of scheduler probes"),
+    ("linux-perf", Need::Bench, "its load: `perf bench sched pipe`"),
     ("wrk", Need::Bench, "load for the HTTP benchmarks"),
 ];
 
