@@ -150,7 +150,7 @@ proptest! {
         let reading = worker.reading.as_mut().unwrap();
         reading.cpu_utilization = Some(utilization);
         reading.cpu.user_ns = cpu;
-        pool.workers = vec![worker];
+        pool.workers = vec![worker].into();
         snapshot.pools = vec![pool];
         check_against_text(&snapshot, Groups::all());
     }
