@@ -422,14 +422,16 @@ fn by_descriptor(task: Task, descriptor: u64) -> u32 {
     if offset!(inode_mode) == ABSENT {
         return OTHER;
     }
+    // The verifier knows the types of these and lets us load directly, which costs a tenth of a call. The array and what
+    // its elements point to are plain numbers to it.
     let files = read_pointer!(task.0, task_files);
+    let table = read_pointer!(files, files_fdt);
+    let length: u32 = read!(table, fdtable_max_fds);
+    if descriptor >= length {
+        return OTHER;
+    }
+    let descriptors: *const u8 = read!(table, fdtable_fd);
     let mode = (|| {
-        let table: *const u8 = load(files, offset!(files_fdt))?;
-        let length: u32 = load(table, offset!(fdtable_max_fds))?;
-        if descriptor >= length {
-            return None;
-        }
-        let descriptors: *const u8 = load(table, offset!(fdtable_fd))?;
         let file: *const u8 = load(descriptors.wrapping_add(descriptor as usize * 8), 0)?;
         let inode: *const u8 = load(file, offset!(file_inode))?;
         load::<u16>(inode, offset!(inode_mode))
