@@ -163,8 +163,10 @@ impl Counter {
     pub const NEGATIVE: u32 = Self::NO_CHUNK + 1;
     /// A thread came to run, or was woken up, while it did not wait to: an event before that was missed.
     pub const OUT_OF_ORDER: u32 = Self::NEGATIVE + 1;
+    /// Run time of one in [`crate::schedule::TIMED_RUNS`] runs of scheduler probes that had something to do, ns.
+    pub const TIMED_NS: u32 = Self::OUT_OF_ORDER + 1;
     /// Number of counters.
-    pub const COUNT: usize = Self::OUT_OF_ORDER as usize + 1;
+    pub const COUNT: usize = Self::TIMED_NS as usize + 1;
 
     /// Events of `kind` (one of the constants above) that the program saw.
     pub const fn counted(kind: u32) -> u32 {

@@ -133,6 +133,10 @@ pub struct Chunk {
     pub counts: [u32; SUB_BUCKETS as usize],
 }
 
+/// One in so many runs of the scheduler probes is timed, by chance: the kernel's own statistics would add half to what a
+/// run costs, and to switch them on takes CAP_SYS_ADMIN. A power of two.
+pub const TIMED_RUNS: u64 = 64;
+
 /// What a pool wants to know: nothing of the scheduler.
 pub const PROFILE_NONE: u32 = 0;
 /// What a pool wants to know: where the time went.

@@ -11,6 +11,7 @@ mod discover;
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use crate::governor::Governor;
 use crate::histogram::Scratch;
 use crate::input::{Input, Profile, ProgramFacts, Reap, Role, Sample, Source};
 use crate::snapshot::{self, Own, Snapshot};
@@ -38,6 +39,8 @@ pub struct Config {
     pub zero_config: bool,
     /// Nanoseconds between readings, where a rule does not say.
     pub interval_ns: u64,
+    /// What is watched of the scheduler, where a rule does not say.
+    pub profile: Profile,
     /// Pools at most.
     pub max_pools: usize,
     /// Workers per pool with series of their own.
@@ -69,6 +72,7 @@ pub struct Aggregate {
     looked_at: Processes<ProcessKey>,
     /// Where the time of workers went.
     schedules: Schedules,
+    governor: Governor,
     scratch: Scratch,
     started_unix_ns: u64,
     unix_minus_monotonic: i64,
@@ -113,7 +117,7 @@ enum Refused {
 
 impl Aggregate {
     /// Knows nothing yet; the first [`Aggregate::classify`] lists all processes.
-    pub fn new(config: Config, host: HostFacts) -> Self {
+    pub fn new(config: Config, host: HostFacts, governor: Governor) -> Self {
         let exits_kept = config.exits_kept;
         let mut aggregate = Self {
             config,
@@ -128,6 +132,7 @@ impl Aggregate {
             master_readings: ByProcess::default(),
             looked_at: Processes::default(),
             schedules: Schedules::default(),
+            governor,
             scratch: Scratch::new(),
             started_unix_ns: unix_ns(),
             unix_minus_monotonic: 0,
@@ -182,7 +187,20 @@ impl Aggregate {
                 pool.configured_size = size;
                 pool.interval_ns = interval_ns;
             }
+            self.set_profile(id);
         }
+    }
+
+    /// Gives a pool what its rule, or the default, says about watching the scheduler. True if that is something else than
+    /// before.
+    fn set_profile(&mut self, id: PoolId) -> bool {
+        let Some(pool) = self.registry.pools.get_mut(&id) else { return false };
+        let rule = match &*pool.origin {
+            "config" => self.config.matcher.rules().iter().find(|rule| rule.could_name(&pool.name)),
+            _ => None,
+        };
+        let profile = rule.and_then(|rule| rule.profile).unwrap_or(self.config.profile);
+        std::mem::replace(&mut pool.profile, profile) != profile
     }
 
     fn rule_interval(&self, own: Option<u64>) -> u64 {
@@ -218,6 +236,15 @@ impl Aggregate {
             pool.interval_ns = rule.and_then(|rule| rule.interval_ns).unwrap_or(self.config.interval_ns);
             // The turn that was set lies in the old interval.
             pool.due_ns = 0;
+        }
+        let pools: Vec<PoolId> = self.registry.pools.keys().copied().collect();
+        for id in pools {
+            if self.set_profile(id) {
+                // What its processes are tagged with says otherwise.
+                let Some(pool) = self.registry.pools.get(&id) else { continue };
+                self.vanished.extend(pool.holders().map(|(_, key)| Vanished::Missed(key, id)));
+                self.untagged_masters.extend(&pool.masters);
+            }
         }
         self.looked_at.clear();
         self.processes.topology_changed = true;
@@ -259,7 +286,10 @@ impl Aggregate {
     pub fn read_schedules(&mut self, source: &mut dyn Source) {
         let wanted = |pool: &Pool| pool.living() > 0 || !pool.masters.is_empty();
         let ceiling = self.registry.pools.values().filter(|pool| wanted(pool)).map(|pool| pool.profile).max();
-        let ceiling = ceiling.unwrap_or(Profile::None);
+        if let Some(cost_ns) = source.probe_cost_ns() {
+            self.governor.observe(monotonic_ns(), cost_ns);
+        }
+        let ceiling = ceiling.unwrap_or(Profile::None).min(self.governor.ceiling());
         source.limit_profiles(ceiling);
         if ceiling == Profile::None {
             return;
@@ -522,6 +552,7 @@ impl Aggregate {
     ) -> Snapshot {
         own.losses.extend(self.losses());
         own.processes = self.processes.len() as u64;
+        own.scheduler = self.governor.state();
         let mut order: Vec<PoolId> = self.registry.pools.keys().copied().collect();
         order.sort_by(|a, b| self.registry.pools[a].name.cmp(&self.registry.pools[b].name));
         let mut pools = Vec::with_capacity(order.len());

@@ -21,7 +21,7 @@ use crate::procfs::ProgramReader;
 use crate::render::prometheus::Groups;
 use crate::snapshot::Snapshot;
 use crate::units::{HostFacts, unix_ns};
-use crate::{privileges, source};
+use crate::{kernel, privileges, source};
 
 /// Runs until SIGTERM or SIGINT.
 pub fn run(flags: Flags) -> anyhow::Result<()> {
@@ -38,6 +38,11 @@ pub fn run(flags: Flags) -> anyhow::Result<()> {
     }
     let facts = ProgramReader::open(&flags.procfs)
         .with_context(|| format!("reading programs from {}", flags.procfs.display()))?;
+    // For as long as we run: closing it switches them off again.
+    let _statistics = flags.bpf_stats.then(kernel::run_time_statistics).transpose().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the kernel does not let us switch run-time statistics on (CAP_SYS_ADMIN)");
+        None
+    });
     match privileges::drop_all_but_needed() {
         Ok(kept) => tracing::debug!(kept = kept.join(","), "dropped capabilities"),
         Err(error) => tracing::warn!(%error, "dropping capabilities failed; all are kept"),
@@ -55,6 +60,7 @@ pub fn run(flags: Flags) -> anyhow::Result<()> {
         config: file.aggregate(),
         config_loaded_unix_ns: loaded_unix_ns,
         host,
+        overhead_budget: (flags.overhead_budget > 0.0).then_some(flags.overhead_budget / 100.0),
         publisher,
         refused_connections: connections.refused_counter(),
     });

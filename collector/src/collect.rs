@@ -17,6 +17,7 @@ use nix::time::ClockId;
 use tokio::sync::watch;
 
 use crate::aggregate::{self, Aggregate};
+use crate::governor::Governor;
 use crate::input::{FactReader, Source};
 use crate::procfs;
 use crate::snapshot::{Feature, Own, Snapshot};
@@ -100,6 +101,8 @@ pub struct Setup {
     pub config_loaded_unix_ns: Option<u64>,
     /// Constants of this host.
     pub host: HostFacts,
+    /// Share of one CPU that the scheduler probes may take; `None` for no limit.
+    pub overhead_budget: Option<f64>,
     /// Where snapshots go.
     pub publisher: Publisher,
     /// Connections that the server closed because too many were open.
@@ -135,7 +138,7 @@ impl Collector {
             source,
             facts,
             features: features.into(),
-            aggregate: Aggregate::new(config, host),
+            aggregate: Aggregate::new(config, host, Governor::new(setup.overhead_budget)),
             publisher,
             release: Vec::new(),
             drained: 0,
@@ -256,6 +259,8 @@ impl Collector {
             events: self.source.event_counts(),
             losses,
             programs: self.source.programs(),
+            scheduler: None,
+            maps: self.source.map_fill(),
             processes: 0,
             config_loaded_unix_ns: self.config_loaded_unix_ns,
             config_last_reload_successful: self.config_last_reload_successful,

@@ -149,6 +149,17 @@ pub enum Profile {
     Histograms,
 }
 
+impl Profile {
+    /// As the configuration has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Counters => "counters",
+            Self::Histograms => "histograms",
+        }
+    }
+}
+
 /// What a tracked process is to its pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -207,6 +218,12 @@ pub trait Source {
     /// [`Profile::None`].
     fn limit_profiles(&mut self, _ceiling: Profile) {}
 
+    /// What the scheduler probes have cost where they had something to do, CPU ns since start, from a sample of their
+    /// runs; `None` where there are none.
+    fn probe_cost_ns(&self) -> Option<u64> {
+        None
+    }
+
     /// Looks which threads are followed, before a round of [`Source::schedule`].
     fn find_threads(&mut self) {}
 
@@ -243,6 +260,11 @@ pub trait Source {
 
     /// Cost of the programs in the kernel; empty where there are none or the kernel does not count.
     fn programs(&mut self) -> Vec<crate::snapshot::ProgramCost> {
+        Vec::new()
+    }
+
+    /// How full the kernel maps are.
+    fn map_fill(&self) -> Vec<crate::snapshot::MapFill> {
         Vec::new()
     }
 

@@ -66,6 +66,7 @@ pub mod auth;
 pub mod collect;
 pub mod config;
 pub mod doctor;
+pub mod governor;
 pub mod histogram;
 pub mod http;
 pub mod input;

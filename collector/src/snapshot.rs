@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use collector_ebpf::schedule::KINDS;
 
-use crate::input::{ExitStatus, Sender, TaskState};
+use crate::input::{ExitStatus, Profile, Sender, TaskState};
 use crate::units::{CpuTime, Pid};
 use crate::worker::schedule::WorkerSchedule;
 
@@ -418,12 +418,38 @@ pub struct Own {
     pub losses: Vec<(&'static str, u64)>,
     /// Runs and run time by BPF program; empty unless the kernel keeps them (`kernel.bpf_stats_enabled`).
     pub programs: Vec<ProgramCost>,
+    /// How full our kernel maps are.
+    pub maps: Vec<MapFill>,
+    /// The scheduler probes; `None` where there are none.
+    pub scheduler: Option<SchedulerCost>,
     /// Processes known now.
     pub processes: u64,
     /// Configuration was loaded at, nanoseconds since the Unix epoch; `None` for the built-in defaults.
     pub config_loaded_unix_ns: Option<u64>,
     /// The last reload succeeded.
     pub config_last_reload_successful: bool,
+}
+
+/// How full a kernel map is.
+#[derive(Clone, Copy, Debug)]
+pub struct MapFill {
+    /// What its entries are: `slots`, `threads`, `histogram_chunks`.
+    pub name: &'static str,
+    /// In use, or handed out and never given back.
+    pub entries: u64,
+    /// There are.
+    pub capacity: u64,
+}
+
+/// What the scheduler probes cost, and may cost.
+#[derive(Clone, Copy, Debug)]
+pub struct SchedulerCost {
+    /// Share of one CPU that they may take; `None` for no limit.
+    pub budget: Option<f64>,
+    /// Share of one CPU that they took in the last second, from a sample of their runs; `None` before it is known.
+    pub share: Option<f64>,
+    /// The most that any pool gets for now: less than histograms is degraded.
+    pub ceiling: Profile,
 }
 
 /// Counts of one kind of lifecycle event.

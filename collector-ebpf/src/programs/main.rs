@@ -104,10 +104,16 @@ static TAGS: TaskStorage<Tag> = TaskStorage {
 /// Adds one to a counter of this CPU.
 #[inline(always)]
 fn count(counter: u32) {
-    if let Some(value) = COUNTERS.get_ptr_mut(counter) {
+    count_by(counter, 1);
+}
+
+/// Adds to a counter of this CPU.
+#[inline(always)]
+fn count_by(counter: u32, value: u64) {
+    if let Some(sum) = COUNTERS.get_ptr_mut(counter) {
         // SAFETY: the pointer is to this CPU's 8 aligned bytes. An add that an interrupt could tear is not enough
         // for counts that have to add up, so it is an atomic one.
-        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(value, 1) };
+        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(sum, value) };
     }
 }
 

@@ -17,12 +17,12 @@ use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::schedule::{
     BY_DESCRIPTOR, CHILD, DIRECTORY_PAIRS, DISK, KINDS, NETWORK, ON_CPU, OTHER, PAGE_FAULT, PIPE, POLL,
     PROFILE_COUNTERS, PROFILE_HISTOGRAMS, ROWS, RUNNABLE, STOPPED, SYSCALLS, THREAD_HISTOGRAMS,
-    THREAD_PARTIAL, Thread, UNKNOWN, WAYS,
+    THREAD_PARTIAL, TIMED_RUNS, Thread, UNKNOWN, WAYS,
 };
 use collector_ebpf::slot::Tag;
 
 use crate::kernel::{Task, now, offset, read, read_pointer};
-use crate::{CHUNKS, CONTROL, DIRECTORIES, FREE_CHUNKS, THREADS, TIMES, count, lifecycle};
+use crate::{CHUNKS, CONTROL, DIRECTORIES, FREE_CHUNKS, THREADS, TIMES, count, count_by, lifecycle};
 
 /// `TASK_UNINTERRUPTIBLE` of `include/linux/sched.h`.
 const TASK_UNINTERRUPTIBLE: u32 = 0x2;
@@ -67,6 +67,9 @@ fn task_switch(ctx: BtfTracePointContext) -> i32 {
         }
         change(thread, ON_CPU, at_ns);
     }
+    if at_ns != 0 {
+        time_run(at_ns);
+    }
     0
 }
 
@@ -77,10 +80,21 @@ fn task_wakeup(ctx: BtfTracePointContext) -> i32 {
     if let Some(thread) = find(task.tid()) {
         let kind = Thread::kind_of(thread.place);
         if kind >= DISK && kind < KINDS as u32 {
-            change(thread, RUNNABLE, now());
+            let at_ns = now();
+            change(thread, RUNNABLE, at_ns);
+            time_run(at_ns);
         }
     }
     0
+}
+
+/// Adds the time since the run read the clock to what runs cost, for one in [`TIMED_RUNS`].
+#[inline(always)]
+fn time_run(since_ns: u64) {
+    // The lowest bits of the clock are as good as a die, but for the lowest three, which some clocks do not count.
+    if since_ns >> 3 & (TIMED_RUNS - 1) == 0 {
+        count_by(Counter::TIMED_NS, now() - since_ns);
+    }
 }
 
 /// The thread is runnable for the first time.

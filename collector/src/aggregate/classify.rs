@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::{Aggregate, MAX_REFUSED, Master, Refused, as_facts};
-use crate::input::{FactReader, Needs, ProgramFacts, Reap, Role, Source};
+use crate::input::{FactReader, Needs, Profile, ProgramFacts, Reap, Role, SlotRecord, Source};
 use crate::units::{NANOS_PER_SECOND, Pid, ProcessKey, Processes, monotonic_ns};
 use crate::worker::pool::PoolId;
 use crate::worker::process::ProcessTable;
@@ -38,7 +38,7 @@ impl Aggregate {
         }
         for key in std::mem::take(&mut self.untagged_masters) {
             if let Some(master) = self.masters.get(&key) {
-                source.track(key, master.pool, Role::Master);
+                self.track(key, master.pool, Role::Master, source);
             }
         }
         self.look_for_vanished(now_ns, source);
@@ -131,16 +131,23 @@ impl Aggregate {
             if overdue {
                 self.registry.lives(key);
             }
-            let record = source.track(key, pool, Role::Worker);
+            let record = self.track(key, pool, Role::Worker, source);
             if let Some(old) =
                 self.registry.worker_mut(key).and_then(|w| record.and_then(|record| w.record.replace(record)))
             {
                 self.schedules.release(old, source);
             }
             if let Some(master) = self.masters.get(&key) {
-                source.track(key, master.pool, Role::Master);
+                self.track(key, master.pool, Role::Master, source);
             }
         }
+    }
+
+    /// Has a process followed, as its pool wants it.
+    fn track(&self, key: ProcessKey, pool: PoolId, role: Role, source: &mut dyn Source) -> SlotRecord {
+        let profile = self.registry.pools.get(&pool).map_or(Profile::None, |pool| pool.profile);
+        source.set_profile(pool, profile);
+        source.track(key, pool, role)
     }
 
     fn list(&mut self, source: &mut dyn Source) {
@@ -300,6 +307,11 @@ impl Aggregate {
         let Some(pool) = self.registry.pools.get_mut(&id) else { return };
         pool.claimed_by_rule();
         pool.interval_ns = interval_ns;
+        let masters_now = pool.masters.clone();
+        if self.set_profile(id) {
+            self.untagged_masters.extend(masters_now);
+        }
+        let Some(pool) = self.registry.pools.get(&id) else { return };
         let matches =
             |p: &ProcessTable, key| p.get(key).is_some_and(|process| process.matched.as_ref() == Some(name));
         let strangers: Vec<ProcessKey> =
@@ -333,7 +345,9 @@ impl Aggregate {
             }
             return None;
         }
-        Some(self.registry.add_pool(Arc::clone(name), origin.into(), interval_ns, now_ns))
+        let id = self.registry.add_pool(Arc::clone(name), origin.into(), interval_ns, now_ns);
+        self.set_profile(id);
+        Some(id)
     }
 
     pub(super) fn make_master(&mut self, key: ProcessKey, pool_id: PoolId, source: &mut dyn Source) {
@@ -349,7 +363,7 @@ impl Aggregate {
         {
             old.masters.retain(|master| *master != key);
         }
-        source.track(key, pool_id, Role::Master);
+        self.track(key, pool_id, Role::Master, source);
     }
 
     /// It goes on living, and forks no workers any more.
@@ -384,7 +398,7 @@ impl Aggregate {
         }
         let Some(process) = self.processes.get(key) else { return };
         let (parent, comm, forked_at_ns) = (process.parent, process.comm, process.forked_at_ns);
-        let record = source.track(key, pool, Role::Worker);
+        let record = self.track(key, pool, Role::Worker, source);
         let started_unix_ns = match forked_at_ns {
             Some(at_ns) => self.unix_from_monotonic(at_ns),
             None => self.started_unix_ns(key),

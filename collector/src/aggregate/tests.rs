@@ -17,6 +17,7 @@ use crate::worker::matcher::{Conditions, Rule};
 
 fn config(rules: Vec<Rule>) -> Config {
     Config {
+        profile: crate::input::Profile::default(),
         matcher: Matcher::new(rules),
         zero_config: true,
         interval_ns: SECOND,
@@ -28,7 +29,14 @@ fn config(rules: Vec<Rule>) -> Config {
 
 fn by_comm(name: &str, comm: &str) -> Rule {
     let worker = Conditions { comm: vec![comm.into()], ..Conditions::default() };
-    Rule { name: name.into(), worker, parent: Conditions::default(), size: None, interval_ns: None }
+    Rule {
+        name: name.into(),
+        worker,
+        parent: Conditions::default(),
+        size: None,
+        interval_ns: None,
+        profile: None,
+    }
 }
 
 fn by_line(name: &str, line: &str) -> Rule {

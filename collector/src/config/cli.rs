@@ -64,6 +64,21 @@ pub struct Flags {
     )]
     pub listen_addresses: Vec<SocketAddr>,
 
+    /// CPU that the scheduler probes may take, percent of one CPU: above it they record less, in steps. 0 is no limit
+    #[arg(
+        long = "probes.overhead-budget",
+        env = "COLLECTOR_PROBES_OVERHEAD_BUDGET",
+        value_name = "PERCENT",
+        default_value = "1",
+        value_parser = percent,
+        global = true
+    )]
+    pub overhead_budget: f64,
+
+    /// Have the kernel count runs and run time of our programs, which adds some 40 ns to each run
+    #[arg(long = "probes.bpf-stats", env = "COLLECTOR_PROBES_BPF_STATS", global = true)]
+    pub bpf_stats: bool,
+
     /// Path of the metrics
     #[arg(
         long = "web.telemetry-path",
@@ -106,6 +121,13 @@ pub struct Flags {
     /// Form of the log on standard error
     #[arg(long = "log.format", env = "COLLECTOR_LOG_FORMAT", value_enum, default_value_t = LogFormat::Logfmt, global = true)]
     pub log_format: LogFormat,
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|percent| (0.0..=100_000.0).contains(percent))
+        .ok_or_else(|| format!("{text:?} is no percentage such as 1 or 0.5"))
 }
 
 /// `--source`

@@ -7,6 +7,7 @@ use regex::bytes::{Regex, RegexBuilder};
 use serde::Deserialize;
 use thiserror::Error;
 
+use crate::input::Profile;
 use crate::render::prometheus::Groups;
 use crate::units::NANOS_PER_SECOND;
 use crate::worker::matcher::{Conditions, MAX_NAME, Matcher, Rule};
@@ -67,6 +68,8 @@ pub struct FileConfig {
     pub zero_config: bool,
     /// Nanoseconds between readings where a rule does not say.
     pub interval_ns: u64,
+    /// What is watched of the scheduler where a rule does not say.
+    pub profile: Profile,
     /// Pools at most.
     pub max_pools: usize,
     /// Workers per pool with series of their own, at most.
@@ -84,6 +87,7 @@ impl Default for FileConfig {
             matcher: Matcher::default(),
             zero_config: true,
             interval_ns: NANOS_PER_SECOND,
+            profile: Profile::default(),
             max_pools: limits.pools,
             max_workers: limits.workers_per_pool,
             exits_kept: limits.exits,
@@ -96,6 +100,7 @@ impl Default for FileConfig {
 #[serde(deny_unknown_fields, default)]
 struct Written {
     interval: Option<String>,
+    scheduler: Option<WrittenProfile>,
     zero_config: Option<bool>,
     limits: Limits,
     metrics: WrittenMetrics,
@@ -133,6 +138,26 @@ struct WrittenPool {
     parent: WrittenConditions,
     size: Option<u32>,
     interval: Option<String>,
+    scheduler: Option<WrittenProfile>,
+}
+
+/// `scheduler`
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum WrittenProfile {
+    None,
+    Counters,
+    Histograms,
+}
+
+impl From<WrittenProfile> for Profile {
+    fn from(written: WrittenProfile) -> Self {
+        match written {
+            WrittenProfile::None => Self::None,
+            WrittenProfile::Counters => Self::Counters,
+            WrittenProfile::Histograms => Self::Histograms,
+        }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -238,6 +263,7 @@ pub fn parse(text: &str, path: &str) -> Result<FileConfig, FileError> {
         matcher: Matcher::new(rules),
         zero_config: written.zero_config.unwrap_or(true),
         interval_ns,
+        profile: written.scheduler.map_or(Profile::default(), Profile::from),
         max_pools: limits.pools,
         max_workers: limits.workers_per_pool,
         exits_kept: limits.exits,
@@ -273,7 +299,8 @@ fn rule(pool: WrittenPool) -> Result<Rule, (String, String)> {
     }
     let interval_ns =
         pool.interval.as_deref().map(interval).transpose().map_err(|e| ("interval".to_owned(), e))?;
-    Ok(Rule { name: pool.name, worker, parent, size: pool.size, interval_ns })
+    let profile = pool.scheduler.map(Profile::from);
+    Ok(Rule { name: pool.name, worker, parent, size: pool.size, interval_ns, profile })
 }
 
 fn conditions(written: WrittenConditions, under: &str) -> Result<Conditions, (String, String)> {
@@ -363,6 +390,7 @@ pools:
       user: [0, root]
     size: 4
     interval: 500ms
+    scheduler: counters
   - name: jobs
     parent: {exe: [/usr/bin/runner]}
 ",
@@ -376,6 +404,7 @@ pools:
         assert_eq!(first.worker.comm, [b"gunicorn"]);
         assert_eq!(first.worker.uid, [0, 0]);
         assert_eq!((first.size, first.interval_ns), (Some(4), Some(500 * MILLISECOND)));
+        assert_eq!((first.profile, second.profile), (Some(Profile::Counters), None));
         assert!(second.worker.is_empty());
         assert_eq!(second.parent.exe, [b"/usr/bin/runner"]);
     }
@@ -400,6 +429,7 @@ pools:
         check("metrics: {collect: [pools, workers_details]}", "metrics.collect: there is no group");
         check("metrics: {collect: []}", "metrics.collect: name at least one");
         check("metrics: {collects: [pools]}", "unknown field");
+        check("scheduler: some", "unknown variant");
         check("colour: red", "unknown field");
         check("pools: [{name: a, match: {com: b}}]", "unknown field");
         check("pools: {", "c.yml");

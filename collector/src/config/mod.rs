@@ -26,6 +26,7 @@ impl FileConfig {
             matcher: self.matcher.clone(),
             zero_config: self.zero_config,
             interval_ns: self.interval_ns,
+            profile: self.profile,
             max_pools: self.max_pools,
             max_listed_workers: self.max_workers,
             exits_kept: self.exits_kept,

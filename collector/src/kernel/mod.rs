@@ -19,3 +19,4 @@ mod tasks;
 
 pub use load::LoadError;
 pub use source::KernelSource;
+pub use sys::run_time_statistics;

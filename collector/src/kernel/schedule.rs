@@ -87,6 +87,11 @@ impl ScheduleTable {
         self.by_slot.retain(|_, threads| !threads.is_empty());
     }
 
+    /// Threads that were followed at the last look.
+    pub(super) fn followed(&self) -> u64 {
+        self.by_slot.values().map(|threads| threads.len() as u64).sum()
+    }
+
     fn thread(&self, index: usize) -> Option<Thread> {
         let set = self.threads.at(index / WAYS)?;
         // SAFETY: an element of the set; a pointer into the mapping.

@@ -38,6 +38,17 @@ impl SlotTable {
         self.control(|control| unsafe { &raw mut (*control).next_slot })
     }
 
+    /// Slots that somebody has or has had.
+    pub(super) fn handed_out(&self) -> u32 {
+        self.next().load(Ordering::Relaxed).min(MAX_SLOTS as u32)
+    }
+
+    /// Chunks of histograms that some slot has or has had.
+    pub(super) fn chunks_handed_out(&self) -> u32 {
+        // SAFETY: a pointer to a field inside the mapping.
+        self.control(|control| unsafe { &raw mut (*control).last_chunk }).load(Ordering::Relaxed)
+    }
+
     /// Sets the most that any pool gets of what it wants to know of the scheduler, one of `PROFILE_…`.
     pub(super) fn set_ceiling(&self, profile: u32) {
         // SAFETY: a pointer to a field inside the mapping.

@@ -10,8 +10,9 @@ use ::procfs::process::Stat;
 use aya::maps::MapData;
 use aya::util::nr_cpus;
 use collector_ebpf::event::{Counter, EXEC, EXIT, FORK, KINDS, NONE, REAP, RENAME};
+use collector_ebpf::limits::{MAX_CHUNKS, MAX_SLOTS, THREAD_SETS};
 use collector_ebpf::maps;
-use collector_ebpf::schedule::{PROFILE_COUNTERS, PROFILE_HISTOGRAMS, PROFILE_NONE};
+use collector_ebpf::schedule::{PROFILE_COUNTERS, PROFILE_HISTOGRAMS, PROFILE_NONE, TIMED_RUNS, WAYS};
 use collector_ebpf::slot::{EXITED, FINAL, REAPED, ROLE_MASTER, ROLE_WORKER, Slot, Tag};
 
 use super::events::{self, EventReader};
@@ -23,7 +24,7 @@ use super::support::Support;
 use super::sys::{self, TaskStorage};
 use super::tasks::{Missing, TaskReader};
 use crate::input::{self, Comm, Input, Listed, Profile, Role, ScheduleReading, SlotRecord, Source};
-use crate::snapshot::{EventCounts, Feature, ProgramCost};
+use crate::snapshot::{EventCounts, Feature, MapFill, ProgramCost};
 use crate::units::{CpuTime, HostFacts, Pid, ProcessKey, monotonic_ns};
 
 /// Processes whose tag could not be taken away are remembered up to this number.
@@ -422,6 +423,10 @@ impl Source for KernelSource {
         self.slots.set_ceiling(profile_number(ceiling));
     }
 
+    fn probe_cost_ns(&self) -> Option<u64> {
+        self.scheduler.as_ref().map(|_| self.counter(Counter::TIMED_NS).saturating_mul(TIMED_RUNS))
+    }
+
     fn find_threads(&mut self) {
         if std::mem::take(&mut self.follow_wanted)
             && let Some(scheduler) = self.scheduler.as_ref().filter(|_| self.scheduler_attached)
@@ -519,6 +524,15 @@ impl Source for KernelSource {
             self.costs = costs.collect();
         }
         self.costs.clone()
+    }
+
+    fn map_fill(&self) -> Vec<MapFill> {
+        let fill = |name, entries, capacity: usize| MapFill { name, entries, capacity: capacity as u64 };
+        vec![
+            fill("slots", self.slots.handed_out().into(), MAX_SLOTS),
+            fill("threads", self.schedule.followed(), THREAD_SETS * WAYS),
+            fill("histogram_chunks", self.slots.chunks_handed_out().into(), MAX_CHUNKS),
+        ]
     }
 
     fn map_bytes(&self) -> Option<u64> {

@@ -10,6 +10,7 @@ use std::ptr::NonNull;
 use aya::maps::MapData;
 use aya_obj::generated::{
     bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_map_info, bpf_map_type, bpf_prog_info, bpf_prog_type,
+    bpf_stats_type,
 };
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::statfs::{SYSFS_MAGIC, fstatfs};
@@ -295,6 +296,14 @@ pub(super) fn program_cost(program: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
     attr.info.info = std::ptr::from_mut(&mut info) as u64;
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
     Ok((info.run_cnt, info.run_time_ns))
+}
+
+/// Has the kernel count runs and run time of all programs, until what this returns is closed. 5.8+, with
+/// CAP_SYS_ADMIN.
+pub fn run_time_statistics() -> io::Result<OwnedFd> {
+    let mut attr = no_attr();
+    attr.enable_stats.type_ = bpf_stats_type::BPF_STATS_RUN_TIME as u32;
+    owned(bpf(bpf_cmd::BPF_ENABLE_STATS, &mut attr)?)
 }
 
 /// pidfd_open(2) of a process (not a thread). 5.3+.

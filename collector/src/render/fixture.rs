@@ -5,10 +5,11 @@ use std::sync::Arc;
 use collector_ebpf::schedule::{KINDS, ON_CPU, POLL, RUNNABLE};
 
 use crate::histogram::Scratch;
-use crate::input::{Comm, ExitStatus, Interval, Rss, ScheduleReading, Sender, TaskState};
+use crate::input::{Comm, ExitStatus, Interval, Profile, Rss, ScheduleReading, Sender, TaskState};
 use crate::snapshot::{
-    DeathCertificate, Distribution, EventCounts, ExitCounts, Feature, Master, Own, Pool, ProgramCost,
-    Reading, Snapshot, StateCounts, WindowQuantiles, Worker, WorkerState, Workers,
+    DeathCertificate, Distribution, EventCounts, ExitCounts, Feature, MapFill, Master, Own, Pool,
+    ProgramCost, Reading, SchedulerCost, Snapshot, StateCounts, WindowQuantiles, Worker, WorkerState,
+    Workers,
 };
 use crate::units::CpuTime;
 use crate::worker::schedule::Schedules;
@@ -263,6 +264,12 @@ pub(crate) fn snapshot() -> Snapshot {
         ],
         exits_total: 18,
         own: Own {
+            maps: vec![MapFill { name: "slots", entries: 3, capacity: 8192 }],
+            scheduler: Some(SchedulerCost {
+                budget: Some(0.01),
+                share: Some(0.002_5),
+                ceiling: Profile::Counters,
+            }),
             cpu: CpuTime { user_ns: 1_250_000_000, system_ns: 500_000_000 },
             rss_bytes: Some(9_437_184),
             virtual_bytes: Some(83_886_080),

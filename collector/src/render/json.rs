@@ -718,6 +718,26 @@ struct Cost<'a> {
     max_fds: Option<u64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     programs: Vec<Program<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scheduler_probes: Option<Probes>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    maps: BTreeMap<&'static str, Fill>,
+}
+
+#[derive(Serialize)]
+struct Probes {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu_ratio: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu_budget_ratio: Option<f64>,
+    /// What is recorded at most for now: `none`, `counters` or `histograms`.
+    recording: &'static str,
+}
+
+#[derive(Serialize)]
+struct Fill {
+    entries: u64,
+    capacity: u64,
 }
 
 #[derive(Serialize)]
@@ -769,6 +789,16 @@ impl<'a> Collector<'a> {
                     .programs
                     .iter()
                     .map(|p| Program { name: p.name, runs: p.runs, run_seconds: Seconds(p.run_time_ns) })
+                    .collect(),
+                scheduler_probes: own.scheduler.map(|scheduler| Probes {
+                    cpu_ratio: scheduler.share.and_then(finite),
+                    cpu_budget_ratio: scheduler.budget,
+                    recording: scheduler.ceiling.as_str(),
+                }),
+                maps: own
+                    .maps
+                    .iter()
+                    .map(|map| (map.name, Fill { entries: map.entries, capacity: map.capacity }))
                     .collect(),
             },
             config: Config {

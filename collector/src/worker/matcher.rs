@@ -5,7 +5,7 @@
 
 use regex::bytes::{Captures, Regex};
 
-use crate::input::Needs;
+use crate::input::{Needs, Profile};
 
 /// Longest pool name, in characters.
 pub const MAX_NAME: usize = 128;
@@ -85,6 +85,8 @@ pub struct Rule {
     pub size: Option<u32>,
     /// Nanoseconds between readings.
     pub interval_ns: Option<u64>,
+    /// What is watched of the scheduler.
+    pub profile: Option<Profile>,
 }
 
 impl Rule {
@@ -242,7 +244,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn rule(name: &str, worker: Conditions) -> Rule {
-        Rule { name: name.into(), worker, parent: Conditions::default(), size: None, interval_ns: None }
+        Rule {
+            name: name.into(),
+            worker,
+            parent: Conditions::default(),
+            size: None,
+            interval_ns: None,
+            profile: None,
+        }
     }
 
     fn comm(name: &str) -> Conditions {

@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::super::*;
+use crate::governor::Governor;
 use crate::input::{
     Comm, Exec, Exit, ExitStatus, FactReader, Fork, Listed, Needs, Reap, Rename, Rss, Sample, SlotRecord,
     TaskState,
@@ -356,7 +357,7 @@ impl World {
     pub(super) fn new(config: Config) -> Self {
         let host = Host { clock: monotonic_ns() + SECOND, ..Host::default() };
         let fake = Fake(Rc::new(RefCell::new(host)));
-        let aggregate = Aggregate::new(config, HostFacts { page_size: 4096, cpus: 3 });
+        let aggregate = Aggregate::new(config, HostFacts { page_size: 4096, cpus: 3 }, Governor::new(None));
         let world = Self { aggregate, fake };
         world.host(|host| host.add(1, 0, "init", "/sbin/init", "init\0"));
         world

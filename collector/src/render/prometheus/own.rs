@@ -5,7 +5,8 @@ use super::buffer::Piece;
 use super::family::*;
 use super::text::{Nanos, One, Value};
 use super::writer::{LabelWriter, Name, Samples, Writer};
-use crate::snapshot::{EventCounts, Own, Snapshot};
+use crate::input::Profile;
+use crate::snapshot::{EventCounts, MapFill, Own, Snapshot};
 
 pub(super) fn write(writer: &mut Writer<'_>, snapshot: &Snapshot) {
     let own = &snapshot.own;
@@ -48,6 +49,26 @@ pub(super) fn write(writer: &mut Writer<'_>, snapshot: &Snapshot) {
     writer.single(&PASS_CPU, Some(Nanos(own.pass_cpu_ns)));
     writer.single(&EVENT_CPU, Some(Nanos(own.event_cpu_ns)));
     write_programs(writer, own);
+    writer.single(&PROBE_CPU, own.scheduler.and_then(|scheduler| scheduler.share));
+    writer.single(&PROBE_BUDGET, own.scheduler.and_then(|scheduler| scheduler.budget));
+    writer.family(&DEGRADED, |samples| {
+        let Some(scheduler) = own.scheduler else { return };
+        for (step, taken) in [
+            ("no_histograms", scheduler.ceiling < Profile::Histograms),
+            ("no_probes", scheduler.ceiling < Profile::Counters),
+        ] {
+            one_label(samples, &Name::new("step"), step, u64::from(taken));
+        }
+    });
+    let maps = |writer: &mut Writer<'_>, family: &Family, of: fn(&MapFill) -> u64| {
+        writer.family(family, |samples| {
+            for map in &own.maps {
+                one_label(samples, &Name::new("map"), map.name, of(map));
+            }
+        });
+    };
+    maps(writer, &MAP_ENTRIES, |map| map.entries);
+    maps(writer, &MAP_CAPACITY, |map| map.capacity);
     writer.single(&MAP_MEMORY, own.map_bytes);
     writer.single(&PROCESSES, Some(own.processes));
     writer.single(&RELOAD_SUCCESSFUL, Some(u64::from(own.config_last_reload_successful)));
