@@ -1,5 +1,5 @@
-//! How families and samples come into an exposition, whatever its format: what a line looks like is in [`text`](super::text),
-//! what a message looks like in [`protobuf`](super::protobuf).
+//! How families and samples come into an exposition, whatever its format: what a line looks like is in [`text`],
+//! what a message looks like in [`protobuf`].
 
 use super::buffer::{BLOCK, Buffer, NUMBER, OwnPiece, Piece};
 use super::family::Family;
