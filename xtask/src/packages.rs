@@ -38,7 +38,7 @@ const PACKAGES: [(&str, Need, &str); 26] = [
     ("puma", Need::Workers, "a cluster of another interpreter"),
     ("python3-celery", Need::Workers, "workers of a queue; its file system transport needs no broker"),
     ("python3-setproctitle", Need::Workers, "gunicorn and celery write titles with it"),
-    ("prometheus", Need::Workers, "promtool judges our exposition"),
+    ("prometheus", Need::Workers, "promtool judges our text, the server scrapes it and our protobuf"),
     ("python3-prometheus-client", Need::Workers, "its parser judges our OpenMetrics text"),
     ("qemu-system-x86", Need::Vm, "boots other kernels"),
     ("busybox-static", Need::Vm, "user space of the guest"),
