@@ -16,12 +16,14 @@ pub const RCU_READ_UNLOCK: u32 = FIRST + 4;
 pub const TASK_ACQUIRE: u32 = FIRST + 5;
 /// `bpf_task_release`
 pub const TASK_RELEASE: u32 = FIRST + 6;
+/// `bpf_rdonly_cast` (6.2+)
+pub const RDONLY_CAST: u32 = FIRST + 7;
 
 /// The first of them.
 pub const FIRST: u32 = 0x4b46_0000;
 
 /// Their names in the kernel, in the order of their numbers.
-pub const NAMES: [&str; 7] = [
+pub const NAMES: [&str; 8] = [
     "bpf_iter_task_new",
     "bpf_iter_task_next",
     "bpf_iter_task_destroy",
@@ -29,4 +31,5 @@ pub const NAMES: [&str; 7] = [
     "bpf_rcu_read_unlock",
     "bpf_task_acquire",
     "bpf_task_release",
+    "bpf_rdonly_cast",
 ];

@@ -12,6 +12,7 @@ use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use collector_ebpf::event::{Counter, NONE};
 use collector_ebpf::histogram::{SUB_BUCKETS, index};
+use collector_ebpf::kfunc;
 use collector_ebpf::limits::{MAX_CHUNKS, THREAD_SETS};
 use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::schedule::{
@@ -436,8 +437,8 @@ fn by_descriptor(task: Task, descriptor: u64) -> u32 {
     if offset!(inode_mode) == ABSENT {
         return OTHER;
     }
-    // The verifier knows the types of these and lets us load directly, which costs a tenth of a call. The array and what
-    // its elements point to are plain numbers to it.
+    // The verifier knows the types of these and lets us load directly, which costs a tenth of a call. The array is a plain
+    // number to it.
     let files = read_pointer!(task.0, task_files);
     let table = read_pointer!(files, files_fdt);
     let length: u32 = read!(table, fdtable_max_fds);
@@ -445,11 +446,8 @@ fn by_descriptor(task: Task, descriptor: u64) -> u32 {
         return OTHER;
     }
     let descriptors: *const u8 = read!(table, fdtable_fd);
-    let mode = (|| {
-        let file: *const u8 = load(descriptors.wrapping_add(descriptor as usize * 8), 0)?;
-        let inode: *const u8 = load(file, offset!(file_inode))?;
-        load::<u16>(inode, offset!(inode_mode))
-    })();
+    let entry = descriptors.wrapping_add(descriptor as usize * 8);
+    let mode = if offset!(file_type) == ABSENT { mode_by_calls(entry) } else { mode_by_casts(entry) };
     match mode.map(|mode| mode & S_IFMT) {
         Some(S_IFSOCK) => NETWORK,
         Some(S_IFIFO) => PIPE,
@@ -458,6 +456,42 @@ fn by_descriptor(task: Task, descriptor: u64) -> u32 {
         Some(S_IFCHR) | None => OTHER,
         Some(_) => DISK,
     }
+}
+
+/// The mode of what an entry of a table of descriptors points to. Before 6.2: each read is a call.
+#[inline(always)]
+fn mode_by_calls(entry: *const u8) -> Option<u16> {
+    let file: *const u8 = load(entry, 0)?;
+    let inode: *const u8 = load(file, offset!(file_inode))?;
+    load(inode, offset!(inode_mode))
+}
+
+/// The same where a number can be declared to be a pointer: each read is an instruction, which reads zero if the address
+/// is wrong.
+#[inline(always)]
+fn mode_by_casts(entry: *const u8) -> Option<u16> {
+    let words = cast(entry, offset!(words_type)).cast::<*const u8>();
+    // SAFETY: the verifier makes it a load that may fail.
+    let file = unsafe { words.read_volatile() };
+    if file.is_null() {
+        return None;
+    }
+    let inode = read_pointer!(cast(file, offset!(file_type)), file_inode);
+    Some(read!(inode, inode_mode))
+}
+
+/// Tells the verifier that an address is of a struct with this BTF id; no code remains of it. 6.2+: `bpf_rdonly_cast` of
+/// `kernel/bpf/helpers.c`.
+#[inline(always)]
+fn cast(address: *const u8, type_id: u32) -> *const u8 {
+    // SAFETY: as helpers are called; the loader replaces the number.
+    let function = unsafe {
+        core::mem::transmute::<usize, unsafe extern "C" fn(*const u8, u64) -> *const u8>(
+            kfunc::RDONLY_CAST as usize,
+        )
+    };
+    // SAFETY: it has no precondition, and what it returns may be read only.
+    unsafe { function(address, u64::from(type_id)) }
 }
 
 /// Reads through a pointer that the verifier knows nothing about.

@@ -141,8 +141,8 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
     let file = KernelFile::open(&support.btf_path)
         .map_err(|error| LoadError::Read { path: support.btf_path.display().to_string(), error })?;
     let btf = Btf::parse(file.bytes())?;
-    let offsets = offsets::resolve(&btf)?;
     let targets = Targets::find(&btf);
+    let offsets = offsets::resolve(&btf, targets.function(kfunc::RDONLY_CAST))?;
     drop(btf);
     drop(file);
 
@@ -150,7 +150,7 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
     let reasons = syscalls::reasons();
     let globals =
         HashMap::from([("OFFSETS", (words.as_slice(), true)), ("SYSCALL_REASONS", (&reasons[..], true))]);
-    let mut object = Object::open(OBJECT, globals)?;
+    let mut object = Object::open(OBJECT, globals, &targets.kernel_functions)?;
     let mut features = Vec::new();
     let mut tracepoints = Vec::with_capacity(TRACEPOINTS.len());
     for ((program, tracepoint, required, feature, without), target) in
@@ -265,16 +265,16 @@ impl Targets {
         Self { tracepoints, scheduler, task_iterator, kernel_functions }
     }
 
-    fn kernel_functions(&self) -> Option<[u32; kfunc::NAMES.len()]> {
-        let found: Vec<u32> = self.kernel_functions.iter().copied().flatten().collect();
-        found.try_into().ok()
+    /// BTF id of one of the kernel's functions.
+    fn function(&self, number: u32) -> Option<u32> {
+        self.kernel_functions.get((number - kfunc::FIRST) as usize).copied().flatten()
     }
 }
 
 /// The better way to read figures that this kernel takes.
 fn tracked(object: &Object, targets: &Targets) -> Result<(Tracked, Feature), LoadError> {
-    let refused = match targets.kernel_functions() {
-        Some(functions) => match object.load_calling(programs::TRACKED_PROCESSES, functions) {
+    let refused = match targets.function(kfunc::ITER_TASK_NEW) {
+        Some(_) => match object.load(programs::TRACKED_PROCESSES, RunBy::Us) {
             Ok(program) => return Ok((Tracked::Walk(program), enabled("task_walk"))),
             Err(error) => error.to_string(),
         },

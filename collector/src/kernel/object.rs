@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use aya::maps::{Map, MapData, MapError};
 use aya_obj::btf::BtfFeatures;
-use aya_obj::generated::bpf_insn;
+use aya_obj::generated::{BPF_PSEUDO_KFUNC_CALL, bpf_insn};
 use aya_obj::{EbpfSectionKind, Object as Parsed};
 use collector_ebpf::kfunc;
 use thiserror::Error;
@@ -23,8 +23,6 @@ const LOG_BYTES: usize = 1 << 20;
 
 /// `BPF_JMP | BPF_CALL` of `include/uapi/linux/bpf.h`.
 const CALL: u8 = 0x85;
-/// `BPF_PSEUDO_KFUNC_CALL`: the callee is a BTF id of the kernel.
-const PSEUDO_KFUNC_CALL: u8 = 2;
 
 /// Of a log, what is shown: its end, where the reason stands.
 const LOG_SHOWN: usize = 1200;
@@ -65,8 +63,13 @@ pub(super) struct Object {
 }
 
 impl Object {
-    /// Makes the maps. `globals` replace the initial values of read-only globals.
-    pub(super) fn open(bytes: &[u8], globals: HashMap<&str, (&[u8], bool)>) -> Result<Self, ObjectError> {
+    /// Makes the maps. `globals` replace the initial values of read-only globals; `functions` are the BTF ids of the
+    /// kernel's functions, in the order of [`kfunc::NAMES`], as far as it has them.
+    pub(super) fn open(
+        bytes: &[u8],
+        globals: HashMap<&str, (&[u8], bool)>,
+        functions: &[Option<u32>; kfunc::NAMES.len()],
+    ) -> Result<Self, ObjectError> {
         let malformed = |e: &dyn std::fmt::Display| ObjectError::Malformed(e.to_string());
         let mut object = Parsed::parse(bytes).map_err(|e| malformed(&e))?;
         object.patch_map_data(globals).map_err(|e| malformed(&e))?;
@@ -111,7 +114,9 @@ impl Object {
             .drain()
             .filter_map(|(name, program)| {
                 let function = object.functions.get(&program.function_key())?;
-                Some((name, (function.instructions.clone(), program.license)))
+                let mut instructions = function.instructions.clone();
+                call_kernel_functions(&mut instructions, functions);
+                Some((name, (instructions, program.license)))
             })
             .collect();
         Ok(Self { maps, programs })
@@ -140,28 +145,6 @@ impl Object {
         Self::verify(Program { name, instructions, license, run_by })
     }
 
-    /// Loads a program that we run and that calls functions of the kernel, whose BTF ids are in the order of
-    /// [`kfunc::NAMES`].
-    pub(super) fn load_calling(
-        &self,
-        name: &'static str,
-        functions: [u32; kfunc::NAMES.len()],
-    ) -> Result<OwnedFd, ObjectError> {
-        let (instructions, license) = self.program(name)?;
-        let mut instructions = instructions.to_vec();
-        for instruction in &mut instructions {
-            let function = instruction.imm.cast_unsigned().checked_sub(kfunc::FIRST);
-            if instruction.code == CALL
-                && instruction.src_reg() == 0
-                && let Some(id) = function.and_then(|number| functions.get(number as usize))
-            {
-                instruction.set_src_reg(PSEUDO_KFUNC_CALL);
-                instruction.imm = id.cast_signed();
-            }
-        }
-        Self::verify(Program { name, instructions: &instructions, license, run_by: RunBy::Us })
-    }
-
     fn program(&self, name: &'static str) -> Result<(&[bpf_insn], &CStr), ObjectError> {
         match self.programs.get(name) {
             Some((instructions, license)) => Ok((instructions, license)),
@@ -182,10 +165,51 @@ impl Object {
     }
 }
 
+/// Makes calls of helper numbers that stand for functions of the kernel ([`kfunc`]) calls of those functions. What the
+/// kernel lacks stays as it is: the verifier refuses it, unless it is in a branch that is never taken.
+fn call_kernel_functions(instructions: &mut [bpf_insn], functions: &[Option<u32>; kfunc::NAMES.len()]) {
+    for instruction in instructions {
+        let function = instruction.imm.cast_unsigned().checked_sub(kfunc::FIRST);
+        if instruction.code == CALL
+            && instruction.src_reg() == 0
+            && let Some(Some(id)) = function.and_then(|number| functions.get(number as usize))
+        {
+            instruction.set_src_reg(BPF_PSEUDO_KFUNC_CALL as u8);
+            instruction.imm = id.cast_signed();
+        }
+    }
+}
+
 /// The end of a verifier's log, on one line.
 fn shown(log: &[u8]) -> String {
     let length = log.iter().position(|b| *b == 0).unwrap_or(log.len());
     let end = &log[length.saturating_sub(LOG_SHOWN)..length];
     let text = String::from_utf8_lossy(end).trim().replace('\n', " | ");
     if text.is_empty() { text } else { format!(": {text}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_calls_that_stand_for_kernel_functions_are_replaced() {
+        let call = |register: u8, number: u32| {
+            let registers = bpf_insn::new_bitfield_1(0, register);
+            bpf_insn {
+                code: CALL,
+                _bitfield_align_1: [],
+                _bitfield_1: registers,
+                off: 0,
+                imm: number.cast_signed(),
+            }
+        };
+        let (known, unknown) = (kfunc::RDONLY_CAST, kfunc::ITER_TASK_NEW);
+        let mut instructions = [call(0, known), call(0, unknown), call(0, 5), call(1, known)];
+        let mut functions = [None; kfunc::NAMES.len()];
+        functions[7] = Some(77);
+        call_kernel_functions(&mut instructions, &functions);
+        let now = instructions.map(|instruction| (instruction.src_reg(), instruction.imm.cast_unsigned()));
+        assert_eq!(now, [(2, 77), (0, unknown), (0, 5), (1, known)]);
+    }
 }

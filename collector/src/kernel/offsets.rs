@@ -31,8 +31,8 @@ const REGS_ARGUMENT: &str = "di";
 #[cfg(target_arch = "aarch64")]
 const REGS_ARGUMENT: &str = "orig_x0";
 
-/// Resolves every offset from the running kernel's BTF.
-pub fn resolve(btf: &Btf<'_>) -> Result<Offsets, OffsetsError> {
+/// Resolves every offset from the running kernel's BTF. `cast` is the BTF id of `bpf_rdonly_cast`.
+pub fn resolve(btf: &Btf<'_>, cast: Option<u32>) -> Result<Offsets, OffsetsError> {
     const NAMES: [&str; 9] = [
         "task_struct",
         "signal_struct",
@@ -45,6 +45,7 @@ pub fn resolve(btf: &Btf<'_>) -> Result<Offsets, OffsetsError> {
         "pt_regs",
     ];
     let found = btf.find(NAMES.map(|name| (Kind::Struct, name)));
+    let type_of = |index: usize| found[index].filter(|_| cast.is_some()).unwrap_or(ABSENT);
     let id = |index: usize| found[index].ok_or(OffsetsError::Struct(NAMES[index]));
     let (task, signal, mm, siginfo) = (id(0)?, id(1)?, id(2)?, id(3)?);
     let optional = |id: u32, path: &str, size: u32| {
@@ -115,6 +116,8 @@ pub fn resolve(btf: &Btf<'_>) -> Result<Offsets, OffsetsError> {
         inode_mode: of(7, "i_mode", 2),
         regs_syscall: of(8, REGS_SYSCALL.0, REGS_SYSCALL.1),
         regs_argument: of(8, REGS_ARGUMENT, 8),
+        file_type: type_of(6),
+        words_type: type_of(8),
     })
 }
 
