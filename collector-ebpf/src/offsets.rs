@@ -130,8 +130,6 @@ offsets! {
     regs_syscall,
     /// `pt_regs.di` (x86-64) or `.orig_x0` (arm64): the first argument of a system call
     regs_argument,
-    /// Not an offset: BTF id of `struct file`, in a kernel with `bpf_rdonly_cast` (6.2+)
-    file_type,
-    /// Not an offset: BTF id of a struct of words, likewise
-    words_type,
+    /// Not an offset: BTF id of a struct that begins with a word, in a kernel with `bpf_rdonly_cast` (6.2+)
+    word_type,
 }

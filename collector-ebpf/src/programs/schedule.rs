@@ -447,7 +447,7 @@ fn by_descriptor(task: Task, descriptor: u64) -> u32 {
     }
     let descriptors: *const u8 = read!(table, fdtable_fd);
     let entry = descriptors.wrapping_add(descriptor as usize * 8);
-    let mode = if offset!(file_type) == ABSENT { mode_by_calls(entry) } else { mode_by_casts(entry) };
+    let mode = if offset!(word_type) == ABSENT { mode_by_calls(entry) } else { mode_by_casts(entry) };
     match mode.map(|mode| mode & S_IFMT) {
         Some(S_IFSOCK) => NETWORK,
         Some(S_IFIFO) => PIPE,
@@ -466,32 +466,39 @@ fn mode_by_calls(entry: *const u8) -> Option<u16> {
     load(inode, offset!(inode_mode))
 }
 
-/// The same where a number can be declared to be a pointer: each read is an instruction, which reads zero if the address
-/// is wrong.
+/// The same where a number can be declared to be a pointer: each read is an instruction.
 #[inline(always)]
 fn mode_by_casts(entry: *const u8) -> Option<u16> {
-    let words = cast(entry, offset!(words_type)).cast::<*const u8>();
-    // SAFETY: the verifier makes it a load that may fail.
-    let file = unsafe { words.read_volatile() };
-    if file.is_null() {
+    let file: u64 = load_cast(entry, 0);
+    if file == 0 {
         return None;
     }
-    let inode = read_pointer!(cast(file, offset!(file_type)), file_inode);
-    Some(read!(inode, inode_mode))
+    let inode: u64 = load_cast(file as *const u8, offset!(file_inode));
+    if inode == 0 {
+        return None;
+    }
+    Some(load_cast(inode as *const u8, offset!(inode_mode)))
 }
 
-/// Tells the verifier that an address is of a struct with this BTF id; no code remains of it. 6.2+: `bpf_rdonly_cast` of
-/// `kernel/bpf/helpers.c`.
+/// Reads through a pointer that the verifier knows nothing about; zero if the address is wrong.
+///
+/// `bpf_rdonly_cast` of `kernel/bpf/helpers.c` (6.2+) tells the verifier that an address is of a struct with this BTF id, and
+/// no code remains of it. Whatever is read, it is declared to be the word that some struct begins with: for a field that
+/// is a pointer in its struct, the verifier would search all types by name (see `read_pointer!`).
 #[inline(always)]
-fn cast(address: *const u8, type_id: u32) -> *const u8 {
+fn load_cast<T>(base: *const u8, offset: u32) -> T {
+    const { assert!(size_of::<T>() <= 8) };
     // SAFETY: as helpers are called; the loader replaces the number.
-    let function = unsafe {
-        core::mem::transmute::<usize, unsafe extern "C" fn(*const u8, u64) -> *const u8>(
+    let cast = unsafe {
+        core::mem::transmute::<usize, unsafe extern "C" fn(*const u8, u64) -> *const T>(
             kfunc::RDONLY_CAST as usize,
         )
     };
-    // SAFETY: it has no precondition, and what it returns may be read only.
-    unsafe { function(address, u64::from(type_id)) }
+    let word_type = u64::from(offset!(word_type));
+    // SAFETY: it has no precondition.
+    let address = unsafe { cast(base.wrapping_add(offset as usize), word_type) };
+    // SAFETY: the verifier makes it a load that may fail; what is read here are integers.
+    unsafe { address.read_volatile() }
 }
 
 /// Reads through a pointer that the verifier knows nothing about.

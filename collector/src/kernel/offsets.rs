@@ -45,7 +45,6 @@ pub fn resolve(btf: &Btf<'_>, cast: Option<u32>) -> Result<Offsets, OffsetsError
         "pt_regs",
     ];
     let found = btf.find(NAMES.map(|name| (Kind::Struct, name)));
-    let type_of = |index: usize| found[index].filter(|_| cast.is_some()).unwrap_or(ABSENT);
     let id = |index: usize| found[index].ok_or(OffsetsError::Struct(NAMES[index]));
     let (task, signal, mm, siginfo) = (id(0)?, id(1)?, id(2)?, id(3)?);
     let optional = |id: u32, path: &str, size: u32| {
@@ -116,8 +115,8 @@ pub fn resolve(btf: &Btf<'_>, cast: Option<u32>) -> Result<Offsets, OffsetsError
         inode_mode: of(7, "i_mode", 2),
         regs_syscall: of(8, REGS_SYSCALL.0, REGS_SYSCALL.1),
         regs_argument: of(8, REGS_ARGUMENT, 8),
-        file_type: type_of(6),
-        words_type: type_of(8),
+        // `pt_regs` begins with a general register everywhere.
+        word_type: cast.and(found[8]).unwrap_or(ABSENT),
     })
 }
 
