@@ -60,9 +60,7 @@ impl Which {
 
     pub(crate) fn available(self) -> bool {
         match self {
-            // No rule can ask for this yet.
-            Self::Counters => false,
-            Self::Tracked | Self::Untracked => true,
+            Self::Tracked | Self::Counters | Self::Untracked => true,
             Self::Runqlat | Self::Offcputime => {
                 Command::new(self.name()).arg("--version").output().is_ok_and(|o| o.status.success())
             }
@@ -71,12 +69,15 @@ impl Which {
 
     /// The file with the collector's rules.
     fn rules(self) -> Option<String> {
-        let comm = match self {
-            Self::Tracked | Self::Counters => COMM,
-            Self::Untracked => BENCH,
+        let (comm, scheduler) = match self {
+            Self::Tracked => (COMM, "histograms"),
+            Self::Counters => (COMM, "counters"),
+            Self::Untracked => (BENCH, "histograms"),
             Self::Runqlat | Self::Offcputime => return None,
         };
-        Some(format!("zero_config: false\npools:\n  - name: pipe\n    match:\n      comm: {comm}\n"))
+        Some(format!(
+            "zero_config: false\npools:\n  - name: pipe\n    scheduler: {scheduler}\n    match:\n      comm: {comm}\n"
+        ))
     }
 }
 
@@ -128,7 +129,9 @@ impl Watcher {
                 command.env_remove(name);
             }
         }
-        command.args(["--source=ebpf", "--web.listen-address=127.0.0.1:0", "--config.file"]).arg(file.path());
+        // Without a budget: this load is above any, and the probes would record less.
+        command.args(["--source=ebpf", "--probes.overhead-budget=0", "--web.listen-address=127.0.0.1:0"]);
+        command.arg("--config.file").arg(file.path());
         command.stderr(Stdio::piped());
         let mut child = spawn(&mut command)?;
         let mut lines = BufReader::new(child.stderr.take().context("piped")?).lines();
