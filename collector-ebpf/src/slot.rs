@@ -47,7 +47,7 @@ pub struct Tag {
     pub sending: u32,
 }
 
-/// What both sides share about the whole. 16 bytes.
+/// What both sides share about the whole. 20 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Control {
@@ -60,6 +60,8 @@ pub struct Control {
     pub ceiling: u32,
     /// The highest chunk number that was handed out; raised atomically.
     pub last_chunk: u32,
+    /// Zero, which the verifier does not know.
+    pub zero: u32,
 }
 
 /// [`Slot::phase`]: nobody's.
@@ -104,6 +106,6 @@ pub struct Slot {
 const _: () = {
     assert!(size_of::<SentSignal>() == 24);
     assert!(size_of::<Tag>() == 72);
-    assert!(size_of::<Control>() == 16);
+    assert!(size_of::<Control>() == 20);
     assert!(size_of::<Slot>() == 128);
 };
