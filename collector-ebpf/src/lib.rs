@@ -22,7 +22,7 @@ pub mod maps {
     pub const TAGS: &str = "TAGS";
     /// Mappable array of [`crate::slot::Slot`].
     pub const SLOTS: &str = "SLOTS";
-    /// Queue of slot numbers that were given back.
+    /// Stack of slot numbers that were given back: the last is taken first, because it keeps its chunks of histograms.
     pub const FREE_SLOTS: &str = "FREE_SLOTS";
     /// Mappable array of one [`crate::slot::Control`].
     pub const CONTROL: &str = "CONTROL";
@@ -42,7 +42,7 @@ pub mod maps {
     pub const DIRECTORIES: &str = "DIRECTORIES";
     /// Mappable array of [`crate::schedule::Chunk`]; chunk number 1 is the first.
     pub const CHUNKS: &str = "CHUNKS";
-    /// Queue of chunk numbers that were given back.
+    /// Stack of chunk numbers that were given back.
     pub const FREE_CHUNKS: &str = "FREE_CHUNKS";
 }
 

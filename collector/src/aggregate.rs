@@ -72,6 +72,8 @@ pub struct Aggregate {
     looked_at: Processes<ProcessKey>,
     /// Where the time of workers went.
     schedules: Schedules,
+    /// Processes that have ended since the last round of readings.
+    ended: Vec<ProcessKey>,
     governor: Governor,
     scratch: Scratch,
     started_unix_ns: u64,
@@ -132,6 +134,7 @@ impl Aggregate {
             master_readings: ByProcess::default(),
             looked_at: Processes::default(),
             schedules: Schedules::default(),
+            ended: Vec::new(),
             governor,
             scratch: Scratch::new(),
             started_unix_ns: unix_ns(),
@@ -292,11 +295,15 @@ impl Aggregate {
         let ceiling = ceiling.unwrap_or(Profile::None).min(self.governor.ceiling());
         source.limit_profiles(ceiling);
         if ceiling == Profile::None {
+            self.ended.clear();
             return;
         }
         let pools = self.registry.pools.values().filter(|pool| pool.due && pool.profile > Profile::None);
         let workers = pools.flat_map(|pool| pool.holders());
-        let records = workers.filter_map(|(_, key)| self.registry.worker(key)?.record);
+        // Who has ended adds no more, and it may be long before it is reaped.
+        let ended = self.ended.drain(..);
+        let keys = workers.map(|(_, key)| key).chain(ended);
+        let records = keys.filter_map(|key| self.registry.worker(key)?.record);
         self.schedules.read(records, source);
     }
 
@@ -372,6 +379,7 @@ impl Aggregate {
                 self.enqueue(rename.process.pid);
             }
             Input::Exit(exit) => {
+                self.ended.push(exit.process);
                 self.registry.exited(&exit, self.unix_minus_monotonic);
                 self.processes.remove(exit.process);
                 self.looked_at.remove(&exit.process);

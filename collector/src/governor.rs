@@ -96,7 +96,7 @@ impl Governor {
         self.ceiling = to;
         let (share, budget) = (share * 100.0, budget * 100.0);
         tracing::warn!(
-            "the scheduler probes take {share:.2} % of a CPU, the budget is {budget:.2} %: {}",
+            "the scheduler probes take {share:.3} % of a CPU, the budget is {budget} %: {}",
             match to {
                 Profile::None => "they are detached, and tried again later",
                 _ => "lengths of intervals are no longer recorded, totals are",

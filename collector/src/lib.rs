@@ -7,6 +7,7 @@
 //!  kernel (collector-ebpf)                        user space (this crate)
 //!  lifecycle probes ── ring buffer ──────────▶ kernel::events ─┐
 //!  fork probe ── slot table (mmap) ──────────▶ kernel::slots ──┤  input::Source
+//!  scheduler probes ── times, buckets (mmap) ▶ kernel::schedule ┤
 //!  task walk ── one run, rows (mmap) ────────▶ kernel::tasks ──┼─▶ aggregate ─▶ snapshot (Arc) ─▶ render ─▶ http
 //!  /proc, process connector (fallback) ──────▶ procfs ─────────┘      owns worker::registry
 //! ```
@@ -24,11 +25,12 @@
 //! | [`snapshot`] | the immutable view that readers get |
 //! | [`histogram`] | windows over the bucket layout of `collector_ebpf::histogram`; quantiles with their coverage |
 //! | [`procfs`] | pure parsers, the `/proc` source with its process connector, facts about programs |
-//! | [`kernel`] | the eBPF source: BTF offsets, loading, ring buffer, slots, tasks. All `unsafe` is here |
-//! | [`worker`] | who is a worker, of which pool, in which slot. No IO |
+//! | [`kernel`] | the eBPF source: BTF offsets, loading, ring buffer, slots, tasks, the scheduler. All `unsafe` is here |
+//! | [`worker`] | who is a worker, of which pool, in which slot; where its time went. No IO |
 //! | [`aggregate`] | the one owner of registry and process table |
 //! | [`source`] | eBPF, or `/proc` with the reason why |
 //! | [`collect`] | the collecting thread |
+//! | [`governor`] | keeps what the scheduler probes cost within a budget |
 //! | [`render`] | snapshot to Prometheus text, OpenMetrics, protobuf, JSON. The only home of wire types |
 //! | [`auth`], [`http`] | who may ask; the server |
 //! | [`config`] | what was typed, what the files say, the validated result |
@@ -40,6 +42,7 @@
 //!   taken over, and neither may be mistaken for the other.
 //! - Totals of a pool never fall. What a worker used is added reading by reading and completed when the kernel lets go
 //!   of it; only then is its slot record given back.
+//! - A thread that is followed is in exactly one kind of time; the times of all kinds add up to the lives of threads.
 //! - Missing is `None` all the way, and an absent series; never 0.
 //! - Whatever is dropped is counted, by reason, in [`snapshot::Own`].
 //! - Nothing grows without bound: processes, pools, slots, certificates, label length, connections have ceilings.

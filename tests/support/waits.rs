@@ -113,6 +113,7 @@ fn answered(
     const TURNS: usize = 200;
     // SAFETY: one thread.
     if let ForkResult::Child = unsafe { fork() }.expect("fork") {
+        drop(near);
         let mut far = std::fs::File::from(far);
         for _ in 0..TURNS {
             std::thread::sleep(delay);
@@ -203,10 +204,12 @@ fn ping_pong(turns: usize) {
         socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::empty()).expect("sockets");
     // SAFETY: one thread.
     let child = unsafe { fork() }.expect("fork");
-    let (socket, first) = match child {
-        ForkResult::Child => (there, false),
-        ForkResult::Parent { .. } => (here, true),
+    // Each keeps one end only, so that the end of one is the end of the other.
+    let (socket, other, first) = match child {
+        ForkResult::Child => (there, here, false),
+        ForkResult::Parent { .. } => (here, there, true),
     };
+    drop(other);
     // SAFETY: our own descriptor, given up by its owner.
     let mut socket = unsafe { std::fs::File::from_raw_fd(std::os::fd::IntoRawFd::into_raw_fd(socket)) };
     let mut byte = [0];

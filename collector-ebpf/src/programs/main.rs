@@ -26,7 +26,7 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use aya_ebpf::bindings::{
     BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, bpf_map_type,
 };
-use aya_ebpf::btf_maps::{Array, PerCpuArray, Queue, RingBuf};
+use aya_ebpf::btf_maps::{Array, PerCpuArray, RingBuf, Stack};
 use aya_ebpf::macros::btf_map;
 use collector_ebpf::event::Counter;
 use collector_ebpf::limits::{EVENT_RING_BYTES, MAX_CHUNKS, MAX_SLOTS, PASS_ROWS, THREAD_SETS, TOLD_PLACES};
@@ -46,7 +46,7 @@ static EVENTS: RingBuf<u64, EVENT_RING_BYTES> = RingBuf::new();
 static SLOTS: Array<Slot, MAX_SLOTS, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map]
-static FREE_SLOTS: Queue<u32, MAX_SLOTS> = Queue::new();
+static FREE_SLOTS: Stack<u32, MAX_SLOTS> = Stack::new();
 
 #[btf_map]
 static CONTROL: Array<Control, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
@@ -64,7 +64,7 @@ static DIRECTORIES: Array<Directory, MAX_SLOTS, { BPF_F_MMAPABLE as usize }> = A
 static CHUNKS: Array<Chunk, MAX_CHUNKS, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map]
-static FREE_CHUNKS: Queue<u32, MAX_CHUNKS> = Queue::new();
+static FREE_CHUNKS: Stack<u32, MAX_CHUNKS> = Stack::new();
 
 #[btf_map]
 static PASS: Array<Pass, 1, { BPF_F_MMAPABLE as usize }> = Array::new();

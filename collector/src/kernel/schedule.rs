@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
-use aya::maps::{MapData, Queue};
+use aya::maps::{MapData, Stack};
 use collector_ebpf::histogram::SUB_BUCKETS;
 use collector_ebpf::limits::{MAX_CHUNKS, MAX_SLOTS, THREAD_SETS};
 use collector_ebpf::schedule::{
@@ -47,7 +47,7 @@ pub(super) struct ScheduleTable {
     times: Shared<Times>,
     directories: Shared<Directory>,
     chunks: Shared<Chunk>,
-    free_chunks: Queue<MapData, u32>,
+    free_chunks: Stack<MapData, u32>,
     /// Indices of the threads of each slot, as of the last look.
     by_slot: HashMap<u32, Vec<usize>>,
     /// By slot, what its threads were doing when it was last read: if it is the same now, nothing has ended since.
@@ -60,7 +60,7 @@ impl ScheduleTable {
         times: MapData,
         directories: MapData,
         chunks: MapData,
-        free_chunks: Queue<MapData, u32>,
+        free_chunks: Stack<MapData, u32>,
     ) -> io::Result<Self> {
         Ok(Self {
             threads: Shared::map(threads, THREAD_SETS)?,

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use aya::maps::{MapData, Queue};
+use aya::maps::{MapData, Stack};
 use collector_ebpf::limits::MAX_SLOTS;
 use collector_ebpf::slot::{Control, FREE, LIVE, Slot};
 
@@ -13,7 +13,7 @@ use super::shared::Shared;
 unsafe impl Send for SlotTable {}
 
 pub(super) struct SlotTable {
-    free: Queue<MapData, u32>,
+    free: Stack<MapData, u32>,
     control_record: *mut Control,
     /// Keeps the record mapped.
     _control: Shared<Control>,
@@ -21,7 +21,7 @@ pub(super) struct SlotTable {
 }
 
 impl SlotTable {
-    pub(super) fn new(slots: MapData, control: MapData, free: Queue<MapData, u32>) -> io::Result<Self> {
+    pub(super) fn new(slots: MapData, control: MapData, free: Stack<MapData, u32>) -> io::Result<Self> {
         let control = Shared::map(control, 1)?;
         let control_record = control.at(0).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Self { free, control_record, _control: control, slots: Shared::map(slots, MAX_SLOTS)? })

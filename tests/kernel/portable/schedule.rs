@@ -150,3 +150,69 @@ fn in_a_storm_nobody_waits_longer_than_all_have_lived() {
     assert!(slices >= 3000, "{slices}");
     assert_eq!(pool["quantiles"]["on_cpu_seconds"]["start"]["coverage"], 1.0);
 }
+
+/// Waits until the pool's workers have been read, and gives the pool and the collector's own figures.
+fn watched(collector: &Collector, master: Pid) -> (Value, Value) {
+    collector.pool_of(master, 2);
+    let stats = collector.stats();
+    (pool_of(&stats, master).unwrap().clone(), stats["collector"].clone())
+}
+
+fn configured(scheduler: &str) -> PathBuf {
+    let path = answer_file(&format!("{scheduler}.yml"));
+    std::fs::write(&path, format!("scheduler: {scheduler}\n")).unwrap();
+    path
+}
+
+#[test]
+fn a_pool_gets_what_it_asks_for() {
+    let mut master = Workload::start();
+    master.spawn("sleep");
+    master.spawn("burn 300");
+    for (scheduler, has_times, has_lengths) in
+        [("none", false, false), ("counters", true, false), ("histograms", true, true)]
+    {
+        let file = configured(scheduler);
+        let collector = Collector::start(&["--source=ebpf", &format!("--config.file={}", file.display())]);
+        watched(&collector, master.pid());
+        let (pid, _) = waited(&mut master, "sleep", &answer_file(scheduler));
+        let pool = eventually("the sleeper has slept", || {
+            let stats = collector.stats();
+            let pool = pool_of(&stats, master.pid())?.clone();
+            let slept = worker(&pool, pid)?["schedule"]["seconds"]["sleep"].as_f64().unwrap_or(0.0);
+            (!has_times || slept > 0.8).then_some(pool)
+        });
+        let _ = std::fs::remove_file(&file);
+        assert_eq!(pool.get("schedule").is_some(), has_times, "{scheduler}: {pool}");
+        assert_eq!(pool["quantiles"].get("on_cpu_seconds").is_some(), has_lengths, "{scheduler}: {pool}");
+        let threads = collector.stats()["collector"]["cost"]["maps"]["threads"]["entries"].as_u64().unwrap();
+        assert_eq!(threads > 0, has_times, "{scheduler}: {threads} threads are followed");
+        kill(pid, Signal::SIGKILL).unwrap();
+    }
+}
+
+#[test]
+fn probes_that_cost_more_than_they_may_step_back_and_say_so() {
+    let mut master = Workload::start();
+    master.spawn("sleep");
+    master.spawn("sleep");
+    let collector = Collector::start(&["--source=ebpf", "--probes.overhead-budget=0.001"]);
+    let (_, own) = watched(&collector, master.pid());
+    assert_eq!(own["cost"]["scheduler_probes"]["recording"], "histograms");
+    let file = answer_file("busy");
+    let busy = master.spawn(&format!("wait pingpong 100000000 {}", file.display()));
+    let recording = |wanted: &str| {
+        eventually(&format!("recording is {wanted}"), || {
+            let stats = collector.stats();
+            (stats["collector"]["cost"]["scheduler_probes"]["recording"] == wanted).then_some(stats)
+        })
+    };
+    recording("counters");
+    assert_eq!(collector.metric("collector_degraded{step=\"no_histograms\"}"), Some(1.0));
+    assert_eq!(collector.metric("collector_degraded{step=\"no_probes\"}"), Some(0.0));
+    let stats = recording("none");
+    assert_eq!(collector.metric("collector_degraded{step=\"no_probes\"}"), Some(1.0));
+    assert!(stats["collector"]["cost"]["scheduler_probes"]["cpu_ratio"].as_f64().unwrap() > 1e-5);
+    assert!(collector.log().contains("the budget is 0.001 %"), "{}", collector.log());
+    kill(busy, Signal::SIGKILL).unwrap();
+}
