@@ -48,7 +48,7 @@ fn waits_are_as_long_as_the_waiting_measured() {
     let mut master = Workload::start();
     master.spawn("sleep");
     master.spawn("sleep");
-    let collector = Collector::start(&["--source=ebpf"]);
+    let collector = Collector::start(&["--source=ebpf", "--probes.overhead-budget=0"]);
     collector.pool_of(master.pid(), 2);
     for kind in ["lock", "sleep", "poll", "pipe", "network", "child"] {
         let (pid, truth) = waited(&mut master, kind, &answer_file(kind));
@@ -68,7 +68,7 @@ fn threads_that_share_a_cpu_wait_for_it_as_long_as_they_notice() {
     let mut master = Workload::start();
     master.spawn("sleep");
     master.spawn("sleep");
-    let collector = Collector::start(&["--source=ebpf"]);
+    let collector = Collector::start(&["--source=ebpf", "--probes.overhead-budget=0"]);
     collector.pool_of(master.pid(), 2);
     let (pid, truth) = waited(&mut master, "runnable 3", &answer_file("runnable"));
     let schedule = at_rest(&collector, master.pid(), pid);

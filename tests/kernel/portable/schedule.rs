@@ -45,7 +45,8 @@ fn start() -> (Workload, Collector) {
     let mut master = Workload::start();
     master.spawn("sleep");
     master.spawn("sleep");
-    let collector = Collector::start(&["--source=ebpf"]);
+    // However slow the machine is.
+    let collector = Collector::start(&["--source=ebpf", "--probes.overhead-budget=0"]);
     collector.pool_of(master.pid(), 2);
     (master, collector)
 }
