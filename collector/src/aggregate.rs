@@ -287,6 +287,7 @@ impl Aggregate {
 
     /// Reads where the time of the workers went whose turn it was in the pass that has just ended.
     pub fn read_schedules(&mut self, source: &mut dyn Source) {
+        self.schedules.retain_pools(|id| self.registry.pools.contains_key(&id));
         let wanted = |pool: &Pool| pool.living() > 0 || !pool.masters.is_empty();
         let ceiling = self.registry.pools.values().filter(|pool| wanted(pool)).map(|pool| pool.profile).max();
         if let Some(cost_ns) = source.probe_cost_ns() {

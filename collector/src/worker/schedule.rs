@@ -265,9 +265,9 @@ impl Schedules {
         })
     }
 
-    /// A pool is no more.
-    pub fn forget_pool(&mut self, pool: PoolId) {
-        self.pools.remove(&pool);
+    /// Forgets the pools that are no more, also those that a late record of theirs brought back.
+    pub fn retain_pools(&mut self, is_a_pool: impl Fn(PoolId) -> bool) {
+        self.pools.retain(|pool, _| is_a_pool(*pool));
     }
 }
 
