@@ -47,7 +47,7 @@ pub struct Tag {
     pub sending: u32,
 }
 
-/// What both sides share about the whole. 20 bytes.
+/// What both sides share about the whole. 24 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Control {
@@ -61,7 +61,7 @@ pub struct Control {
     /// The highest chunk number that was handed out; raised atomically.
     pub last_chunk: u32,
     /// Zero, which the verifier does not know.
-    pub zero: u32,
+    pub zero: u64,
 }
 
 /// [`Slot::phase`]: nobody's.
@@ -106,6 +106,6 @@ pub struct Slot {
 const _: () = {
     assert!(size_of::<SentSignal>() == 24);
     assert!(size_of::<Tag>() == 72);
-    assert!(size_of::<Control>() == 20);
+    assert!(size_of::<Control>() == 24);
     assert!(size_of::<Slot>() == 128);
 };

@@ -1,13 +1,14 @@
 //! Kernel objects as the programs see them: a pointer plus an offset from [`OFFSETS`], one load per field.
 
 use core::ffi::c_void;
+use core::hint::black_box;
 use core::ptr::NonNull;
 
 use aya_ebpf::bindings::BPF_LOCAL_STORAGE_GET_F_CREATE;
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_task_storage_get};
 use collector_ebpf::event::Cpu;
 use collector_ebpf::limits::COMM_LEN;
-use collector_ebpf::slot::Tag;
+use collector_ebpf::slot::{Control, Tag};
 
 use crate::TAGS;
 
@@ -153,6 +154,16 @@ impl Signal {
 pub(crate) fn now() -> u64 {
     // SAFETY: no precondition.
     unsafe { bpf_ktime_get_ns() }
+}
+
+/// A value that the verifier knows nothing about, so that it does not go through all that follows once for each way that
+/// led to one.
+#[inline(always)]
+pub(crate) fn unforeseen(value: u64, control: *const Control) -> u64 {
+    // SAFETY: a valid pointer into the array; volatile, because it is always zero.
+    let zero = unsafe { (&raw const (*control).zero).read_volatile() };
+    // Or the compiler would put it off until the value is used.
+    black_box(value ^ zero)
 }
 
 /// Sum of two accounts.

@@ -23,7 +23,7 @@ use collector_ebpf::schedule::{
 };
 use collector_ebpf::slot::Tag;
 
-use crate::kernel::{Task, now, offset, read, read_pointer};
+use crate::kernel::{Task, now, offset, read, read_pointer, unforeseen};
 use crate::{CHUNKS, CONTROL, DIRECTORIES, FREE_CHUNKS, THREADS, TIMES, count, count_by, lifecycle};
 
 /// `TASK_UNINTERRUPTIBLE` of `include/linux/sched.h`.
@@ -239,18 +239,10 @@ fn leave_cpu(prev: Task, thread: &mut Thread, preempted: bool, now: u64) {
         lifecycle::last_switch(prev);
         return;
     } else {
-        unforeseen(reason(prev, state))
+        let Some(control) = CONTROL.get_ptr(0) else { return };
+        unforeseen(u64::from(reason(prev, state)), control) as u32
     };
     change(thread, next, now);
-}
-
-/// A value that the verifier knows nothing about, so that it does not go through all that follows once for each way that
-/// led to one.
-#[inline(always)]
-fn unforeseen(value: u32) -> u32 {
-    let Some(control) = CONTROL.get_ptr(0) else { return value };
-    // SAFETY: a valid pointer into the array; volatile, because it is always zero.
-    value ^ unsafe { (&raw const (*control).zero).read_volatile() }
 }
 
 /// Ends the interval that a thread is in, and begins the next.

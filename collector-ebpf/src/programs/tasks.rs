@@ -11,14 +11,13 @@ use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::helpers::generated::bpf_seq_write;
 use collector_ebpf::limits::PASS_ROWS;
 use collector_ebpf::offsets::ABSENT;
-use collector_ebpf::slot::Tag;
 use collector_ebpf::task::{
     MEMORY_PASSES, NEVER, Pass, RSS_KINDS, RowHeader, TASK_HAS_MEMORY, TASK_HAS_PLACE, TASK_KERNEL_THREAD,
     TASK_MAIN_THREAD, TASK_WHOLE_PROCESS, TaskRow, Told, place_of,
 };
 
-use crate::kernel::{Signal, Task, now, offset, read, read_if_present, read_pointer};
-use crate::{PASS, ROWS, TOLD, schedule, walk};
+use crate::kernel::{Signal, Task, now, offset, read, read_if_present, read_pointer, unforeseen};
+use crate::{CONTROL, PASS, ROWS, TOLD, schedule, walk};
 
 /// `PF_KTHREAD` of `include/linux/sched.h`.
 const PF_KTHREAD: u32 = 0x0020_0000;
@@ -46,26 +45,29 @@ fn write(ctx: &IterTask, row: &TaskRow) -> bool {
     }
 }
 
-/// Fills in who a task is.
+/// Fills in who a thread is. The verifier goes through what follows once for each branch that it remembers, so there
+/// are few.
 #[inline(always)]
-fn identity(row: &mut TaskRow, task: Task, leader: Task, parent: Task, signal: Signal) {
+fn identity(row: &mut TaskRow, task: Task, leader: Task, signal: Signal) {
+    const { assert!(TASK_KERNEL_THREAD == 1) };
     let flags: u32 = read!(task.0, task_flags);
-    row.header = RowHeader { pid: task.pid(), flags: 0, start_ns: leader.start_ns() };
+    let kernel_thread = (flags / PF_KTHREAD) & TASK_KERNEL_THREAD;
+    row.header = RowHeader { pid: task.pid(), flags: kernel_thread, start_ns: leader.start_ns() };
     row.tid = task.tid();
     row.state = read!(task.0, task_state);
-    if flags & PF_KTHREAD != 0 {
-        row.header.flags |= TASK_KERNEL_THREAD;
-    }
     let live: i32 = read!(signal.0, signal_live);
     // A main thread that ended before the others waits for them; the process lives.
     row.exit_state = if live > 0 { 0 } else { read!(task.0, task_exit_state) };
-    if row.tid == row.header.pid {
-        row.header.flags |= TASK_MAIN_THREAD;
-        row.parent = parent.pid();
-        let comm: [u64; 2] = read!(task.0, task_comm);
-        // SAFETY: as long, and as far into the row as two words are aligned. An assignment would go byte by byte.
-        unsafe { (&raw mut row.comm).cast::<[u64; 2]>().write(comm) };
-    }
+}
+
+/// Adds what only a main thread tells.
+#[inline(always)]
+fn main_identity(row: &mut TaskRow, task: Task, parent: Task) {
+    row.header.flags |= TASK_MAIN_THREAD;
+    row.parent = parent.pid();
+    let comm: [u64; 2] = read!(task.0, task_comm);
+    // SAFETY: as long, and as far into the row as two words are aligned. An assignment would go byte by byte.
+    unsafe { (&raw mut row.comm).cast::<[u64; 2]>().write(comm) };
 }
 
 /// Gives [`read!`] the type to read.
@@ -86,7 +88,8 @@ extern "C" fn all_processes(ctx: &IterTask) -> i32 {
         return 0;
     }
     let mut row = zero_row();
-    identity(&mut row, task, task, task.parent(), task.signal());
+    identity(&mut row, task, task, task.signal());
+    main_identity(&mut row, task, task.parent());
     write(ctx, &row);
     0
 }
@@ -124,13 +127,14 @@ extern "C" fn tracked_processes(_ctx: *mut c_void) -> i32 {
 /// gone with each turn.
 #[inline(never)]
 fn tell(task: Task, pass: *mut Pass) -> u64 {
-    let Some(place) = Place::of(task, pass) else { return 1 };
+    let (Some(mut place), Some(control)) = (Place::of(task, pass), CONTROL.get_ptr(0)) else { return 1 };
     if place.holds(task) {
         return 1;
     }
+    place.differs = unforeseen(place.differs, control);
     let Some(tag) = task.tag() else { return 1 };
-    // SAFETY: the tag lives as long as its task; user space writes it whole, by a map update.
-    let tag = unsafe { tag.as_ptr().read_volatile() };
+    // SAFETY: the tag lives as long as its task; volatile, because user space may write to it.
+    let slot = unsafe { (&raw const (*tag.as_ptr()).slot).read_volatile() };
     // SAFETY: a valid pointer; nobody else writes while the program runs.
     let number = unsafe { (*pass).rows };
     let Some(row) = (if number < PASS_ROWS as u32 { ROWS.get_ptr_mut(number) } else { None }) else {
@@ -141,14 +145,15 @@ fn tell(task: Task, pass: *mut Pass) -> u64 {
     clear(row);
     // SAFETY: a pointer into the array, checked by the verifier; user space reads it after the run.
     let row = unsafe { &mut *row };
-    let rest = Rest::of(task);
-    figures(row, task, task, &tag, &rest);
+    let mut rest = Rest::of(task);
+    rest.arrival_ns = unforeseen(rest.arrival_ns, control);
+    main_figures(row, task, slot, &rest);
     if row.threads > 1 {
         walk::threads(task, |thread| {
             if thread.tid() != task.pid() {
                 add_thread(row, thread);
                 if row.header.flags & TASK_HAS_MEMORY == 0 {
-                    memory_into(row, thread);
+                    memory_of_other_into(row, thread);
                 }
             }
             true
@@ -192,8 +197,11 @@ extern "C" fn tracked_tasks(ctx: &IterTask) -> i32 {
         let leader = task.leader();
         let Some(tag) = leader.tag() else { return 0 };
         // SAFETY: as in `tell`.
-        let tag = unsafe { tag.as_ptr().read_volatile() };
-        figures(&mut row, task, leader, &tag, &Rest::of(task));
+        let slot = unsafe { (&raw const (*tag.as_ptr()).slot).read_volatile() };
+        identity(&mut row, task, leader, task.signal());
+        row.slot = slot;
+        add_thread(&mut row, task);
+        memory_into(&mut row, task);
         write(ctx, &row);
         return 0;
     }
@@ -204,9 +212,9 @@ extern "C" fn tracked_tasks(ctx: &IterTask) -> i32 {
     }
     let Some(tag) = task.tag() else { return 0 };
     // SAFETY: as in `tell`.
-    let tag = unsafe { tag.as_ptr().read_volatile() };
+    let slot = unsafe { (&raw const (*tag.as_ptr()).slot).read_volatile() };
     let rest = Rest::of(task);
-    figures(&mut row, task, task, &tag, &rest);
+    main_figures(&mut row, task, slot, &rest);
     if row.threads <= 1 {
         row.header.flags |= TASK_WHOLE_PROCESS;
     }
@@ -249,7 +257,8 @@ struct Place {
     pass: *mut Pass,
     told: *mut Told,
     index: usize,
-    mine: bool,
+    /// Zero if what is there was told of this process.
+    differs: u64,
 }
 
 impl Place {
@@ -259,8 +268,8 @@ impl Place {
         let index = place_of(pid);
         let told = TOLD.get_ptr_mut(index as u32)?;
         // SAFETY: a pointer into the array, checked by the verifier.
-        let mine = unsafe { (*told).pid == pid && (*told).start_ns == task.start_ns() };
-        Some(Self { pass, told, index, mine })
+        let differs = unsafe { u64::from((*told).pid ^ pid) | ((*told).start_ns ^ task.start_ns()) };
+        Some(Self { pass, told, index, differs })
     }
 
     /// The word with the bit of this place, and the bit. `bits` is one of the two arrays of [`Pass`].
@@ -299,7 +308,7 @@ impl Place {
     /// What was told of this process still holds (then it is said here), or was told in this pass.
     #[inline(always)]
     fn holds(&self, task: Task) -> bool {
-        if !self.mine {
+        if self.differs != 0 {
             return false;
         }
         // SAFETY: a valid pointer; user space writes it between runs.
@@ -347,7 +356,7 @@ impl Place {
     /// For the row: whether the place is this process's from now on, or is another's in this pass.
     #[inline(always)]
     fn flag(&self) -> u32 {
-        if self.mine || !(self.is_set(self.unchanged_bits()) || self.is_set(self.told_bits())) {
+        if self.differs == 0 || !(self.is_set(self.unchanged_bits()) || self.is_set(self.told_bits())) {
             TASK_HAS_PLACE
         } else {
             0
@@ -374,27 +383,26 @@ impl Place {
     }
 }
 
-/// Fills in who a thread is and what it has used, and for a main thread what the dead ones have used.
+/// Fills in who a main thread is, what it has used, and what the dead ones of its process have used.
 #[inline(always)]
-fn figures(row: &mut TaskRow, task: Task, leader: Task, tag: &Tag, _read_before: &Rest) {
+fn main_figures(row: &mut TaskRow, task: Task, slot: u32, _read_before: &Rest) {
     let (parent, signal) = (task.parent(), task.signal());
-    identity(row, task, leader, parent, signal);
-    row.slot = tag.slot;
+    identity(row, task, task, signal);
+    main_identity(row, task, parent);
+    row.slot = slot;
     add_thread(row, task);
-    if row.header.flags & TASK_MAIN_THREAD != 0 {
-        row.threads = read!(signal.0, signal_nr_threads);
-        let dead = signal.dead_cpu();
-        row.runtime_ns += dead.runtime_ns;
-        row.user_ns += dead.user_ns;
-        row.system_ns += dead.system_ns;
-        row.minor_faults += u64_of(read!(signal.0, signal_min_flt));
-        row.major_faults += u64_of(read!(signal.0, signal_maj_flt));
-        row.voluntary_switches += u64_of(read!(signal.0, signal_nvcsw));
-        row.involuntary_switches += u64_of(read!(signal.0, signal_nivcsw));
-        if offset!(signal_read_bytes) != ABSENT {
-            row.read_bytes += u64_of(read!(signal.0, signal_read_bytes));
-            row.written_bytes += u64_of(read!(signal.0, signal_write_bytes));
-        }
+    row.threads = read!(signal.0, signal_nr_threads);
+    let dead = signal.dead_cpu();
+    row.runtime_ns += dead.runtime_ns;
+    row.user_ns += dead.user_ns;
+    row.system_ns += dead.system_ns;
+    row.minor_faults += u64_of(read!(signal.0, signal_min_flt));
+    row.major_faults += u64_of(read!(signal.0, signal_maj_flt));
+    row.voluntary_switches += u64_of(read!(signal.0, signal_nvcsw));
+    row.involuntary_switches += u64_of(read!(signal.0, signal_nivcsw));
+    if offset!(signal_read_bytes) != ABSENT {
+        row.read_bytes += u64_of(read!(signal.0, signal_read_bytes));
+        row.written_bytes += u64_of(read!(signal.0, signal_write_bytes));
     }
     memory_into(row, task);
 }
@@ -421,6 +429,26 @@ fn memory_into(row: &mut TaskRow, task: Task) {
         row.header.flags |= TASK_HAS_MEMORY;
         row.rss_pages = pages;
     }
+}
+
+/// The same for a thread that is not the main one, for the seldom case that the main thread has ended: through helpers,
+/// because a pointer of the kernel in a loop is dear to verify.
+#[inline(always)]
+fn memory_of_other_into(row: &mut TaskRow, thread: Task) {
+    let (first, stride) = (offset!(mm_rss_first) as usize, offset!(mm_rss_stride) as usize);
+    if first == ABSENT as usize {
+        return;
+    }
+    let field = thread.0.wrapping_add(offset!(task_mm) as usize);
+    // SAFETY: the helper checks the address; any bits are a valid address.
+    let mm = unsafe { bpf_probe_read_kernel(field.cast::<u64>()) };
+    let Ok(mm @ 1..) = mm else { return };
+    for (kind, pages) in row.rss_pages.iter_mut().enumerate() {
+        let counter = (mm as usize + first + kind * stride) as *const i64;
+        // SAFETY: as above; integers have no invalid bit patterns.
+        *pages = unsafe { bpf_probe_read_kernel(counter) }.unwrap_or_default();
+    }
+    row.header.flags |= TASK_HAS_MEMORY;
 }
 
 /// Reads the address space without holding it: a task that ends at this moment may give zeros (a load from memory
