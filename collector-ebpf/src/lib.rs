@@ -6,6 +6,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod event;
+pub mod free_list;
 pub mod histogram;
 pub mod kfunc;
 pub mod limits;
@@ -22,7 +23,7 @@ pub mod maps {
     pub const TAGS: &str = "TAGS";
     /// Mappable array of [`crate::slot::Slot`].
     pub const SLOTS: &str = "SLOTS";
-    /// Stack of slot numbers that were given back: the last is taken first, because it keeps its chunks of histograms.
+    /// Mappable array of one [`crate::free_list::FreeList`] of slots that were given back; a slot keeps its chunks.
     pub const FREE_SLOTS: &str = "FREE_SLOTS";
     /// Mappable array of one [`crate::slot::Control`].
     pub const CONTROL: &str = "CONTROL";
@@ -38,11 +39,9 @@ pub mod maps {
     pub const THREADS: &str = "THREADS";
     /// Mappable array of [`crate::schedule::Times`], by slot.
     pub const TIMES: &str = "TIMES";
-    /// Mappable array of [`crate::schedule::Directory`], by slot.
-    pub const DIRECTORIES: &str = "DIRECTORIES";
     /// Mappable array of [`crate::schedule::Chunk`]; chunk number 1 is the first.
     pub const CHUNKS: &str = "CHUNKS";
-    /// Stack of chunk numbers that were given back.
+    /// Mappable array of one [`crate::free_list::FreeList`] of chunks that were given back, by chunk number less one.
     pub const FREE_CHUNKS: &str = "FREE_CHUNKS";
 }
 

@@ -5,8 +5,9 @@
 //! histograms, to the bucket of its length ([`crate::histogram`]).
 //!
 //! Buckets are kept in [`Chunk`]s of 64, one power of two each, handed out when the first value falls into one: a
-//! worker's waits lie in a dozen of the 444 that there could be. A slot keeps its chunks when another worker takes it,
-//! so a fork storm hands out none.
+//! worker's waits lie in a dozen of the 444 that there could be. The numbers of a slot's chunks are in chunks, too, its
+//! directories: one for every three kinds, found in [`Times`]. A slot keeps its chunks when another worker takes it, so a
+//! fork storm hands out none.
 
 use crate::histogram::{BUCKETS, SUB_BUCKETS};
 
@@ -107,30 +108,59 @@ pub struct Times {
     /// Sum of the times at which threads ended less the sum of the times at which they were first followed, ns,
     /// wrapping: with the times of now added for those that live it is how long all of them have lived.
     pub lived_ns: u64,
-    /// Zero.
-    pub padding: u64,
+    /// Chunk numbers of the slot's directories, two to a word, the first in the low half; 0 where there is none yet.
+    pub directories: [u32; DIRECTORIES / 2],
 }
 
 /// Powers of two that values can have; chunks per kind.
 pub const ROWS: usize = BUCKETS / SUB_BUCKETS as usize;
 
-/// Numbers of a slot's chunks, from 1; 0 where there is none yet. By kind, then by power of two: 888 bytes.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct Directory {
-    /// Two chunk numbers each, the lower index in the low half.
-    pub pairs: [u32; DIRECTORY_PAIRS],
-}
+/// Directories of a slot.
+pub const DIRECTORIES: usize = 4;
 
-/// Length of [`Directory::pairs`].
-pub const DIRECTORY_PAIRS: usize = KINDS * ROWS / 2;
+/// Words of a chunk.
+pub const CHUNK_WORDS: usize = SUB_BUCKETS as usize;
 
-/// Counts of 64 neighbouring buckets. User space takes them by exchanging them for 0.
+/// Counts of 64 neighbouring buckets, by the low six bits of the bucket number, which user space takes by exchanging them
+/// for 0. Or a directory: numbers of chunks of counts, from 1, two to a word, the first in the low half, 0 where there is
+/// none yet; and from word [`FRESH`] on a bit for each of them, set when it was added to, cleared by user space before it
+/// takes the counts. 256 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Chunk {
-    /// By the low six bits of the bucket number.
-    pub counts: [u32; SUB_BUCKETS as usize],
+    /// Counts, or numbers and bits.
+    pub words: [u32; CHUNK_WORDS],
+}
+
+/// In place of a chunk's number, for the moment in which it is got; no chunk has it.
+pub const COMING: u32 = 0xffff;
+
+/// Words of a directory from here on are bits, by entry.
+pub const FRESH: usize = CHUNK_WORDS - (KINDS / DIRECTORIES * ROWS).div_ceil(32);
+
+/// The directory that a kind of time is in. The division is by three, which BPF would do by the slowest of instructions.
+#[inline(always)]
+pub const fn directory_of(kind: u32) -> u32 {
+    kind * 11 >> 5
+}
+
+/// Where in its directory the number of a kind's chunk for a power of two is.
+#[inline(always)]
+pub const fn entry_of(kind: u32, row: u32) -> u32 {
+    (kind - directory_of(kind) * KINDS_PER_DIRECTORY) * ROWS as u32 + row
+}
+
+/// The kind and the power of two that an entry of a directory is for.
+pub const fn kind_and_row_of(directory: u32, entry: u32) -> (u32, u32) {
+    (directory * KINDS_PER_DIRECTORY + entry / ROWS as u32, entry % ROWS as u32)
+}
+
+const KINDS_PER_DIRECTORY: u32 = (KINDS / DIRECTORIES) as u32;
+
+/// How far the number at this place is to be shifted in its word.
+#[inline(always)]
+pub const fn shift_of(entry: u32) -> u32 {
+    entry % 2 * 16
 }
 
 /// One in so many runs of the scheduler probes is timed, by chance: the kernel's own statistics would add half to what a
@@ -148,9 +178,16 @@ const _: () = {
     assert!(size_of::<Thread>() == 16);
     assert!(size_of::<ThreadSet>() == 64);
     assert!(size_of::<Times>() == 160);
-    assert!(size_of::<Directory>() == 888);
     assert!(size_of::<Chunk>() == 256);
-    assert!(DIRECTORY_PAIRS * 2 == KINDS * ROWS);
+    assert!(KINDS.is_multiple_of(DIRECTORIES) && DIRECTORIES.is_multiple_of(2));
+    assert!(KINDS / DIRECTORIES * ROWS <= FRESH * 2);
+    let mut kind = 0;
+    while kind < KINDS as u32 {
+        assert!(directory_of(kind) == kind / KINDS_PER_DIRECTORY);
+        let (same_kind, row) = kind_and_row_of(directory_of(kind), entry_of(kind, ROWS as u32 - 1));
+        assert!(same_kind == kind && row == ROWS as u32 - 1);
+        kind += 1;
+    }
     assert!(crate::limits::MAX_SLOTS <= 1 << 16);
-    assert!(crate::limits::MAX_CHUNKS < 1 << 16);
+    assert!(crate::limits::MAX_CHUNKS < COMING as usize);
 };

@@ -75,6 +75,8 @@ pub struct Aggregate {
     /// Processes that have ended since the last round of readings.
     ended: Vec<ProcessKey>,
     governor: Governor,
+    /// What the last round of readings let pools know.
+    scheduler_ceiling: Profile,
     scratch: Scratch,
     started_unix_ns: u64,
     unix_minus_monotonic: i64,
@@ -136,6 +138,7 @@ impl Aggregate {
             schedules: Schedules::default(),
             ended: Vec::new(),
             governor,
+            scheduler_ceiling: Profile::None,
             scratch: Scratch::new(),
             started_unix_ns: unix_ns(),
             unix_minus_monotonic: 0,
@@ -295,7 +298,9 @@ impl Aggregate {
         }
         let ceiling = ceiling.unwrap_or(Profile::None).min(self.governor.ceiling());
         source.limit_profiles(ceiling);
-        if ceiling == Profile::None {
+        // Once more after it was detached: what came since the last reading.
+        let before = std::mem::replace(&mut self.scheduler_ceiling, ceiling);
+        if ceiling.max(before) == Profile::None {
             self.ended.clear();
             return;
         }

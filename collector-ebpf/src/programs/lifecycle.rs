@@ -14,7 +14,7 @@ use collector_ebpf::schedule::{ON_CPU, RUNNABLE};
 use collector_ebpf::slot::{EXITED, FINAL, LIVE, REAPED, ROLE_MASTER, ROLE_WORKER, SentSignal, Slot, Tag};
 
 use crate::kernel::{Signal, Task, add, now, offset, read};
-use crate::{CONTROL, FREE_SLOTS, SLOTS, count, emit, schedule};
+use crate::{CONTROL, FREE_SLOTS, SLOTS, count, emit, free_list, schedule};
 
 /// `SIGNAL_GROUP_EXIT` of `include/linux/sched/signal.h`.
 const SIGNAL_GROUP_EXIT: u32 = 4;
@@ -45,7 +45,7 @@ fn own_slot(number: u32, process: Task) -> Option<*mut Slot> {
 /// A slot that was given back, or the next one that nobody has had.
 #[inline(always)]
 fn free_slot() -> Option<u32> {
-    if let Some(number) = FREE_SLOTS.pop().ok().flatten() {
+    if let Some(number) = FREE_SLOTS.get_ptr_mut(0).and_then(free_list::take) {
         return Some(number);
     }
     let control = CONTROL.get_ptr_mut(0)?;
@@ -267,13 +267,11 @@ fn process_free(ctx: BtfTracePointContext) -> i32 {
 /// `sched_process_free` is not hit for every process (6.18: for a few of a hundred at most in a fork storm, also as perf
 /// counts it), and when it is, it is milliseconds later.
 #[inline(always)]
-pub(crate) fn last_switch(task: Task) {
-    let signal = task.signal();
+pub(crate) fn last_switch(signal: Signal, leader: Task) {
     let live: i32 = read!(signal.0, signal_live);
     if live != 0 {
         return;
     }
-    let leader = task.leader();
     let Some(tag) = leader.tag() else { return };
     // SAFETY: the tag lives as long as its task.
     let slot_number = unsafe { (*tag.as_ptr()).slot };

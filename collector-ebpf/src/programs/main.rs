@@ -14,6 +14,7 @@
 #![allow(clippy::multiple_unsafe_ops_per_block, reason = "kernel structs are read field after field")]
 #![feature(core_intrinsics)]
 
+mod free_list;
 mod kernel;
 mod lifecycle;
 mod schedule;
@@ -26,12 +27,13 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use aya_ebpf::bindings::{
     BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, bpf_map_type,
 };
-use aya_ebpf::btf_maps::{Array, PerCpuArray, RingBuf, Stack};
+use aya_ebpf::btf_maps::{Array, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use collector_ebpf::event::Counter;
+use collector_ebpf::free_list::FreeList;
 use collector_ebpf::limits::{EVENT_RING_BYTES, MAX_CHUNKS, MAX_SLOTS, PASS_ROWS, THREAD_SETS, TOLD_PLACES};
 use collector_ebpf::offsets::Offsets;
-use collector_ebpf::schedule::{Chunk, Directory, ThreadSet, Times};
+use collector_ebpf::schedule::{Chunk, ThreadSet, Times};
 use collector_ebpf::slot::{Control, Slot, Tag};
 use collector_ebpf::task::{Pass, TaskRow, Told};
 
@@ -46,7 +48,7 @@ static EVENTS: RingBuf<u64, EVENT_RING_BYTES> = RingBuf::new();
 static SLOTS: Array<Slot, MAX_SLOTS, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map]
-static FREE_SLOTS: Stack<u32, MAX_SLOTS> = Stack::new();
+static FREE_SLOTS: Array<FreeList<MAX_SLOTS>, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map]
 static CONTROL: Array<Control, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
@@ -58,13 +60,10 @@ static THREADS: Array<ThreadSet, THREAD_SETS, { BPF_F_MMAPABLE as usize }> = Arr
 static TIMES: Array<Times, MAX_SLOTS, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map]
-static DIRECTORIES: Array<Directory, MAX_SLOTS, { BPF_F_MMAPABLE as usize }> = Array::new();
-
-#[btf_map]
 static CHUNKS: Array<Chunk, MAX_CHUNKS, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map]
-static FREE_CHUNKS: Stack<u32, MAX_CHUNKS> = Stack::new();
+static FREE_CHUNKS: Array<FreeList<MAX_CHUNKS>, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map]
 static PASS: Array<Pass, 1, { BPF_F_MMAPABLE as usize }> = Array::new();

@@ -5,7 +5,7 @@
 //! system call that it blocked in.
 
 use core::hint::black_box;
-use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
+use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_or, atomic_xadd, atomic_xor};
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::helpers::generated::bpf_task_pt_regs;
@@ -17,14 +17,15 @@ use collector_ebpf::kfunc;
 use collector_ebpf::limits::{MAX_CHUNKS, THREAD_SETS};
 use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::schedule::{
-    BY_DESCRIPTOR, CHILD, DIRECTORY_PAIRS, DISK, KINDS, NETWORK, ON_CPU, OTHER, PAGE_FAULT, PIPE, POLL,
-    PROFILE_COUNTERS, PROFILE_HISTOGRAMS, ROWS, RUNNABLE, STOPPED, SYSCALLS, THREAD_HISTOGRAMS,
-    THREAD_PARTIAL, TIMED_RUNS, Thread, UNKNOWN, WAYS,
+    BY_DESCRIPTOR, CHILD, CHUNK_WORDS, COMING, Chunk, DIRECTORIES, DISK, FRESH, KINDS, NETWORK, ON_CPU,
+    OTHER, PAGE_FAULT, PIPE, POLL, PROFILE_COUNTERS, PROFILE_HISTOGRAMS, RUNNABLE, STOPPED, SYSCALLS,
+    THREAD_HISTOGRAMS, THREAD_PARTIAL, TIMED_RUNS, Thread, Times, UNKNOWN, WAYS, directory_of, entry_of,
+    shift_of,
 };
 use collector_ebpf::slot::Tag;
 
 use crate::kernel::{Task, now, offset, read, read_pointer, unforeseen};
-use crate::{CHUNKS, CONTROL, DIRECTORIES, FREE_CHUNKS, THREADS, TIMES, count, count_by, lifecycle};
+use crate::{CHUNKS, CONTROL, FREE_CHUNKS, THREADS, TIMES, count, count_by, free_list, lifecycle};
 
 /// `TASK_UNINTERRUPTIBLE` of `include/linux/sched.h`.
 const TASK_UNINTERRUPTIBLE: u32 = 0x2;
@@ -235,8 +236,9 @@ fn leave_cpu(prev: Task, thread: &mut Thread, preempted: bool, now: u64) {
     let next = if preempted || state == 0 {
         RUNNABLE
     } else if state & TASK_DEAD != 0 {
+        let (signal, leader) = (prev.signal(), prev.leader());
         leave(thread, now);
-        lifecycle::last_switch(prev);
+        lifecycle::last_switch(signal, leader);
         return;
     } else {
         let Some(control) = CONTROL.get_ptr(0) else { return };
@@ -279,78 +281,86 @@ fn account(place: u32, since_ns: u64, now: u64) {
     let duration_ns = now - since_ns;
     add_u64(ended_ns, duration_ns);
     let known = place & THREAD_PARTIAL == 0;
-    let recorded = known && (place & THREAD_HISTOGRAMS == 0 || record(slot, kind as u32, duration_ns));
+    let recorded = known && (place & THREAD_HISTOGRAMS == 0 || record(times, kind as u32, duration_ns));
     if !recorded {
         add_u32(discarded, 1);
     }
 }
 
-/// Adds one to the bucket of a value. False if there was no chunk for it.
+/// Adds one to the bucket of a value. False if it is not wanted now, or there was no chunk for it.
 #[inline(always)]
-fn record(slot: u32, kind: u32, value: u64) -> bool {
+fn record(times: *mut Times, kind: u32, value: u64) -> bool {
     let Some(control) = CONTROL.get_ptr(0) else { return false };
     // SAFETY: a valid pointer into the array; user space sets it.
     if unsafe { (*control).ceiling } < PROFILE_HISTOGRAMS {
-        return true;
-    }
-    let bucket = index(value) as u32;
-    let row = kind * ROWS as u32 + bucket / SUB_BUCKETS as u32;
-    let Some(directory) = DIRECTORIES.get_ptr_mut(slot) else { return false };
-    let pair = row / 2;
-    if pair >= DIRECTORY_PAIRS as u32 {
         return false;
     }
-    let shift = row % 2 * 16;
+    let bucket = unforeseen(index(value) as u64, control) as u32;
+    let (directory, entry) = (directory_of(kind), entry_of(kind, bucket / SUB_BUCKETS as u32));
     // SAFETY: a pointer into the array, and an index below its length.
-    let pair = unsafe { &raw mut (*directory).pairs[pair as usize] };
-    // SAFETY: valid and aligned; another CPU may set the other half.
-    let mut number = unsafe { pair.read_volatile() } >> shift & 0xffff;
-    if number == 0 {
-        number = hand_out(pair, shift);
+    let word = unsafe { &raw mut (*times).directories[(directory / 2) as usize % (DIRECTORIES / 2)] };
+    let Some(directory) = chunk(word, shift_of(directory)) else { return false };
+    // SAFETY: as above.
+    let word = unsafe { &raw mut (*directory).words[(entry / 2) as usize % CHUNK_WORDS] };
+    let Some(chunk) = chunk(word, shift_of(entry)) else { return false };
+    // SAFETY: as above.
+    add_u32(unsafe { &raw mut (*chunk).words[bucket as usize % CHUNK_WORDS] }, 1);
+    // After the count: who takes it clears the bit before.
+    // SAFETY: as above.
+    let fresh = unsafe { &raw mut (*directory).words[FRESH + (entry / 32) as usize % (CHUNK_WORDS - FRESH)] };
+    let bit = 1 << (entry % 32);
+    // SAFETY: a valid, aligned integer of the map. Mostly it is set already.
+    unsafe {
+        if fresh.read_volatile() & bit == 0 {
+            atomic_or::<u32, u32, { AtomicOrdering::Relaxed }>(fresh, bit);
+        }
     }
-    let Some(chunk) = CHUNKS.get_ptr_mut(number.wrapping_sub(1)) else { return false };
-    // SAFETY: a pointer into the array, and an index below its length.
-    add_u32(unsafe { &raw mut (*chunk).counts[(bucket % SUB_BUCKETS as u32) as usize] }, 1);
     true
 }
 
-/// Gives a slot a chunk: its number, or 0 when there is none left.
+/// The chunk whose number is in a word, which gets one if it has none.
+#[inline(always)]
+fn chunk(word: *mut u32, shift: u32) -> Option<*mut Chunk> {
+    // SAFETY: callers pass an aligned place in a map; another CPU may set the other half.
+    let number = || unsafe { word.read_volatile() } >> shift & 0xffff;
+    if number() == 0 {
+        hand_out(word, shift);
+    }
+    // Read again, so that all ways that lead here are one to the verifier.
+    CHUNKS.get_ptr_mut(number().wrapping_sub(1))
+}
+
+/// Puts the number of a free chunk into a word, if there is one left.
 ///
 /// Not inlined: it is rare, and would otherwise be verified on every path that records.
 #[inline(never)]
-fn hand_out(pair: *mut u32, shift: u32) -> u32 {
-    let Some(number) = free_chunk() else {
-        count(Counter::NO_CHUNK);
-        return 0;
+fn hand_out(word: *mut u32, shift: u32) {
+    // SAFETY: a pointer into a map, checked by the verifier.
+    let known = unsafe { word.read_volatile() };
+    if known >> shift & 0xffff != 0 {
+        return;
+    }
+    // Threads of the same worker on other CPUs may want one for either half of the word at the same time. One wins, and
+    // the others have none this time.
+    let pending = known | COMING << shift;
+    // SAFETY: as above, and aligned.
+    let (_, mine) = unsafe {
+        atomic_cxchg::<u32, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(word, known, pending)
     };
-    // A thread of the same worker on another CPU may give it one at the same time: either half of the pair.
-    for _ in 0..4 {
-        // SAFETY: a pointer into the directory, checked by the verifier.
-        let known = unsafe { pair.read_volatile() };
-        let present = known >> shift & 0xffff;
-        if present != 0 {
-            let _ = FREE_CHUNKS.push(number, 0);
-            return present;
+    if mine {
+        let number = free_chunk();
+        if number == 0 {
+            count(Counter::NO_CHUNK);
         }
         // SAFETY: as above.
-        let (_, done) = unsafe {
-            atomic_cxchg::<u32, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
-                pair,
-                known,
-                known | number << shift,
-            )
-        };
-        if done {
-            return number;
-        }
+        unsafe { atomic_xor::<u32, u32, { AtomicOrdering::SeqCst }>(word, (COMING ^ number) << shift) };
     }
-    let _ = FREE_CHUNKS.push(number, 0);
-    0
 }
 
+/// A chunk that nobody has: its number, or 0.
 #[inline(always)]
-fn free_chunk() -> Option<u32> {
-    let control = CONTROL.get_ptr_mut(0)?;
+fn free_chunk() -> u32 {
+    let Some(control) = CONTROL.get_ptr_mut(0) else { return 0 };
     // Looked at before it is raised, so that it never wraps around.
     // SAFETY: valid, aligned pointers into the array.
     let handed_out = unsafe {
@@ -362,9 +372,9 @@ fn free_chunk() -> Option<u32> {
         }
     };
     if handed_out < MAX_CHUNKS as u32 {
-        return Some(handed_out + 1);
+        return handed_out + 1;
     }
-    FREE_CHUNKS.pop().ok().flatten()
+    FREE_CHUNKS.get_ptr_mut(0).and_then(free_list::take).map_or(0, |index| index + 1)
 }
 
 #[inline(always)]

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 
-use aya::maps::{MapData, RingBuf, Stack};
+use aya::maps::{MapData, RingBuf};
 use collector_ebpf::{kfunc, maps, programs};
 use thiserror::Error;
 
@@ -215,15 +215,14 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
         });
     }
 
-    let free_slots = object.take_map(maps::FREE_SLOTS, Stack::try_from)?;
     let (slots, control) = (object.take_map_data(maps::SLOTS)?, object.take_map_data(maps::CONTROL)?);
-    let slots = SlotTable::new(slots, control, free_slots).map_err(LoadError::Shared)?;
+    let slots =
+        SlotTable::new(slots, control, object.take_map_data(maps::FREE_SLOTS)?).map_err(LoadError::Shared)?;
     let schedule = ScheduleTable::new(
         object.take_map_data(maps::THREADS)?,
         object.take_map_data(maps::TIMES)?,
-        object.take_map_data(maps::DIRECTORIES)?,
         object.take_map_data(maps::CHUNKS)?,
-        object.take_map(maps::FREE_CHUNKS, Stack::try_from)?,
+        object.take_map_data(maps::FREE_CHUNKS)?,
     )
     .map_err(LoadError::Shared)?;
     let (pass, told) = (object.take_map_data(maps::PASS)?, object.take_map_data(maps::TOLD)?);

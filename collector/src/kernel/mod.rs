@@ -5,6 +5,7 @@
 
 pub mod btf;
 mod events;
+mod free_list;
 mod load;
 mod object;
 pub mod offsets;

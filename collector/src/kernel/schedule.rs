@@ -5,13 +5,13 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
-use aya::maps::{MapData, Stack};
-use collector_ebpf::histogram::SUB_BUCKETS;
+use aya::maps::MapData;
 use collector_ebpf::limits::{MAX_CHUNKS, MAX_SLOTS, THREAD_SETS};
 use collector_ebpf::schedule::{
-    Chunk, DIRECTORY_PAIRS, Directory, KINDS, ROWS, Thread, ThreadSet, Times, WAYS,
+    CHUNK_WORDS, Chunk, DIRECTORIES, FRESH, KINDS, Thread, ThreadSet, Times, WAYS, kind_and_row_of, shift_of,
 };
 
+use super::free_list::FreeList;
 use super::load::Attached;
 use super::shared::Shared;
 use super::sys;
@@ -45,9 +45,8 @@ impl Scheduler {
 pub(super) struct ScheduleTable {
     threads: Shared<ThreadSet>,
     times: Shared<Times>,
-    directories: Shared<Directory>,
     chunks: Shared<Chunk>,
-    free_chunks: Stack<MapData, u32>,
+    free_chunks: FreeList<MAX_CHUNKS>,
     /// Indices of the threads of each slot, as of the last look.
     by_slot: HashMap<u32, Vec<usize>>,
     /// By slot, what its threads were doing when it was last read: if it is the same now, nothing has ended since.
@@ -58,16 +57,14 @@ impl ScheduleTable {
     pub(super) fn new(
         threads: MapData,
         times: MapData,
-        directories: MapData,
         chunks: MapData,
-        free_chunks: Stack<MapData, u32>,
+        free_chunks: MapData,
     ) -> io::Result<Self> {
         Ok(Self {
             threads: Shared::map(threads, THREAD_SETS)?,
             times: Shared::map(times, MAX_SLOTS)?,
-            directories: Shared::map(directories, MAX_SLOTS)?,
             chunks: Shared::map(chunks, MAX_CHUNKS)?,
-            free_chunks,
+            free_chunks: FreeList::new(free_chunks)?,
             by_slot: HashMap::new(),
             signatures: vec![0; MAX_SLOTS],
         })
@@ -107,10 +104,13 @@ impl ScheduleTable {
     }
 
     /// Reads one slot: time by kind until now, and, into `out.intervals`, what was recorded since the last reading.
-    /// `Some(false)` if the threads would not hold still, `None` if they have not moved since.
+    /// `Some(false)` if the threads would not hold still, `None` if they have not moved since, or none was ever followed.
     pub(super) fn read(&mut self, slot: u32, now: fn() -> u64, out: &mut ScheduleReading) -> Option<bool> {
         let index = usize::try_from(slot).ok()?;
         let threads: &[usize] = self.by_slot.get(&slot).map_or(&[], Vec::as_slice);
+        if threads.is_empty() && self.times(slot)?.lived_ns == 0 {
+            return None;
+        }
         let signature = self.signature(threads, slot);
         if signature.is_some_and(|now| self.signatures.get(index) == Some(&now)) {
             return None;
@@ -185,40 +185,45 @@ impl ScheduleTable {
     /// Takes the counts of a slot's histograms. Nothing that is counted at the same moment is lost: it is in this
     /// taking or in the next.
     fn take(&self, slot: u32, out: &mut Vec<Interval>) {
-        for row in 0..KINDS * ROWS {
-            let number = self.chunk_of(slot, row);
-            let Some(chunk) = number.checked_sub(1).and_then(|index| self.chunks.at(index as usize)) else {
-                continue;
-            };
-            for within in 0..SUB_BUCKETS as usize {
-                // SAFETY: an element of the chunk; a pointer into the mapping.
-                let count = unsafe { &raw mut (*chunk).counts[within] };
-                // SAFETY: mapped, aligned, as long as `self`; the programs add to it by atomic instructions.
-                let count = unsafe { AtomicU32::from_ptr(count) };
-                if count.load(Ordering::Relaxed) == 0 {
+        let Some(times) = self.times(slot) else { return };
+        for directory in 0..DIRECTORIES as u32 {
+            let number = number_in(times.directories[(directory / 2) as usize], directory);
+            for index in FRESH..CHUNK_WORDS {
+                let Some(fresh) = self.word(number, index) else { break };
+                if fresh.load(Ordering::Relaxed) == 0 {
                     continue;
                 }
-                let count = count.swap(0, Ordering::Relaxed);
-                let bucket = (row % ROWS) * SUB_BUCKETS as usize + within;
-                out.push(Interval { kind: (row / ROWS) as u8, bucket: bucket as u16, count });
+                let bits = fresh.swap(0, Ordering::AcqRel);
+                let first = (index - FRESH) as u32 * 32;
+                for entry in (first..).take(32).filter(|entry| bits >> (entry - first) & 1 != 0) {
+                    self.take_chunk(number, directory, entry, out);
+                }
             }
         }
     }
 
-    fn pair(&self, slot: u32, index: usize) -> Option<&AtomicU32> {
-        let directory = self.directories.at(usize::try_from(slot).ok()?)?;
-        if index >= DIRECTORY_PAIRS {
-            return None;
+    fn take_chunk(&self, directory_number: u32, directory: u32, entry: u32, out: &mut Vec<Interval>) {
+        let Some(numbers) = self.word(directory_number, (entry / 2) as usize) else { return };
+        let number = number_in(numbers.load(Ordering::Relaxed), entry);
+        let (kind, row) = kind_and_row_of(directory, entry);
+        for within in 0..CHUNK_WORDS {
+            let Some(count) = self.word(number, within) else { return };
+            if count.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            let count = count.swap(0, Ordering::Relaxed);
+            let bucket = row as usize * CHUNK_WORDS + within;
+            out.push(Interval { kind: kind as u8, bucket: bucket as u16, count });
         }
-        // SAFETY: an element of the directory; a pointer into the mapping.
-        let pair = unsafe { &raw mut (*directory).pairs[index] };
-        // SAFETY: mapped, aligned, as long as `self`; the programs change it by atomic instructions.
-        Some(unsafe { AtomicU32::from_ptr(pair) })
     }
 
-    fn chunk_of(&self, slot: u32, row: usize) -> u32 {
-        let pair = self.pair(slot, row / 2).map_or(0, |pair| pair.load(Ordering::Acquire));
-        pair >> (row % 2 * 16) & 0xffff
+    /// A word of a chunk. `None` for number 0.
+    fn word(&self, number: u32, index: usize) -> Option<&AtomicU32> {
+        let chunk = self.chunks.at(number.checked_sub(1)? as usize)?;
+        // SAFETY: an element of the chunk; a pointer into the mapping.
+        let word = unsafe { &raw mut (*chunk).words[index] };
+        // SAFETY: mapped, aligned, as long as `self`; the programs change it by atomic instructions.
+        Some(unsafe { AtomicU32::from_ptr(word) })
     }
 
     /// Stops to follow the threads of a worker that lives on, or of all.
@@ -261,27 +266,46 @@ impl ScheduleTable {
 
     /// Makes a slot ready for another worker. Its counts were taken; it keeps its chunks.
     pub(super) fn clear(&mut self, slot: u32) {
-        if let Some(times) = usize::try_from(slot).ok().and_then(|slot| self.times.at(slot)) {
-            // SAFETY: a pointer into the mapping; no thread of this slot is followed any more.
-            unsafe { times.write_volatile(Times::default()) };
-        }
-        if let Some(signature) = usize::try_from(slot).ok().and_then(|slot| self.signatures.get_mut(slot)) {
+        let Some(before) = self.times(slot) else { return };
+        // No thread of this slot is followed any more.
+        self.times.set(slot as usize, Times { directories: before.directories, ..Times::default() });
+        if let Some(signature) = self.signatures.get_mut(slot as usize) {
             *signature = 0;
         }
     }
 
     /// Gives the chunks of a slot that has no worker back to all.
     pub(super) fn reclaim(&mut self, slot: u32) {
-        for index in 0..DIRECTORY_PAIRS {
-            let pair = self.pair(slot, index).map_or(0, |pair| pair.swap(0, Ordering::AcqRel));
-            for number in [pair & 0xffff, pair >> 16] {
-                if number != 0 {
-                    // The list has room for every chunk, so this cannot fail for want of it.
-                    let _ = self.free_chunks.push(number, 0);
+        let Some(mut times) = self.times(slot) else { return };
+        let directories = std::mem::take(&mut times.directories);
+        self.times.set(slot as usize, times);
+        for number in directories.into_iter().flat_map(halves) {
+            for index in 0..CHUNK_WORDS {
+                let Some(word) = self.word(number, index) else { break };
+                let word = word.swap(0, Ordering::AcqRel);
+                if index < FRESH {
+                    halves(word).into_iter().for_each(|number| self.give_back(number));
                 }
             }
+            self.give_back(number);
         }
     }
+
+    fn give_back(&mut self, number: u32) {
+        if let Some(index) = number.checked_sub(1) {
+            self.free_chunks.give(index);
+        }
+    }
+}
+
+/// The chunk number at a place, in its word.
+fn number_in(word: u32, place: u32) -> u32 {
+    word >> shift_of(place) & 0xffff
+}
+
+/// The two chunk numbers in a word.
+fn halves(word: u32) -> [u32; 2] {
+    [word & 0xffff, word >> 16]
 }
 
 impl std::fmt::Debug for ScheduleTable {

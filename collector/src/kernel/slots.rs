@@ -3,17 +3,18 @@
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use aya::maps::{MapData, Stack};
+use aya::maps::MapData;
 use collector_ebpf::limits::MAX_SLOTS;
 use collector_ebpf::slot::{Control, FREE, LIVE, Slot};
 
+use super::free_list::FreeList;
 use super::shared::Shared;
 
 // SAFETY: the pointer is to the mapping that it owns, which can be used from any thread.
 unsafe impl Send for SlotTable {}
 
 pub(super) struct SlotTable {
-    free: Stack<MapData, u32>,
+    free: FreeList<MAX_SLOTS>,
     control_record: *mut Control,
     /// Keeps the record mapped.
     _control: Shared<Control>,
@@ -21,10 +22,11 @@ pub(super) struct SlotTable {
 }
 
 impl SlotTable {
-    pub(super) fn new(slots: MapData, control: MapData, free: Stack<MapData, u32>) -> io::Result<Self> {
+    pub(super) fn new(slots: MapData, control: MapData, free: MapData) -> io::Result<Self> {
         let control = Shared::map(control, 1)?;
         let control_record = control.at(0).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { free, control_record, _control: control, slots: Shared::map(slots, MAX_SLOTS)? })
+        let (free, slots) = (FreeList::new(free)?, Shared::map(slots, MAX_SLOTS)?);
+        Ok(Self { free, control_record, _control: control, slots })
     }
 
     /// A field of the control record, which the programs read or change by atomic instructions.
@@ -85,9 +87,9 @@ impl SlotTable {
 
     /// Takes a slot for a worker that lived before it was tracked.
     pub(super) fn take(&mut self, worker: Slot) -> Option<u32> {
-        let number = match self.free.pop(0) {
-            Ok(number) => number,
-            Err(_) => self
+        let number = match self.free.take() {
+            Some(number) => number,
+            None => self
                 .next()
                 .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {
                     (n < MAX_SLOTS as u32).then_some(n + 1)
@@ -104,22 +106,18 @@ impl SlotTable {
             return;
         }
         self.put(number, Slot { phase: FREE, ..Slot::default() });
-        // The list has room for every slot, so this cannot fail for want of it.
-        let _ = self.free.push(number, 0);
+        self.free.give(number);
     }
 
     /// Hands out every slot that was given back and calls for each, then gives it back again: nobody else has it
     /// meanwhile.
     pub(super) fn with_free(&mut self, mut call: impl FnMut(u32)) {
         let mut taken = Vec::new();
-        while let Ok(number) = self.free.pop(0) {
+        while let Some(number) = self.free.take() {
             call(number);
             taken.push(number);
         }
-        for number in taken {
-            // It was in the list before, so there is room.
-            let _ = self.free.push(number, 0);
-        }
+        taken.into_iter().for_each(|number| self.free.give(number));
     }
 
     /// Writes a slot, its phase last, as the programs do.

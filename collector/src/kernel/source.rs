@@ -447,9 +447,6 @@ impl Source for KernelSource {
 
     fn schedule(&mut self, record: u32, out: &mut ScheduleReading) -> Option<bool> {
         out.intervals.clear();
-        if !self.scheduler_attached {
-            return None;
-        }
         let read = self.schedule.read(record, monotonic_ns, out)?;
         out.pool = self.slots.get(record)?.pool;
         Some(read)
