@@ -141,7 +141,7 @@ pub const FRESH: usize = CHUNK_WORDS - (KINDS / DIRECTORIES * ROWS).div_ceil(32)
 /// The directory that a kind of time is in. The division is by three, which BPF would do by the slowest of instructions.
 #[inline(always)]
 pub const fn directory_of(kind: u32) -> u32 {
-    kind * 11 >> 5
+    (kind * 11) >> 5
 }
 
 /// Where in its directory the number of a kind's chunk for a power of two is.
