@@ -47,7 +47,7 @@ pub struct Tag {
     pub sending: u32,
 }
 
-/// What both sides share about the whole. 24 bytes.
+/// What both sides share about the whole. 128 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Control {
@@ -62,6 +62,12 @@ pub struct Control {
     pub last_chunk: u32,
     /// Zero, which the verifier does not know.
     pub zero: u64,
+    /// Zero: fills the cache line, which every switch reads.
+    pub padding: [u64; 5],
+    /// How often a thread began or ceased to be followed, wrapping; raised atomically after it.
+    pub follow_changes: u32,
+    /// Zero.
+    pub padding_of_changes: [u32; 15],
 }
 
 /// [`Slot::phase`]: nobody's.
@@ -106,6 +112,6 @@ pub struct Slot {
 const _: () = {
     assert!(size_of::<SentSignal>() == 24);
     assert!(size_of::<Tag>() == 72);
-    assert!(size_of::<Control>() == 24);
+    assert!(size_of::<Control>() == 128);
     assert!(size_of::<Slot>() == 128);
 };

@@ -288,7 +288,7 @@ impl Aggregate {
         }
     }
 
-    /// Reads where the time of the workers went whose turn it was in the pass that has just ended.
+    /// Reads where the time of the workers went that have moved, or ended, since the last time.
     pub fn read_schedules(&mut self, source: &mut dyn Source) {
         self.schedules.retain_pools(|id| self.registry.pools.contains_key(&id));
         let wanted = |pool: &Pool| pool.living() > 0 || !pool.masters.is_empty();
@@ -304,12 +304,8 @@ impl Aggregate {
             self.ended.clear();
             return;
         }
-        let pools = self.registry.pools.values().filter(|pool| pool.due && pool.profile > Profile::None);
-        let workers = pools.flat_map(|pool| pool.holders());
         // Who has ended adds no more, and it may be long before it is reaped.
-        let ended = self.ended.drain(..);
-        let keys = workers.map(|(_, key)| key).chain(ended);
-        let records = keys.filter_map(|key| self.registry.worker(key)?.record);
+        let records = self.ended.drain(..).filter_map(|key| self.registry.worker(key)?.record);
         self.schedules.read(records, source);
     }
 

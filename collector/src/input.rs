@@ -224,8 +224,8 @@ pub trait Source {
         None
     }
 
-    /// Looks which threads are followed, before a round of [`Source::schedule`].
-    fn find_threads(&mut self) {}
+    /// Adds the records of workers whose threads have moved since [`Source::schedule`] last read them.
+    fn moved(&mut self, _records: &mut Vec<u32>) {}
 
     /// Reads where the time of the worker with this record went, and takes what was recorded. `None` if nothing has
     /// changed since the last time but that time has passed, or if nothing is known here; `Some(false)` if its times

@@ -213,6 +213,7 @@ fn enter(tid: u32, place: u32, now: u64) {
                 (*thread).since_ns = now;
             }
             lived(Thread::slot_of(place), now.wrapping_neg());
+            count_change();
             return;
         }
     }
@@ -226,6 +227,16 @@ fn leave(thread: &mut Thread, now: u64) {
     lived(Thread::slot_of(thread.place), now);
     // SAFETY: an aligned integer of ours; volatile, so that it is the last store.
     unsafe { (&raw mut thread.tid).write_volatile(0) };
+    count_change();
+}
+
+/// After the change, so that user space looks again.
+#[inline(always)]
+fn count_change() {
+    if let Some(control) = CONTROL.get_ptr_mut(0) {
+        // SAFETY: a pointer into the array.
+        add_u32(unsafe { &raw mut (*control).follow_changes }, 1);
+    }
 }
 
 #[inline(always)]

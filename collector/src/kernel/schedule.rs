@@ -1,6 +1,5 @@
 //! What the scheduler probes have counted, read from the arrays that they write.
 
-use std::collections::HashMap;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
@@ -47,8 +46,11 @@ pub(super) struct ScheduleTable {
     times: Shared<Times>,
     chunks: Shared<Chunk>,
     free_chunks: FreeList<MAX_CHUNKS>,
-    /// Indices of the threads of each slot, as of the last look.
-    by_slot: HashMap<u32, Vec<usize>>,
+    /// Slot and index of each thread that was followed at the last look, sorted.
+    followed: Vec<(u32, u32)>,
+    /// [`Control::follow_changes`](collector_ebpf::slot::Control::follow_changes) before the last look; `None` before the
+    /// first.
+    looked_at: Option<u32>,
     /// By slot, what its threads were doing when it was last read: if it is the same now, nothing has ended since.
     signatures: Vec<u64>,
 }
@@ -65,34 +67,54 @@ impl ScheduleTable {
             times: Shared::map(times, MAX_SLOTS)?,
             chunks: Shared::map(chunks, MAX_CHUNKS)?,
             free_chunks: FreeList::new(free_chunks)?,
-            by_slot: HashMap::new(),
+            followed: Vec::new(),
+            looked_at: None,
             signatures: vec![0; MAX_SLOTS],
         })
     }
 
-    /// Looks who is followed. Before a round of readings; threads that come later are in the next.
-    pub(super) fn find_threads(&mut self) {
-        for threads in self.by_slot.values_mut() {
-            threads.clear();
+    /// Adds the slots whose threads have moved since they were last read. `changes` tells whether it has to be looked
+    /// who is followed; threads that come later are in the next look.
+    pub(super) fn moved(&mut self, changes: u32, slots: &mut Vec<u32>) {
+        if self.looked_at != Some(changes) {
+            self.looked_at = Some(changes);
+            self.look();
         }
-        for index in 0..THREAD_SETS * WAYS {
-            let Some(thread) = self.thread(index) else { return };
-            if thread.tid != 0 {
-                self.by_slot.entry(Thread::slot_of(thread.place)).or_default().push(index);
+        for threads in self.followed.chunk_by(|(slot, _), (next, _)| slot == next) {
+            let Some((slot, _)) = threads.first() else { continue };
+            let before = self.signatures.get(*slot as usize);
+            if self.signature(threads, *slot).as_ref() != before {
+                slots.push(*slot);
             }
         }
-        self.by_slot.retain(|_, threads| !threads.is_empty());
+    }
+
+    fn look(&mut self) {
+        self.followed.clear();
+        for (set, first) in (0..THREAD_SETS).zip((0u32..).step_by(WAYS)) {
+            let Some(set) = self.threads.get(set) else { break };
+            let followed = set.threads.iter().zip(first..).filter(|(thread, _)| thread.tid != 0);
+            self.followed.extend(followed.map(|(thread, index)| (Thread::slot_of(thread.place), index)));
+        }
+        self.followed.sort_unstable();
     }
 
     /// Threads that were followed at the last look.
     pub(super) fn followed(&self) -> u64 {
-        self.by_slot.values().map(|threads| threads.len() as u64).sum()
+        self.followed.len() as u64
     }
 
-    fn thread(&self, index: usize) -> Option<Thread> {
-        let set = self.threads.at(index / WAYS)?;
+    /// Those of one slot.
+    fn threads_of(&self, slot: u32) -> &[(u32, u32)] {
+        let from = self.followed.partition_point(|(other, _)| *other < slot);
+        let rest = self.followed.get(from..).unwrap_or_default();
+        &rest[..rest.partition_point(|(other, _)| *other == slot)]
+    }
+
+    fn thread(&self, index: u32) -> Option<Thread> {
+        let set = self.threads.at(index as usize / WAYS)?;
         // SAFETY: an element of the set; a pointer into the mapping.
-        let thread = unsafe { &raw const (*set).threads[index % WAYS] };
+        let thread = unsafe { &raw const (*set).threads[index as usize % WAYS] };
         // SAFETY: valid and aligned; the kernel may write at the same time, hence volatile; all fields are integers.
         Some(unsafe { thread.read_volatile() })
     }
@@ -107,7 +129,7 @@ impl ScheduleTable {
     /// `Some(false)` if the threads would not hold still, `None` if they have not moved since, or none was ever followed.
     pub(super) fn read(&mut self, slot: u32, now: fn() -> u64, out: &mut ScheduleReading) -> Option<bool> {
         let index = usize::try_from(slot).ok()?;
-        let threads: &[usize] = self.by_slot.get(&slot).map_or(&[], Vec::as_slice);
+        let threads = self.threads_of(slot);
         if threads.is_empty() && self.times(slot)?.lived_ns == 0 {
             return None;
         }
@@ -122,10 +144,10 @@ impl ScheduleTable {
     }
 
     /// What the threads of a slot are doing and since when, folded; `None` while one changes. Never 0.
-    fn signature(&self, threads: &[usize], slot: u32) -> Option<u64> {
+    fn signature(&self, threads: &[(u32, u32)], slot: u32) -> Option<u64> {
         // FNV-1a, by words.
         let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-        for index in threads {
+        for (_, index) in threads {
             let thread = self.thread(*index)?;
             if thread.tid == 0 || Thread::slot_of(thread.place) != slot {
                 continue;
@@ -144,7 +166,7 @@ impl ScheduleTable {
     /// a thread shows the same interval before and after its slot's times were read, the interval is not in them.
     fn read_times(
         &self,
-        threads: &[usize],
+        threads: &[(u32, u32)],
         slot: u32,
         now: fn() -> u64,
         out: &mut ScheduleReading,
@@ -154,7 +176,7 @@ impl ScheduleTable {
         let mut open_ns = [0u64; KINDS];
         out.open = [0; KINDS];
         out.living = 0;
-        for index in threads {
+        for (_, index) in threads {
             let thread = self.thread(*index)?;
             if thread.tid == 0 || Thread::slot_of(thread.place) != slot {
                 continue;
@@ -310,6 +332,6 @@ fn halves(word: u32) -> [u32; 2] {
 
 impl std::fmt::Debug for ScheduleTable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ScheduleTable").field("slots", &self.by_slot.len()).finish_non_exhaustive()
+        f.debug_struct("ScheduleTable").field("followed", &self.followed.len()).finish_non_exhaustive()
     }
 }

@@ -51,6 +51,12 @@ impl SlotTable {
         self.control(|control| unsafe { &raw mut (*control).last_chunk }).load(Ordering::Relaxed)
     }
 
+    /// How often a thread began or ceased to be followed, wrapping.
+    pub(super) fn follow_changes(&self) -> u32 {
+        // SAFETY: a pointer to a field inside the mapping.
+        self.control(|control| unsafe { &raw mut (*control).follow_changes }).load(Ordering::Acquire)
+    }
+
     /// Sets the most that any pool gets of what it wants to know of the scheduler, one of `PROFILE_…`.
     pub(super) fn set_ceiling(&self, profile: u32) {
         // SAFETY: a pointer to a field inside the mapping.

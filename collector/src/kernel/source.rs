@@ -427,7 +427,7 @@ impl Source for KernelSource {
         self.scheduler.as_ref().map(|_| self.counter(Counter::TIMED_NS).saturating_mul(TIMED_RUNS))
     }
 
-    fn find_threads(&mut self) {
+    fn moved(&mut self, records: &mut Vec<u32>) {
         if std::mem::take(&mut self.follow_wanted)
             && let Some(scheduler) = self.scheduler.as_ref().filter(|_| self.scheduler_attached)
             && let Err(error) = scheduler.follow_all()
@@ -442,7 +442,7 @@ impl Source for KernelSource {
             self.refused_chunks = refused;
             self.slots.with_free(|slot| self.schedule.reclaim(slot));
         }
-        self.schedule.find_threads();
+        self.schedule.moved(self.slots.follow_changes(), records);
     }
 
     fn schedule(&mut self, record: u32, out: &mut ScheduleReading) -> Option<bool> {

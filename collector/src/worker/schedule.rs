@@ -192,17 +192,22 @@ pub struct Schedules {
     workers: Vec<Option<Arc<WorkerSchedule>>>,
     pools: ByProcess<PoolId, PoolSchedule>,
     reading: ScheduleReading,
+    /// Kept for its memory.
+    moved: Vec<u32>,
     /// Figures are as of this moment, `CLOCK_MONOTONIC` ns.
     at_ns: u64,
 }
 
 impl Schedules {
-    /// Reads the records of workers that live.
-    pub fn read(&mut self, records: impl Iterator<Item = u32>, source: &mut dyn Source) {
-        source.find_threads();
-        for record in records {
+    /// Reads the records of workers whose threads have moved, and of those that have ended since.
+    pub fn read(&mut self, ended: impl Iterator<Item = u32>, source: &mut dyn Source) {
+        let mut records = std::mem::take(&mut self.moved);
+        records.extend(ended);
+        source.moved(&mut records);
+        for record in records.drain(..) {
             self.read_one(record, source);
         }
+        self.moved = records;
         self.at_ns = monotonic_ns();
     }
 
