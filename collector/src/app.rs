@@ -21,10 +21,11 @@ use crate::procfs::ProgramReader;
 use crate::render::prometheus::Groups;
 use crate::snapshot::Snapshot;
 use crate::units::{HostFacts, unix_ns};
-use crate::{kernel, privileges, source};
+use crate::{heap, kernel, privileges, source};
 
 /// Runs until SIGTERM or SIGINT.
 pub fn run(flags: Flags) -> anyhow::Result<()> {
+    heap::map_large_blocks();
     let file = config::load_file(&flags)?;
     let web = config::load_web(&flags)?;
     // Before anything that costs: a port that is taken is the commonest mistake.
@@ -114,6 +115,7 @@ async fn serve(
     let mut hangup = signal(SignalKind::hangup())?;
 
     let (reload, mut reload_requests) = tokio::sync::mpsc::channel(1);
+    let mut published = snapshots.clone();
     let shared = Arc::new(http::Shared::new(flags.http.clone(), web.access, snapshots, Some(reload)));
     shared.set_groups(groups);
     let scheme = if web.tls.is_some() { "https" } else { "http" };
@@ -143,6 +145,7 @@ async fn serve(
                 // Whatever came of it is in the log.
                 let _ = reloader.reload();
             }
+            Ok(()) = published.changed() => shared.forget_old(),
             Some(request) = reload_requests.recv() => {
                 // Whoever asked may have gone away.
                 let _ = request.answer.send(reloader.reload());

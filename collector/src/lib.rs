@@ -25,7 +25,7 @@
 //! | [`snapshot`] | the immutable view that readers get |
 //! | [`histogram`] | windows over the bucket layout of `collector_ebpf::histogram`; quantiles with their coverage |
 //! | [`procfs`] | pure parsers, the `/proc` source with its process connector, facts about programs |
-//! | [`kernel`] | the eBPF source: BTF offsets, loading, ring buffer, slots, tasks, the scheduler. All `unsafe` is here |
+//! | [`kernel`] | the eBPF source: BTF offsets, loading, ring buffer, slots, tasks, the scheduler. Nearly all `unsafe` is here |
 //! | [`worker`] | who is a worker, of which pool, in which slot; where its time went. No IO |
 //! | [`aggregate`] | the one owner of registry and process table |
 //! | [`source`] | eBPF, or `/proc` with the reason why |
@@ -34,7 +34,8 @@
 //! | [`render`] | snapshot to Prometheus text, OpenMetrics, protobuf, JSON. The only home of wire types |
 //! | [`auth`], [`http`] | who may ask; the server |
 //! | [`config`] | what was typed, what the files say, the validated result |
-//! | [`privileges`], [`app`], [`doctor`] | giving up rights; wiring; the report of what works here |
+//! | [`privileges`], [`heap`] | giving up rights, and memory |
+//! | [`app`], [`doctor`] | wiring; the report of what works here |
 //!
 //! # What must stay true
 //!
@@ -70,6 +71,7 @@ pub mod collect;
 pub mod config;
 pub mod doctor;
 pub mod governor;
+pub mod heap;
 pub mod histogram;
 pub mod http;
 pub mod input;

@@ -67,6 +67,14 @@ impl Cache {
         body.get_or_init(render).clone()
     }
 
+    /// Drops what nobody will ask for again, when another snapshot has come.
+    pub(super) fn forget_old(&self) {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.of.strong_count() == 0 {
+            *current = Bodies { spare: std::mem::take(&mut *current).into_spare(), ..Bodies::default() };
+        }
+    }
+
     /// The place of a body, and a buffer to render it into.
     fn of(
         &self,

@@ -136,6 +136,11 @@ impl Shared {
         *self.access.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Access::new(access));
     }
 
+    /// Drops the answers of snapshots that are gone. For when another one has come.
+    pub fn forget_old(&self) {
+        self.cache.forget_old();
+    }
+
     fn access(&self) -> Arc<Access> {
         Arc::clone(&self.access.read().unwrap_or_else(PoisonError::into_inner))
     }

@@ -16,6 +16,7 @@ use super::support::{OLDEST_LINUX, Support};
 use super::sys::{self, KernelFile, RunBy};
 use super::syscalls;
 use super::tasks::PassMemory;
+use crate::heap;
 use crate::snapshot::Feature;
 
 /// The object that `cargo xtask build-ebpf` made; aligned, because it is parsed in place.
@@ -241,7 +242,7 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
         features,
     };
     drop(object);
-    sys::trim_heap();
+    heap::trim();
     Ok(loaded)
 }
 

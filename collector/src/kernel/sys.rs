@@ -313,12 +313,6 @@ pub(super) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     if fd < 0 { Err(io::Error::last_os_error()) } else { owned(fd) }
 }
 
-/// Gives the heap's free pages back to the kernel: loading needs much for a moment.
-pub(super) fn trim_heap() {
-    // SAFETY: no precondition.
-    unsafe { libc::malloc_trim(0) };
-}
-
 /// A file of the kernel that never changes, mapped where the kernel can (the BTF of vmlinux: 6.16+), else read. Only what
 /// is in sysfs is the kernel's: any other file may be cut while it is mapped, and reading beyond its end kills us.
 pub(super) enum KernelFile {
