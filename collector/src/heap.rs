@@ -5,7 +5,7 @@
 /// that grow.
 const MAPPED_BYTES: libc::c_int = 128 << 10;
 
-/// Keeps blocks of [`MAPPED_BYTES`] out of the heap. Without it the first large block that is freed raises the limit to
+/// Keeps blocks of 128 KiB and more out of the heap. Without it the first large block that is freed raises the limit to
 /// its own size (mallopt(3)), and the next ones leave holes that stay resident.
 pub fn map_large_blocks() {
     // SAFETY: no precondition. A refusal leaves things as they are.

@@ -17,6 +17,7 @@ use super::sys::{self, KernelFile, RunBy};
 use super::syscalls;
 use super::tasks::PassMemory;
 use crate::heap;
+use crate::procfs::ProcfsError;
 use crate::snapshot::Feature;
 
 /// The object that `cargo xtask build-ebpf` made; aligned, because it is parsed in place.
@@ -61,6 +62,9 @@ pub enum LoadError {
         /// What the kernel said.
         error: std::io::Error,
     },
+    /// `/proc`, where processes are made sure of.
+    #[error(transparent)]
+    Procfs(#[from] ProcfsError),
     /// Memory that we share with the programs could not be mapped.
     #[error("mapping shared arrays: {0}")]
     Shared(std::io::Error),
@@ -74,6 +78,7 @@ impl LoadError {
             Self::Read { .. } | Self::Btf(_) | Self::Offsets(_) | Self::NoTarget(_) => {
                 format!("use a kernel whose BTF describes itself (Linux {OLDEST_LINUX} or newer)")
             }
+            Self::Procfs(_) => "mount /proc, or say where it is (--path.procfs)".into(),
             Self::Object(_) | Self::Attach { .. } | Self::Shared(_) => {
                 format!("use Linux {OLDEST_LINUX} or newer; if it is, the message above is worth a report")
             }

@@ -3,10 +3,8 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use ::procfs::ProcError;
-use ::procfs::process::Stat;
 use aya::maps::MapData;
 use aya::util::nr_cpus;
 use collector_ebpf::event::{Counter, EXEC, EXIT, FORK, KINDS, NONE, REAP, RENAME};
@@ -24,6 +22,8 @@ use super::support::Support;
 use super::sys::{self, TaskStorage};
 use super::tasks::{Missing, TaskReader};
 use crate::input::{self, Comm, Input, Listed, Profile, Role, ScheduleReading, SlotRecord, Source};
+use crate::procfs::parse::stat::Stat;
+use crate::procfs::root::{Buffer, ReadError, Root};
 use crate::snapshot::{EventCounts, Feature, MapFill, ProgramCost};
 use crate::units::{CpuTime, HostFacts, Pid, ProcessKey, monotonic_ns};
 
@@ -59,7 +59,8 @@ pub struct KernelSource {
     tracepoints: Vec<Attached>,
     features: Vec<Feature>,
     missing: Missing,
-    procfs: PathBuf,
+    procfs: Root,
+    buffer: Buffer,
     host: HostFacts,
     map_bytes: Option<u64>,
     /// Events lost, as of the last look.
@@ -106,7 +107,8 @@ impl KernelSource {
             tracepoints: loaded.tracepoints,
             features: loaded.features,
             missing,
-            procfs: procfs.to_owned(),
+            procfs: Root::open(procfs)?,
+            buffer: Buffer::default(),
             host,
             map_bytes: map_bytes(),
             lost_seen: 0,
@@ -168,18 +170,16 @@ impl KernelSource {
     }
 
     /// `/proc/PID/stat`; `None` if there is no such process.
-    fn stat(&self, pid: Pid) -> io::Result<Option<Stat>> {
-        let process = ::procfs::process::Process::new_with_root(self.procfs.join(pid.to_string()));
-        match process.and_then(|process| process.stat()) {
+    fn stat(&mut self, pid: Pid) -> io::Result<Option<Stat>> {
+        match self.procfs.stat(pid, &mut self.buffer) {
             Ok(stat) => Ok(Some(stat)),
-            Err(ProcError::NotFound(_)) => Ok(None),
-            Err(ProcError::Io(error, _)) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+            Err(ReadError::Gone) => Ok(None),
             Err(error) => Err(io::Error::other(error)),
         }
     }
 
     /// Opens a process by pid and makes sure it is the one that is meant; `None` if that is gone.
-    fn open_process(&self, process: ProcessKey) -> io::Result<Option<OwnedFd>> {
+    fn open_process(&mut self, process: ProcessKey) -> io::Result<Option<OwnedFd>> {
         let pidfd = match sys::pidfd_open(process.pid) {
             Ok(pidfd) => pidfd,
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
@@ -267,12 +267,12 @@ impl KernelSource {
     }
 
     /// What a listing would say of the first process; see [`FIRST_PROCESS`].
-    fn first_process(&self) -> Option<Listed> {
+    fn first_process(&mut self) -> Option<Listed> {
         let stat = self.stat(FIRST_PROCESS).ok()??;
         Some(Listed {
             process: ProcessKey::from_ticks(FIRST_PROCESS, stat.starttime),
-            parent: stat.ppid.cast_unsigned(),
-            comm: Comm::from_bytes(stat.comm.as_bytes()),
+            parent: stat.ppid,
+            comm: stat.comm,
             kernel_thread: false,
             zombie: false,
         })
@@ -455,7 +455,7 @@ impl Source for KernelSource {
     fn lives(&mut self, process: ProcessKey) -> bool {
         match self.stat(process.pid) {
             Ok(Some(stat)) => {
-                stat.starttime == process.start_ticks() && !matches!(stat.state, 'Z' | 'X' | 'x')
+                stat.starttime == process.start_ticks() && !matches!(stat.state, b'Z' | b'X' | b'x')
             }
             Ok(None) => false,
             // Whoever cannot be looked at is not known to be gone.

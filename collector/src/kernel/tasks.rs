@@ -101,8 +101,11 @@ impl PassMemory {
 
     /// What was told of a process, and of any other in its place, is to be told again.
     fn forget(&mut self, pid: Pid) {
-        let place = place_of(pid) as u32;
-        if let Err(error) = sys::array_set(self.told.fd().as_fd(), place, &Told::default()) {
+        let place = place_of(pid);
+        if self.owners.get(place).is_none_or(|owner| owner.pid == 0) {
+            return;
+        }
+        if let Err(error) = sys::array_set(self.told.fd().as_fd(), place as u32, &Told::default()) {
             tracing::warn!(%error, "forgetting the figures of a process failed; all are read again");
             self.tell_all = true;
         }
