@@ -264,6 +264,7 @@ impl Aggregate {
     }
 
     fn drop_pool(&mut self, id: PoolId, source: &mut dyn Source) {
+        source.set_profile(id, Profile::default());
         let masters: Vec<ProcessKey> =
             self.masters.iter().filter(|(_, master)| master.pool == id).map(|(k, _)| *k).collect();
         for key in masters {
@@ -293,7 +294,8 @@ impl Aggregate {
         self.schedules.retain_pools(|id| self.registry.pools.contains_key(&id));
         let wanted = |pool: &Pool| pool.living() > 0 || !pool.masters.is_empty();
         let ceiling = self.registry.pools.values().filter(|pool| wanted(pool)).map(|pool| pool.profile).max();
-        if let Some(cost_ns) = source.probe_cost_ns() {
+        let cost_ns = source.probe_cost_ns();
+        if let Some(cost_ns) = cost_ns {
             self.governor.observe(monotonic_ns(), cost_ns);
         }
         let ceiling = ceiling.unwrap_or(Profile::None).min(self.governor.ceiling());
@@ -303,6 +305,11 @@ impl Aggregate {
         if ceiling.max(before) == Profile::None {
             self.ended.clear();
             return;
+        }
+        if cost_ns.is_some() {
+            for pool in self.registry.pools.values() {
+                self.schedules.watch(pool.id, pool.profile.min(ceiling));
+            }
         }
         // Who has ended adds no more, and it may be long before it is reaped.
         let records = self.ended.drain(..).filter_map(|key| self.registry.worker(key)?.record);

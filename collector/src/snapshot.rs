@@ -211,8 +211,8 @@ pub struct Schedule {
     pub lived_ns: u64,
     /// CPU that the kernel accounted to workers and that is in none of the times, ns.
     pub unattributed_cpu_ns: u64,
-    /// Lengths of intervals in seconds, by kind of time; `None` where none was recorded.
-    pub intervals: [Option<Arc<Distribution>>; KINDS],
+    /// Lengths of intervals in seconds, by kind of time; `None` where they are not measured.
+    pub intervals: Option<[Arc<Distribution>; KINDS]>,
 }
 
 /// A process that forks the workers of a pool.

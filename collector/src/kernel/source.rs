@@ -392,7 +392,11 @@ impl Source for KernelSource {
     }
 
     fn set_profile(&mut self, pool: u32, profile: Profile) {
-        self.profiles.insert(pool, profile);
+        if profile == Profile::default() {
+            self.profiles.remove(&pool);
+        } else {
+            self.profiles.insert(pool, profile);
+        }
     }
 
     fn limit_profiles(&mut self, ceiling: Profile) {

@@ -266,7 +266,8 @@ impl<'a> PoolStats<'a> {
                 intervals: pool
                     .schedule
                     .as_ref()
-                    .map(|schedule| Intervals::of(|kind| schedule.intervals[kind].as_deref().map(windows))),
+                    .and_then(|schedule| schedule.intervals.as_ref())
+                    .map(|of_kinds| Intervals::of(|kind| recorded(of_kinds.get(kind)?))),
             },
             workers: Workers { pool, snapshot },
         }
@@ -318,6 +319,11 @@ struct Quantiles {
 }
 
 type Windows = BTreeMap<&'static str, Window>;
+
+/// `None` if there was nothing to record: most reasons never occur.
+fn recorded(distribution: &Distribution) -> Option<Windows> {
+    (distribution.count > 0 || distribution.discarded > 0).then(|| windows(distribution))
+}
 
 /// Lengths of the intervals between which the threads' time is divided.
 #[derive(Serialize)]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use collector_ebpf::schedule::{KINDS, ON_CPU};
 
 use crate::histogram::{Scale, Scratch, Windowed};
-use crate::input::{ScheduleReading, Source};
+use crate::input::{Profile, ScheduleReading, Source};
 use crate::snapshot::{Distribution, Schedule};
 use crate::units::{ByProcess, CpuTime, NANOS_PER_SECOND, monotonic_ns};
 use crate::worker::pool::PoolId;
@@ -77,34 +77,47 @@ impl Times {
     }
 }
 
-/// Distributions by kind; `None` until something was recorded.
+/// A worker's distributions by kind; `None` until something was recorded: it has few of them.
 type Histograms = [Option<Box<Windowed>>; KINDS];
 
-/// What readers get of [`Histograms`], made anew only when it has changed.
-type Shown = [Option<Arc<Distribution>>; KINDS];
+/// A pool's distributions by kind; `None` if it wants none.
+type PoolHistograms = Option<Box<[Windowed; KINDS]>>;
 
+fn empty_histograms(now_ns: u64) -> Box<[Windowed; KINDS]> {
+    Box::new(std::array::from_fn(|_| Windowed::new(SECONDS, now_ns)))
+}
+
+/// Adds what is new in a reading to the distributions of a pool, and of a worker that is not about to go.
 fn record_intervals(
-    histograms: &mut Histograms,
-    scale: Scale,
+    pool: &mut PoolHistograms,
+    mut worker: Option<&mut Histograms>,
     reading: &ScheduleReading,
     discarded: &[u32; KINDS],
 ) {
-    for interval in &reading.intervals {
-        if let Some(histogram) = of_kind(histograms, interval.kind.into(), scale, reading.at_ns) {
-            histogram.record_bucket(interval.bucket, interval.count);
+    // Without distributions nothing is discarded from them.
+    if reading.intervals.is_empty() && pool.is_none() {
+        return;
+    }
+    let pool = pool.get_or_insert_with(|| empty_histograms(reading.at_ns));
+    let mut each = |kind: usize, record: &dyn Fn(&mut Windowed)| {
+        let of_worker = worker.as_deref_mut().and_then(|worker| {
+            let histogram = worker.get_mut(kind)?;
+            Some(
+                &mut **histogram
+                    .get_or_insert_with(|| Box::new(Windowed::new(WORKER_SECONDS, reading.at_ns))),
+            )
+        });
+        for histogram in pool.get_mut(kind).into_iter().chain(of_worker) {
+            histogram.advance(reading.at_ns);
+            record(histogram);
         }
+    };
+    for interval in &reading.intervals {
+        each(interval.kind.into(), &|histogram| histogram.record_bucket(interval.bucket, interval.count));
     }
     for (kind, count) in discarded.iter().enumerate().filter(|(_, count)| **count > 0) {
-        if let Some(histogram) = of_kind(histograms, kind, scale, reading.at_ns) {
-            histogram.discard_many(*count);
-        }
+        each(kind, &|histogram| histogram.discard_many(*count));
     }
-}
-
-fn of_kind(histograms: &mut Histograms, kind: usize, scale: Scale, now_ns: u64) -> Option<&mut Windowed> {
-    let histogram = histograms.get_mut(kind)?.get_or_insert_with(|| Box::new(Windowed::new(scale, now_ns)));
-    histogram.advance(now_ns);
-    Some(histogram)
 }
 
 /// Where the time of one worker went.
@@ -138,9 +151,10 @@ impl WorkerSchedule {
 #[derive(Clone, Debug, Default)]
 pub struct PoolSchedule {
     times: Times,
-    histograms: Histograms,
+    histograms: PoolHistograms,
+    /// What readers got of them, made anew only where it has changed.
+    shown: Option<[Arc<Distribution>; KINDS]>,
     /// What was shown last; totals never fall.
-    shown: Shown,
     shown_ns: [u64; KINDS],
     shown_lived_ns: u64,
     unattributed_cpu_ns: u64,
@@ -164,19 +178,21 @@ impl PoolSchedule {
         self.shown_lived_ns
     }
 
-    /// Lengths of intervals by kind, in the windows that end now.
+    /// Lengths of intervals by kind, in the windows that end now; `None` if the pool wants none.
     pub fn distributions(
         &mut self,
         now_ns: u64,
         scratch: &mut Scratch,
-    ) -> [Option<Arc<Distribution>>; KINDS] {
-        for (histogram, shown) in self.histograms.iter_mut().zip(&mut self.shown) {
-            let Some(histogram) = histogram else { continue };
-            if histogram.advance(now_ns) || shown.as_ref().is_none_or(|shown| !histogram.is_shown_by(shown)) {
-                *shown = Some(Arc::new(histogram.distribution(scratch)));
+    ) -> Option<[Arc<Distribution>; KINDS]> {
+        let histograms = self.histograms.as_deref_mut()?;
+        let first = self.shown.is_none();
+        let shown = self.shown.get_or_insert_default();
+        for (histogram, shown) in histograms.iter_mut().zip(shown.iter_mut()) {
+            if histogram.advance(now_ns) || first || !histogram.is_shown_by(shown) {
+                *shown = Arc::new(histogram.distribution(scratch));
             }
         }
-        self.shown.clone()
+        Some(shown.clone())
     }
 }
 
@@ -218,6 +234,18 @@ impl Schedules {
         self.reading = reading;
     }
 
+    /// The scheduler is watched for a pool from now on, as far as `profile` says: what has not happened yet is known not to
+    /// have happened.
+    pub fn watch(&mut self, pool: PoolId, profile: Profile) {
+        if profile == Profile::None {
+            return;
+        }
+        let pool = self.pools.entry(pool).or_default();
+        if profile == Profile::Histograms {
+            pool.histograms.get_or_insert_with(|| empty_histograms(monotonic_ns()));
+        }
+    }
+
     /// Adds what is new in a reading to a worker and its pool.
     pub fn account(&mut self, record: u32, reading: &ScheduleReading, consistent: bool) {
         let Ok(index) = usize::try_from(record) else { return };
@@ -228,8 +256,7 @@ impl Schedules {
         let worker = Arc::make_mut(place.get_or_insert_default());
         let pool = self.pools.entry(reading.pool).or_default();
         let discarded = account(pool, worker, reading, consistent);
-        record_intervals(&mut pool.histograms, SECONDS, reading, &discarded);
-        record_intervals(&mut worker.histograms, WORKER_SECONDS, reading, &discarded);
+        record_intervals(&mut pool.histograms, Some(&mut worker.histograms), reading, &discarded);
         self.at_ns = self.at_ns.max(reading.at_ns);
     }
 
@@ -240,7 +267,7 @@ impl Schedules {
         if let Some(consistent) = source.schedule(record, &mut self.reading) {
             let pool = self.pools.entry(self.reading.pool).or_default();
             let discarded = account(pool, Arc::make_mut(&mut worker), &self.reading, consistent);
-            record_intervals(&mut pool.histograms, SECONDS, &self.reading, &discarded);
+            record_intervals(&mut pool.histograms, None, &self.reading, &discarded);
         }
         source.release(record);
     }
@@ -294,4 +321,36 @@ fn account(
         worker.discarded = reading.discarded;
     }
     discarded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_not_happened_in_a_watched_pool_is_known() {
+        let mut schedules = Schedules::default();
+        let view =
+            |schedules: &mut Schedules| schedules.pool_view(1, CpuTime::default(), &mut Scratch::new());
+        schedules.watch(1, Profile::None);
+        assert!(view(&mut schedules).is_none());
+        schedules.watch(1, Profile::Counters);
+        let counters = view(&mut schedules).unwrap();
+        assert_eq!((counters.time_ns, counters.lived_ns), ([0; KINDS], 0));
+        assert!(counters.intervals.is_none());
+        schedules.watch(1, Profile::Histograms);
+        let intervals = view(&mut schedules).unwrap().intervals.unwrap();
+        for distribution in intervals {
+            assert_eq!((distribution.count, distribution.bounds.len()), (0, SECONDS.bounds.len()));
+        }
+    }
+
+    #[test]
+    fn a_pool_that_wants_totals_alone_has_discarded_no_interval() {
+        let mut schedules = Schedules::default();
+        let reading = ScheduleReading { pool: 1, discarded: [1; KINDS], ..ScheduleReading::default() };
+        schedules.account(0, &reading, true);
+        let view = schedules.pool_view(1, CpuTime::default(), &mut Scratch::new());
+        assert!(view.unwrap().intervals.is_none());
+    }
 }

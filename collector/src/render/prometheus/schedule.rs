@@ -2,13 +2,14 @@
 //!
 //! Where a pool's scheduler is not watched it has none of these series. Where it is, every kind of time has its series
 //! from the first scrape on, zeros included: that nothing was ever blocked on a disk is known then, and a rate needs
-//! the zero before the first increment. The same goes for the lengths of intervals, once any of the pool's is known:
-//! before, and in a pool that wants totals alone, nothing tells that they are measured.
+//! the zero before the first increment. The same goes for the lengths of intervals, unless the pool wants totals alone.
 //!
 //! No counter of this kind for each worker: where the time of a worker went is as of the last look at its record, and
 //! what is said of the moment after it can turn out to be some microseconds too much, which a counter may not take back.
 
-use collector_ebpf::schedule::{DISK, ON_CPU, RUNNABLE};
+use std::sync::Arc;
+
+use collector_ebpf::schedule::{DISK, KINDS, ON_CPU, RUNNABLE};
 
 use super::buffer::Piece;
 use super::family::*;
@@ -39,18 +40,21 @@ pub(super) fn write(writer: &mut Writer<'_>, series: &Series<'_>) {
         }
     });
 
-    let pools: Vec<Intervals<'_>> = series.pools().filter_map(|(pool, _)| Intervals::of(pool)).collect();
+    let pools: Vec<(&Pool, &[Arc<Distribution>; KINDS])> = series
+        .pools()
+        .filter_map(|(pool, _)| Some((pool, pool.schedule.as_ref()?.intervals.as_ref()?)))
+        .collect();
     let mut labels = Labels::of(writer.format);
     let mut waits = Vec::with_capacity(pools.len());
     let mut runs = Vec::with_capacity(pools.len());
     let mut blocked = Vec::with_capacity(pools.len() * TIME_KINDS.len());
-    for intervals in &pools {
-        let of_pool = labels.add(None, |labels| labels.text(&POOL, &intervals.pool.name));
-        waits.push((of_pool, intervals.of_kind(RUNNABLE as usize)));
-        runs.push((of_pool, intervals.of_kind(ON_CPU as usize)));
-        for (kind, name) in TIME_KINDS.iter().enumerate().skip(DISK as usize) {
+    for (pool, intervals) in &pools {
+        let of_pool = labels.add(None, |labels| labels.text(&POOL, &pool.name));
+        waits.push((of_pool, &*intervals[RUNNABLE as usize]));
+        runs.push((of_pool, &*intervals[ON_CPU as usize]));
+        for (name, intervals) in TIME_KINDS.iter().zip(*intervals).skip(DISK as usize) {
             let of_reason = labels.add(Some(of_pool), |labels| labels.text(&REASON, name));
-            blocked.push((of_reason, intervals.of_kind(kind)));
+            blocked.push((of_reason, &**intervals));
         }
     }
     let mut distributions = |families, distributions: &[(Place, &Distribution)]| {
@@ -74,31 +78,4 @@ pub(super) fn write_unattributed(writer: &mut Writer<'_>, series: &Series<'_>) {
 
 fn schedules<'a>(series: &'a Series<'a>) -> impl Iterator<Item = (&'a Schedule, Piece<'a>)> {
     series.pools().filter_map(|(pool, labels)| Some((pool.schedule.as_ref()?, labels)))
-}
-
-/// Lengths of a pool's intervals.
-struct Intervals<'a> {
-    pool: &'a Pool,
-    schedule: &'a Schedule,
-    /// What kinds have of which nothing was recorded.
-    empty: Distribution,
-}
-
-impl<'a> Intervals<'a> {
-    /// `None` where nothing says that they are measured.
-    fn of(pool: &'a Pool) -> Option<Self> {
-        let schedule = pool.schedule.as_ref()?;
-        let measured = schedule.intervals.iter().flatten().find(|distribution| distribution.count > 0)?;
-        let empty = Distribution {
-            bounds: measured.bounds,
-            cumulative: vec![0; measured.bounds.len()],
-            per_unit: measured.per_unit,
-            ..Distribution::default()
-        };
-        Some(Self { pool, schedule, empty })
-    }
-
-    fn of_kind(&self, kind: usize) -> &Distribution {
-        self.schedule.intervals[kind].as_deref().unwrap_or(&self.empty)
-    }
 }

@@ -1,7 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use proptest::prelude::*;
 
@@ -9,7 +8,6 @@ use super::text::{Nanos, SignedNanos, Value as _, write_bound};
 use super::*;
 use crate::input::TIME_KINDS;
 use crate::render::fixture;
-use crate::snapshot::Distribution;
 use crate::units::NANOS_PER_SECOND;
 
 mod protobuf;
@@ -309,11 +307,9 @@ fn times_have_series_where_the_scheduler_is_watched() {
     assert_eq!(blocked(&text, "_discarded_total", "disk"), Some(0.0));
     assert!(blocked(&text, "_quantile", "poll").is_some() && blocked(&text, "_quantile", "disk").is_none());
 
-    // Discarded intervals alone do not say that any are measured.
+    // A pool that wants totals alone.
     let web = snapshot.pools.iter_mut().find(|pool| &*pool.name == "web").unwrap();
-    let intervals = &mut web.schedule.as_mut().unwrap().intervals;
-    intervals.fill(None);
-    intervals[0] = Some(Arc::new(Distribution { discarded: 3, ..Distribution::default() }));
+    web.schedule.as_mut().unwrap().intervals = None;
     let text = rendered(&snapshot, Format::Text);
     assert!(of(&text, "worker_pool_time_seconds_total", ("kind", "disk")).is_some());
     assert!(!text.contains("worker_pool_on_cpu_seconds") && !text.contains("worker_pool_off_cpu_seconds"));

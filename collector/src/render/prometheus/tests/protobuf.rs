@@ -120,7 +120,7 @@ fn histograms_are_native_too() {
             histograms += 1;
             empty += usize::from(histogram.sample_count() == 0);
             if family.name() == "worker_pool_on_cpu_seconds" {
-                let distribution = web.schedule.as_ref().unwrap().intervals[0].as_ref().unwrap();
+                let distribution = &web.schedule.as_ref().unwrap().intervals.as_ref().unwrap()[0];
                 let window = distribution.windows.iter().find(|window| window.window == "start").unwrap();
                 for (q, ours) in [(0.5, window.p50), (0.99, window.p99)] {
                     let theirs = native::quantile(&read, q);
