@@ -12,8 +12,9 @@ pub const MAX_SLOTS: usize = 8192;
 /// handed out in order), so that sets fill evenly: 65,536 threads can be followed.
 pub const THREAD_SETS: usize = 16_384;
 
-/// Chunks of histograms, 6 MiB: some 25 for each of a thousand busy workers. Numbers have to fit 16 bits.
-pub const MAX_CHUNKS: usize = 24_576;
+/// Chunks of histograms and of their directories, 8 MiB: some 25 for each of a thousand busy workers, or 7 for each of the
+/// four thousand that a fork storm can leave to be read. Numbers have to fit 16 bits.
+pub const MAX_CHUNKS: usize = 32_768;
 
 /// Places for what was last told of a process, by pid (a power of two): enough that few of [`MAX_SLOTS`] processes meet
 /// in one place.

@@ -97,7 +97,7 @@ pub struct ThreadSet {
     pub threads: [Thread; WAYS],
 }
 
-/// Where the time of a worker's threads went. 160 bytes.
+/// Where the time of a worker's threads went. 168 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Times {
@@ -110,6 +110,10 @@ pub struct Times {
     pub lived_ns: u64,
     /// Chunk numbers of the slot's directories, two to a word, the first in the low half; 0 where there is none yet.
     pub directories: [u32; DIRECTORIES / 2],
+    /// Threads that are followed now. While there are any the slot may not have another worker: they still write here.
+    pub followed: u32,
+    /// Zero.
+    pub padding: u32,
 }
 
 /// Powers of two that values can have; chunks per kind.
@@ -177,7 +181,7 @@ pub const PROFILE_HISTOGRAMS: u32 = 2;
 const _: () = {
     assert!(size_of::<Thread>() == 16);
     assert!(size_of::<ThreadSet>() == 64);
-    assert!(size_of::<Times>() == 160);
+    assert!(size_of::<Times>() == 168);
     assert!(size_of::<Chunk>() == 256);
     assert!(KINDS.is_multiple_of(DIRECTORIES) && DIRECTORIES.is_multiple_of(2));
     assert!(KINDS / DIRECTORIES * ROWS <= FRESH * 2);

@@ -100,12 +100,17 @@ fn time_run(since_ns: u64) {
     }
 }
 
-/// The thread is runnable for the first time.
+/// The thread is runnable for the first time: from here on it waits, and from here on it has lived, so that the moments
+/// since its fork are in no time and in no life.
 #[btf_tracepoint(function = "sched_wakeup_new")]
 fn task_wakeup_new(ctx: BtfTracePointContext) -> i32 {
     let task = Task(ctx.arg(0));
     if let Some(thread) = find(task.tid()) {
-        thread.since_ns = now();
+        let (forked_ns, now) = (thread.since_ns, now());
+        begin_change(thread);
+        lived(Thread::slot_of(thread.place), forked_ns.wrapping_sub(now));
+        // SAFETY: an aligned integer of ours; volatile, so that it is the last store.
+        unsafe { (&raw mut thread.since_ns).write_volatile(now) };
     }
     0
 }
@@ -193,6 +198,11 @@ pub(crate) fn take_over(old_tid: u32, tid: u32, kind: u32, now: u64) {
 #[inline(always)]
 fn enter(tid: u32, place: u32, now: u64) {
     let Some(set) = THREADS.get_ptr_mut(tid % THREAD_SETS as u32) else { return };
+    let Some(times) = TIMES.get_ptr_mut(Thread::slot_of(place)) else { return };
+    // SAFETY: a pointer into the array.
+    let followed = unsafe { &raw mut (*times).followed };
+    // Before it has an entry, because it may leave as soon as it has.
+    add_u32(followed, 1);
     // SAFETY: a pointer into the array, checked by the verifier.
     let first = unsafe { (&raw mut (*set).threads).cast::<Thread>() };
     for way in 0..WAYS {
@@ -217,17 +227,22 @@ fn enter(tid: u32, place: u32, now: u64) {
             return;
         }
     }
+    add_u32(followed, u32::MAX);
     count(Counter::NO_THREAD);
 }
 
-/// A thread is no longer followed.
+/// A thread is no longer followed. True if it was the last one of its slot.
 #[inline(always)]
-fn leave(thread: &mut Thread, now: u64) {
+fn leave(thread: &mut Thread, now: u64) -> bool {
+    let slot = Thread::slot_of(thread.place);
     account(thread.place, thread.since_ns, now);
-    lived(Thread::slot_of(thread.place), now);
-    // SAFETY: an aligned integer of ours; volatile, so that it is the last store.
+    lived(slot, now);
+    // SAFETY: an aligned integer of ours; volatile, so that it is the last store to the entry.
     unsafe { (&raw mut thread.tid).write_volatile(0) };
     count_change();
+    let Some(times) = TIMES.get_ptr_mut(slot) else { return false };
+    // SAFETY: a pointer into the array. After all that is written for this thread.
+    unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(&raw mut (*times).followed, u32::MAX) == 1 }
 }
 
 /// After the change, so that user space looks again.
@@ -248,8 +263,10 @@ fn leave_cpu(prev: Task, thread: &mut Thread, preempted: bool, now: u64) {
         RUNNABLE
     } else if state & TASK_DEAD != 0 {
         let (signal, leader) = (prev.signal(), prev.leader());
-        leave(thread, now);
-        lifecycle::last_switch(signal, leader);
+        // Threads that end at the same time leave one after the other; until the last has, the slot is in use.
+        if leave(thread, now) {
+            lifecycle::last_switch(signal, leader);
+        }
         return;
     } else {
         let Some(control) = CONTROL.get_ptr(0) else { return };
@@ -258,13 +275,18 @@ fn leave_cpu(prev: Task, thread: &mut Thread, preempted: bool, now: u64) {
     change(thread, next, now);
 }
 
+/// User space adds the interval that is not over to what `Times` says of those that are; 0 tells it to look again.
+#[inline(always)]
+fn begin_change(thread: &mut Thread) {
+    // SAFETY: an aligned integer of ours; volatile, so that the order of the stores stays.
+    unsafe { (&raw mut thread.since_ns).write_volatile(0) };
+}
+
 /// Ends the interval that a thread is in, and begins the next.
 #[inline(always)]
 fn change(thread: &mut Thread, kind: u32, now: u64) {
     let (place, since_ns) = (thread.place, thread.since_ns);
-    // User space adds the interval that is not over to what `Times` says of those that are; 0 tells it to look again.
-    // SAFETY: an aligned integer of ours; volatile, so that the order of the stores stays.
-    unsafe { (&raw mut thread.since_ns).write_volatile(0) };
+    begin_change(thread);
     account(place, since_ns, now);
     let flags = place & THREAD_HISTOGRAMS;
     // SAFETY: as above.

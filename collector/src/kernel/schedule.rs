@@ -273,6 +273,10 @@ impl ScheduleTable {
     fn close(&self, slot: u32, thread: Thread, now_ns: u64) {
         let Some(times) = self.times.at(slot as usize) else { return };
         // SAFETY: a pointer to a field inside the mapping.
+        let followed = unsafe { &raw mut (*times).followed };
+        // SAFETY: mapped, aligned, as long as `self`; the programs add to it by atomic instructions.
+        unsafe { AtomicU32::from_ptr(followed) }.fetch_sub(1, Ordering::SeqCst);
+        // SAFETY: a pointer to a field inside the mapping.
         let lived = unsafe { &raw mut (*times).lived_ns };
         // SAFETY: mapped, aligned, as long as `self`; the programs add to it by atomic instructions.
         unsafe { AtomicU64::from_ptr(lived) }.fetch_add(now_ns, Ordering::Relaxed);
@@ -287,9 +291,12 @@ impl ScheduleTable {
     }
 
     /// Makes a slot ready for another worker. Its counts were taken; it keeps its chunks.
-    pub(super) fn clear(&mut self, slot: u32) {
+    pub(super) fn clear(&mut self, slot: u32, now_ns: u64) {
+        if self.times(slot).is_some_and(|times| times.followed != 0) {
+            // Let go of before all its threads have ended: they must not write to what is another's.
+            self.forget(Some(slot), now_ns);
+        }
         let Some(before) = self.times(slot) else { return };
-        // No thread of this slot is followed any more.
         self.times.set(slot as usize, Times { directories: before.directories, ..Times::default() });
         if let Some(signature) = self.signatures.get_mut(slot as usize) {
             *signature = 0;

@@ -11,7 +11,7 @@ use collector_ebpf::event::{Counter, EXEC, EXIT, FORK, KINDS, NONE, REAP, RENAME
 use collector_ebpf::limits::{MAX_CHUNKS, MAX_SLOTS, THREAD_SETS};
 use collector_ebpf::maps;
 use collector_ebpf::schedule::{PROFILE_COUNTERS, PROFILE_HISTOGRAMS, PROFILE_NONE, TIMED_RUNS, WAYS};
-use collector_ebpf::slot::{EXITED, FINAL, REAPED, ROLE_MASTER, ROLE_WORKER, Slot, Tag};
+use collector_ebpf::slot::{EXITED, FINAL, FREE, REAPED, ROLE_MASTER, ROLE_WORKER, Slot, Tag};
 
 use super::events::{self, EventReader};
 use super::load::{self, Attached, LoadError};
@@ -29,6 +29,9 @@ use crate::units::{CpuTime, HostFacts, Pid, ProcessKey, monotonic_ns};
 
 /// Processes whose tag could not be taken away are remembered up to this number.
 const MAX_UNTAGGED_LATER: usize = 1024;
+
+/// From so many chunks of histograms on that have been handed out, a slot does not keep its own for its next worker.
+const SCARCE_CHUNKS: u32 = MAX_CHUNKS as u32 / 4 * 3;
 
 /// The first process of the host. Some builds of the kernel keep it out of the task iterators: seen with one for
 /// microVMs (6.18), not with Debian's 6.1 and 6.12, nor in `task_seq_get_next` of the kernel's `kernel/bpf/task_iter.c`.
@@ -387,7 +390,10 @@ impl Source for KernelSource {
     }
 
     fn release(&mut self, record: u32) {
-        self.schedule.clear(record);
+        self.schedule.clear(record, monotonic_ns());
+        if self.slots.chunks_handed_out() >= SCARCE_CHUNKS {
+            self.schedule.reclaim(record);
+        }
         self.slots.release(record);
     }
 
@@ -451,8 +457,9 @@ impl Source for KernelSource {
 
     fn schedule(&mut self, record: u32, out: &mut ScheduleReading) -> Option<bool> {
         out.intervals.clear();
+        let slot = self.slots.get(record).filter(|slot| slot.phase != FREE)?;
         let read = self.schedule.read(record, monotonic_ns, out)?;
-        out.pool = self.slots.get(record)?.pool;
+        out.pool = slot.pool;
         Some(read)
     }
 
