@@ -197,16 +197,19 @@ impl Aggregate {
         }
     }
 
-    /// Gives a pool what its rule, or the default, says about watching the scheduler. True if that is something else than
-    /// before.
-    fn set_profile(&mut self, id: PoolId) -> bool {
-        let Some(pool) = self.registry.pools.get_mut(&id) else { return false };
+    /// Gives a pool what its rule, or the default, says about watching the scheduler. If that is something else than
+    /// before, its processes are tagged anew.
+    fn set_profile(&mut self, id: PoolId) {
+        let Some(pool) = self.registry.pools.get_mut(&id) else { return };
         let rule = match &*pool.origin {
             "config" => self.config.matcher.rules().iter().find(|rule| rule.could_name(&pool.name)),
             _ => None,
         };
         let profile = rule.and_then(|rule| rule.profile).unwrap_or(self.config.profile);
-        std::mem::replace(&mut pool.profile, profile) != profile
+        if std::mem::replace(&mut pool.profile, profile) != profile {
+            self.vanished.extend(pool.holders().map(|(_, key)| Vanished::Missed(key, id)));
+            self.untagged_masters.extend(&pool.masters);
+        }
     }
 
     fn rule_interval(&self, own: Option<u64>) -> u64 {
@@ -245,12 +248,7 @@ impl Aggregate {
         }
         let pools: Vec<PoolId> = self.registry.pools.keys().copied().collect();
         for id in pools {
-            if self.set_profile(id) {
-                // What its processes are tagged with says otherwise.
-                let Some(pool) = self.registry.pools.get(&id) else { continue };
-                self.vanished.extend(pool.holders().map(|(_, key)| Vanished::Missed(key, id)));
-                self.untagged_masters.extend(&pool.masters);
-            }
+            self.set_profile(id);
         }
         self.looked_at.clear();
         self.processes.topology_changed = true;

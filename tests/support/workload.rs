@@ -42,7 +42,8 @@ fn main() {
         let words: Vec<&str> = line.split(' ').collect();
         let answer = match words[0] {
             "spawn" => spawn(&words[1..]).to_string(),
-            "storm" => storm(number(&words, 1), number(&words, 2)),
+            "storm" => storm(number(&words, 1), number(&words, 2), 0),
+            "storm_of_threads" => storm(number(&words, 1), number(&words, 2), number(&words, 3)),
             "children" => format_usage(children()),
             "reap" => reap().to_string(),
             "exit" => std::process::exit(0),
@@ -67,13 +68,17 @@ fn format_usage((user, system): (i64, i64)) -> String {
     format!("{user} {system}")
 }
 
-fn storm(count: u64, burn_us: u64) -> String {
+/// Children that end as soon as they have used so much CPU, with so many other threads that end with them.
+fn storm(count: u64, burn_us: u64, threads: u64) -> String {
     let before = children();
     let mut running = 0;
     for _ in 0..count {
         // SAFETY: one thread.
         match unsafe { fork() }.expect("fork") {
             ForkResult::Child => {
+                for _ in 0..threads {
+                    std::thread::spawn(pause);
+                }
                 burn(Duration::from_micros(burn_us));
                 // SAFETY: ends the child without running what belongs to its parent.
                 unsafe { libc::_exit(0) }

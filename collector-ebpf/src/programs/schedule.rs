@@ -217,12 +217,12 @@ fn enter(tid: u32, place: u32, now: u64) {
             )
         };
         if free {
-            // SAFETY: the entry is this thread's now.
-            unsafe {
-                (*thread).place = place;
-                (*thread).since_ns = now;
-            }
+            begin_change(thread);
+            // SAFETY: the entry is this thread's now; volatile, so that the order of the stores stays.
+            unsafe { (&raw mut (*thread).place).write_volatile(place) };
             lived(Thread::slot_of(place), now.wrapping_neg());
+            // SAFETY: as above.
+            unsafe { (&raw mut (*thread).since_ns).write_volatile(now) };
             count_change();
             return;
         }
@@ -234,8 +234,10 @@ fn enter(tid: u32, place: u32, now: u64) {
 /// A thread is no longer followed. True if it was the last one of its slot.
 #[inline(always)]
 fn leave(thread: &mut Thread, now: u64) -> bool {
-    let slot = Thread::slot_of(thread.place);
-    account(thread.place, thread.since_ns, now);
+    let (place, since_ns) = (thread.place, thread.since_ns);
+    let slot = Thread::slot_of(place);
+    begin_change(thread);
+    account(place, since_ns, now);
     lived(slot, now);
     // SAFETY: an aligned integer of ours; volatile, so that it is the last store to the entry.
     unsafe { (&raw mut thread.tid).write_volatile(0) };
@@ -277,9 +279,9 @@ fn leave_cpu(prev: Task, thread: &mut Thread, preempted: bool, now: u64) {
 
 /// User space adds the interval that is not over to what `Times` says of those that are; 0 tells it to look again.
 #[inline(always)]
-fn begin_change(thread: &mut Thread) {
+fn begin_change(thread: *mut Thread) {
     // SAFETY: an aligned integer of ours; volatile, so that the order of the stores stays.
-    unsafe { (&raw mut thread.since_ns).write_volatile(0) };
+    unsafe { (&raw mut (*thread).since_ns).write_volatile(0) };
 }
 
 /// Ends the interval that a thread is in, and begins the next.

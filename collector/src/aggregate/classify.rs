@@ -307,10 +307,7 @@ impl Aggregate {
         let Some(pool) = self.registry.pools.get_mut(&id) else { return };
         pool.claimed_by_rule();
         pool.interval_ns = interval_ns;
-        let masters_now = pool.masters.clone();
-        if self.set_profile(id) {
-            self.untagged_masters.extend(masters_now);
-        }
+        self.set_profile(id);
         let Some(pool) = self.registry.pools.get(&id) else { return };
         let matches =
             |p: &ProcessTable, key| p.get(key).is_some_and(|process| process.matched.as_ref() == Some(name));

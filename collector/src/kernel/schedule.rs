@@ -19,6 +19,9 @@ use crate::input::{Interval, ScheduleReading};
 /// A worker's threads change what they do while we read; after so many attempts the figures stay as they were.
 const ATTEMPTS: usize = 16;
 
+/// Looks who is followed that readings between two rounds may ask for; each goes through all places there are.
+const LOOKS: usize = 16;
+
 /// A scheduler probe. It runs while it has a link.
 pub(super) struct Probe {
     pub(super) name: &'static str,
@@ -51,8 +54,21 @@ pub(super) struct ScheduleTable {
     /// [`Control::follow_changes`](collector_ebpf::slot::Control::follow_changes) before the last look; `None` before the
     /// first.
     looked_at: Option<u32>,
-    /// By slot, what its threads were doing when it was last read: if it is the same now, nothing has ended since.
-    signatures: Vec<u64>,
+    /// Slots that had threads at the last look but one, and none at the last.
+    left: Vec<u32>,
+    /// Looks between two rounds that readings may ask for, when threads have come or gone.
+    looks_left: usize,
+    /// By slot.
+    seen: Vec<Seen>,
+}
+
+/// What was seen of a slot when it was last read.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Seen {
+    /// What its threads were doing: if it is the same now, nothing has ended since.
+    signature: u64,
+    /// [`Times::lived_ns`]: if it is the same, no thread has come and gone either.
+    lived_ns: u64,
 }
 
 impl ScheduleTable {
@@ -69,7 +85,9 @@ impl ScheduleTable {
             free_chunks: FreeList::new(free_chunks)?,
             followed: Vec::new(),
             looked_at: None,
-            signatures: vec![0; MAX_SLOTS],
+            left: Vec::new(),
+            looks_left: LOOKS,
+            seen: vec![Seen::default(); MAX_SLOTS],
         })
     }
 
@@ -80,23 +98,32 @@ impl ScheduleTable {
             self.looked_at = Some(changes);
             self.look();
         }
+        self.looks_left = LOOKS;
+        slots.append(&mut self.left);
         for threads in self.followed.chunk_by(|(slot, _), (next, _)| slot == next) {
             let Some((slot, _)) = threads.first() else { continue };
-            let before = self.signatures.get(*slot as usize);
-            if self.signature(threads, *slot).as_ref() != before {
+            let before = self.seen.get(*slot as usize).map(|seen| seen.signature);
+            if self.signature(threads, *slot) != before {
                 slots.push(*slot);
             }
         }
     }
 
     fn look(&mut self) {
-        self.followed.clear();
+        let before = std::mem::take(&mut self.followed);
         for (set, first) in (0..THREAD_SETS).zip((0u32..).step_by(WAYS)) {
             let Some(set) = self.threads.get(set) else { break };
             let followed = set.threads.iter().zip(first..).filter(|(thread, _)| thread.tid != 0);
             self.followed.extend(followed.map(|(thread, index)| (Thread::slot_of(thread.place), index)));
         }
         self.followed.sort_unstable();
+        let slots =
+            before.chunk_by(|(slot, _), (next, _)| slot == next).filter_map(|threads| threads.first());
+        for (slot, _) in slots {
+            if self.threads_of(*slot).is_empty() {
+                self.left.push(*slot);
+            }
+        }
     }
 
     /// Threads that were followed at the last look.
@@ -129,17 +156,28 @@ impl ScheduleTable {
     /// `Some(false)` if the threads would not hold still, `None` if they have not moved since, or none was ever followed.
     pub(super) fn read(&mut self, slot: u32, now: fn() -> u64, out: &mut ScheduleReading) -> Option<bool> {
         let index = usize::try_from(slot).ok()?;
+        let times = self.times(slot)?;
         let threads = self.threads_of(slot);
-        if threads.is_empty() && self.times(slot)?.lived_ns == 0 {
+        if threads.is_empty() && times.lived_ns == 0 && times.followed == 0 {
             return None;
         }
-        let signature = self.signature(threads, slot);
-        if signature.is_some_and(|now| self.signatures.get(index) == Some(&now)) {
+        let now_seen =
+            self.signature(threads, slot).map(|signature| Seen { signature, lived_ns: times.lived_ns });
+        if now_seen.is_some() && now_seen.as_ref() == self.seen.get(index) {
             return None;
         }
-        let read = (0..ATTEMPTS).find_map(|_| self.read_times(threads, slot, now, out));
+        let attempts = |table: &Self, out: &mut ScheduleReading| {
+            (0..ATTEMPTS).find_map(|_| table.read_times(table.threads_of(slot), slot, now, out))
+        };
+        let mut read = attempts(self, out);
+        if read.is_none() && self.looks_left > 0 {
+            // Threads have come since the last look.
+            self.looks_left -= 1;
+            self.look();
+            read = attempts(self, out);
+        }
         self.take(slot, &mut out.intervals);
-        *self.signatures.get_mut(index)? = read.unwrap_or(0);
+        *self.seen.get_mut(index)? = read.unwrap_or_default();
         Some(read.is_some())
     }
 
@@ -163,14 +201,15 @@ impl ScheduleTable {
     }
 
     /// The programs set `since_ns` to 0, add the interval that ends to the slot's times, and then begin the next. So if
-    /// a thread shows the same interval before and after its slot's times were read, the interval is not in them.
+    /// a thread shows the same interval before and after its slot's times were read, the interval is not in them. That no
+    /// thread is missing is known by their number.
     fn read_times(
         &self,
         threads: &[(u32, u32)],
         slot: u32,
         now: fn() -> u64,
         out: &mut ScheduleReading,
-    ) -> Option<u64> {
+    ) -> Option<Seen> {
         let signature = self.signature(threads, slot)?;
         let at_ns = now();
         let mut open_ns = [0u64; KINDS];
@@ -192,7 +231,7 @@ impl ScheduleTable {
         fence(Ordering::Acquire);
         let times = self.times(slot)?;
         fence(Ordering::Acquire);
-        if self.signature(threads, slot)? != signature {
+        if self.signature(threads, slot)? != signature || times.followed != out.living {
             return None;
         }
         out.at_ns = at_ns;
@@ -201,7 +240,7 @@ impl ScheduleTable {
         for ((time, ended), open) in out.time_ns.iter_mut().zip(times.ended_ns).zip(open_ns) {
             *time = ended.wrapping_add(open);
         }
-        Some(signature)
+        Some(Seen { signature, lived_ns: times.lived_ns })
     }
 
     /// Takes the counts of a slot's histograms. Nothing that is counted at the same moment is lost: it is in this
@@ -248,8 +287,9 @@ impl ScheduleTable {
         Some(unsafe { AtomicU32::from_ptr(word) })
     }
 
-    /// Stops to follow the threads of a worker that lives on, or of all.
-    pub(super) fn forget(&self, slot: Option<u32>, now_ns: u64) {
+    /// Stops to follow the threads of a worker that lives on, or of all. What they did until `now_ns` counts, or, without
+    /// it, what they did before what they are said to be doing.
+    pub(super) fn forget(&self, slot: Option<u32>, now_ns: Option<u64>) {
         for index in 0..THREAD_SETS * WAYS {
             let Some(set) = self.threads.at(index / WAYS) else { return };
             // SAFETY: an element of the set; a pointer into the mapping.
@@ -263,7 +303,7 @@ impl ScheduleTable {
                 // SAFETY: mapped, aligned, as long as `self`. Exchanged only if it is still the same thread's.
                 let tid = unsafe { AtomicU32::from_ptr(tid) };
                 if tid.compare_exchange(seen.tid, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-                    self.close(its, seen, now_ns);
+                    self.close(its, seen, now_ns.unwrap_or(seen.since_ns));
                 }
             }
         }
@@ -294,12 +334,12 @@ impl ScheduleTable {
     pub(super) fn clear(&mut self, slot: u32, now_ns: u64) {
         if self.times(slot).is_some_and(|times| times.followed != 0) {
             // Let go of before all its threads have ended: they must not write to what is another's.
-            self.forget(Some(slot), now_ns);
+            self.forget(Some(slot), Some(now_ns));
         }
         let Some(before) = self.times(slot) else { return };
         self.times.set(slot as usize, Times { directories: before.directories, ..Times::default() });
-        if let Some(signature) = self.signatures.get_mut(slot as usize) {
-            *signature = 0;
+        if let Some(seen) = self.seen.get_mut(slot as usize) {
+            *seen = Seen::default();
         }
     }
 

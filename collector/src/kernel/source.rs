@@ -210,7 +210,7 @@ impl KernelSource {
             Role::Worker => {
                 if before.role & ROLE_WORKER != 0 && before.slot != NONE {
                     // Its threads are followed into the slot that it had.
-                    self.schedule.forget(Some(before.slot), monotonic_ns());
+                    self.schedule.forget(Some(before.slot), Some(monotonic_ns()));
                 }
                 self.follow_wanted = true;
                 let (pid, start_ns) = (process.pid, process.start_ns);
@@ -245,7 +245,7 @@ impl KernelSource {
             _ => self.tags.set(pidfd.as_fd(), &stays),
         }?;
         if role == Role::Worker && tag.slot != NONE {
-            self.schedule.forget(Some(tag.slot), monotonic_ns());
+            self.schedule.forget(Some(tag.slot), Some(monotonic_ns()));
         }
         Ok(())
     }
@@ -410,8 +410,8 @@ impl Source for KernelSource {
         let wanted = ceiling > Profile::None;
         let attached = self.scheduler_attached;
         if wanted && !attached {
-            // Who was followed before has done what nobody saw.
-            self.schedule.forget(None, monotonic_ns());
+            // There are none, unless a program was late.
+            self.schedule.forget(None, None);
             for probe in probes.iter_mut() {
                 match sys::tracepoint_attach(probe.program.as_fd()) {
                     Ok(link) => probe.link = Some(link),
@@ -423,14 +423,19 @@ impl Source for KernelSource {
             }
             self.follow_wanted = true;
             self.scheduler_attached = true;
+            self.slots.set_ceiling(profile_number(ceiling));
         } else if !wanted && attached {
+            // From here on no thread is followed that was not.
+            self.slots.set_ceiling(profile_number(ceiling));
             for probe in probes.iter_mut() {
                 probe.link = None;
             }
             self.scheduler_attached = false;
-            self.schedule.forget(None, monotonic_ns());
+            sys::wait_for_running_programs();
+            self.schedule.forget(None, Some(monotonic_ns()));
+        } else {
+            self.slots.set_ceiling(profile_number(ceiling));
         }
-        self.slots.set_ceiling(profile_number(ceiling));
     }
 
     fn probe_cost_ns(&self) -> Option<u64> {

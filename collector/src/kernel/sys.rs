@@ -313,6 +313,13 @@ pub(super) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     if fd < 0 { Err(io::Error::last_os_error()) } else { owned(fd) }
 }
 
+/// Waits until every program that runs now has ended: they run without preemption, for which membarrier(2) waits in all
+/// of the system (`synchronize_rcu`). Some milliseconds. A kernel without it lets some run on.
+pub(super) fn wait_for_running_programs() {
+    // SAFETY: plain integers.
+    unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
+}
+
 /// A file of the kernel that never changes, mapped where the kernel can (the BTF of vmlinux: 6.16+), else read. Only what
 /// is in sysfs is the kernel's: any other file may be cut while it is mapped, and reading beyond its end kills us.
 pub(super) enum KernelFile {

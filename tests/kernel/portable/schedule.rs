@@ -152,6 +152,31 @@ fn in_a_storm_nobody_waits_longer_than_all_have_lived() {
     assert_eq!(pool["quantiles"]["on_cpu_seconds"]["start"]["coverage"], 1.0);
 }
 
+/// They leave their CPUs in any order, and the slot goes to another worker when the last has.
+#[test]
+fn threads_that_end_together_leave_nothing_to_the_next_worker() {
+    const THREADS: u64 = 4;
+    let (mut master, collector) = start();
+    let before = std::time::Instant::now();
+    master.ask(&format!("storm_of_threads 1500 50 {THREADS}"));
+    let wall = before.elapsed().as_secs_f64();
+    let pool = eventually("all have ended", || {
+        let stats = collector.stats();
+        let pool = pool_of(&stats, master.pid())?;
+        (pool["exits_total"].as_u64()? >= 1500 && pool["awaiting_final_cpu"] == 0).then(|| pool.clone())
+    });
+    let since = before.elapsed().as_secs_f64();
+    let schedule = &pool["schedule"];
+    let followed = schedule["followed_seconds"].as_f64().unwrap();
+    // Besides, those that were there before.
+    let most = wall * 66.0 * (THREADS + 1) as f64
+        + (since + 60.0) * pool["workers"].as_array().unwrap().len() as f64;
+    assert!(followed <= most, "{followed} s, at most {most}");
+    let residual = schedule["residual_seconds"].as_f64().unwrap();
+    assert!(residual.abs() < 1e-6, "{residual} s of {followed} are in no kind of time");
+    assert_eq!(collector.metric("collector_losses_total{reason=\"thread_not_followed\"}"), Some(0.0));
+}
+
 /// Waits until the pool's workers have been read, and gives the pool and the collector's own figures.
 fn watched(collector: &Collector, master: Pid) -> (Value, Value) {
     collector.pool_of(master, 2);
