@@ -373,8 +373,9 @@ impl Aggregate {
                 if let Some(master) = self.masters.get_mut(&exec.process) {
                     master.executed = true;
                     if exec.by_thread {
-                        // The kernel's tag went with the old main thread. A worker is tagged anew when the next pass
-                        // has missed it; a master has to be at once, for its children to be.
+                        // The kernel's tag went with the old main thread. The programs tag a worker that is followed
+                        // anew, others are when the next pass has missed them; a master has to be at once, for its
+                        // children to be.
                         self.untagged_masters.push(exec.process);
                     }
                 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use caps::{CapSet, Capability};
 
 use crate::config::cli::SourceChoice;
 use crate::input::Source;
@@ -28,6 +29,38 @@ impl std::fmt::Debug for Opened {
 
 /// Opens the source that was asked for. With `auto` a refused eBPF is named as a feature that is off.
 pub fn open(choice: SourceChoice, support: &Support, root: &Path, host: HostFacts) -> anyhow::Result<Opened> {
+    if !root.join("self/stat").exists() {
+        bail!(
+            "{} is no mounted /proc (it has no self/stat): --path.procfs says where one is",
+            root.display()
+        );
+    }
+    let mut opened = open_source(choice, support, root, host)?;
+    opened.obstacles.push(foreign_programs());
+    Ok(opened)
+}
+
+/// Whether we can tell what processes of other users run: their executables, which takes the right to trace them
+/// (proc_pid_exe(5)).
+fn foreign_programs() -> Feature {
+    let readable = caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_PTRACE).unwrap_or(false);
+    let told = |text: &str| if readable { String::new() } else { text.to_owned() };
+    Feature {
+        name: "foreign_programs",
+        enabled: readable,
+        reason: told(
+            "pools of other users are not found without configuration: what they run cannot be read",
+        ),
+        remedy: told("root or CAP_SYS_PTRACE; or rules by comm, cmdline or user"),
+    }
+}
+
+fn open_source(
+    choice: SourceChoice,
+    support: &Support,
+    root: &Path,
+    host: HostFacts,
+) -> anyhow::Result<Opened> {
     let ebpf = Feature { name: "ebpf", enabled: true, reason: String::new(), remedy: String::new() };
     let off = |reason: String, remedy: String| Feature { enabled: false, reason, remedy, ..ebpf.clone() };
     let by_procfs = |obstacle: Feature| {

@@ -127,8 +127,10 @@ fn process_fork(ctx: BtfTracePointContext) -> i32 {
 fn process_exec(ctx: BtfTracePointContext) -> i32 {
     let task = Task(ctx.arg(0));
     let old_tid: u32 = ctx.arg(1);
-    if old_tid != task.tid() {
-        schedule::take_over(old_tid, task.tid(), ON_CPU, now());
+    if old_tid != task.tid()
+        && let Some(followed) = schedule::take_over(old_tid, task.tid(), ON_CPU, now())
+    {
+        tag_again(task, &followed);
     }
     let record = Exec {
         header: header(EXEC, task, now()),
@@ -138,6 +140,21 @@ fn process_exec(ctx: BtfTracePointContext) -> i32 {
     };
     emit(EXEC, record);
     0
+}
+
+/// A worker's tag went with its old main thread. Its slot knows what was in it, but for a pool that it is a master of:
+/// user space adds that.
+#[inline(always)]
+fn tag_again(task: Task, followed: &schedule::Followed) {
+    // The new main thread has the start of the old one (`de_thread` of `fs/exec.c`).
+    let Some(slot) = own_slot(followed.slot, task) else { return };
+    // SAFETY: a pointer into the array.
+    let pool = unsafe { (*slot).pool };
+    let (slot, profile) = (followed.slot, followed.profile);
+    let mut tag = Tag { pool, role: ROLE_WORKER, slot, profile, ..Tag::default() };
+    if task.tag().is_none() && !task.set_tag(&mut tag) {
+        count(Counter::NO_TAG);
+    }
 }
 
 #[btf_tracepoint(function = "task_rename")]

@@ -175,10 +175,16 @@ pub(crate) fn follow_found(task: Task, tag: &Tag, now: u64) {
     follow(tid, tag, kind, true, now);
 }
 
+/// For whom a thread is followed.
+pub(crate) struct Followed {
+    pub(crate) slot: u32,
+    pub(crate) profile: u32,
+}
+
 /// Another thread than the main one called execve(2), which ended all others and gave it the main one's id. The last
 /// switch of the main thread may have come before or after that, under either id.
 #[inline(always)]
-pub(crate) fn take_over(old_tid: u32, tid: u32, kind: u32, now: u64) {
+pub(crate) fn take_over(old_tid: u32, tid: u32, kind: u32, now: u64) -> Option<Followed> {
     let mut place = None;
     if let Some(thread) = find(old_tid) {
         place = Some(thread.place);
@@ -188,10 +194,10 @@ pub(crate) fn take_over(old_tid: u32, tid: u32, kind: u32, now: u64) {
         place = Some(thread.place);
         leave(thread, now);
     }
-    if let Some(place) = place {
-        let flags = place & THREAD_HISTOGRAMS | THREAD_PARTIAL;
-        enter(tid, Thread::place(Thread::slot_of(place), kind, flags), now);
-    }
+    let place = place?;
+    let (slot, flags) = (Thread::slot_of(place), place & THREAD_HISTOGRAMS);
+    enter(tid, Thread::place(slot, kind, flags | THREAD_PARTIAL), now);
+    Some(Followed { slot, profile: if flags != 0 { PROFILE_HISTOGRAMS } else { PROFILE_COUNTERS } })
 }
 
 /// Gives a thread an entry.

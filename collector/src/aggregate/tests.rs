@@ -69,6 +69,24 @@ fn the_first_rule_that_matches_names_the_pool() {
 }
 
 #[test]
+fn who_lives_is_tagged_anew_when_a_rule_asks_for_something_else() {
+    use crate::input::Profile;
+    let asking = |profile| only(vec![Rule { profile: Some(profile), ..by_comm("a", "x") }]);
+    let mut world = World::new(asking(Profile::None));
+    world.host(|host| host.add(10, 1, "x", "/x", "x\0"));
+    world.settle();
+    for profile in [Profile::Histograms, Profile::Counters, Profile::None] {
+        let before = world.host(|host| host.tracked.len());
+        world.reconfigure(asking(profile));
+        world.settle();
+        assert_eq!(world.host(|host| host.tracked.len()), before + 1, "{profile:?}");
+        world.reconfigure(asking(profile));
+        world.settle();
+        assert_eq!(world.host(|host| host.tracked.len()), before + 1, "{profile:?} once more");
+    }
+}
+
+#[test]
 fn a_configured_pool_without_workers_shows_zeros() {
     let rule = Rule { size: Some(4), ..by_comm("web", "x") };
     let mut world = World::new(only(vec![rule, by_line("by-${app}", "app=(?P<app>.*)")]));

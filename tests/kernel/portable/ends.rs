@@ -43,6 +43,25 @@ fn codes_and_signals_and_who_sent_them() {
     assert_eq!((&exits["success"], &exits["error"], &exits["signal"]), (&1.into(), &1.into(), &2.into()));
 }
 
+/// The main thread that was known ends, and the one that takes its place is new to the kernel's book of tags.
+#[test]
+fn who_runs_another_program_from_a_thread_and_ends_is_accounted_for() {
+    let (mut master, collector) = pool_with_two();
+    for _ in 0..5 {
+        let pid = master.spawn("exec-from-thread 20");
+        let certificate = eventually("its CPU is final", || {
+            master.ask("reap");
+            let certificate = collector.certificate(pid);
+            (certificate["cpu_final"] == true).then_some(certificate)
+        });
+        assert_eq!(certificate["reason"], "success");
+        let used = |mode: &str| certificate["cpu"][mode].as_f64().unwrap();
+        let used = used("user_seconds") + used("system_seconds");
+        assert!(used >= 0.02, "{used} s of 0.02 at least: {certificate}");
+    }
+    assert_eq!(collector.metric("collector_losses_total{reason=\"final_cpu_unreported\"}"), Some(0.0));
+}
+
 /// A memory control group of either version, removed at the end.
 struct MemoryGroup(std::path::PathBuf);
 
