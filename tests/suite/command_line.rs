@@ -27,6 +27,9 @@ fn bad_flags_name_the_flag() {
     fails(&["--web.listen-address=nowhere"], &["--web.listen-address"]);
     fails(&["--web.telemetry-path=metrics"], &["begin with /"]);
     fails(&["--path.procfs=/nonexistent", "--source=procfs"], &["/nonexistent"]);
+    let no_proc = tempfile::tempdir().unwrap();
+    let flag = format!("--path.procfs={}", no_proc.path().display());
+    fails(&["--web.listen-address=127.0.0.1:0", &flag], &["is no mounted /proc", "--path.procfs"]);
 }
 
 #[test]
