@@ -408,8 +408,7 @@ impl Source for KernelSource {
     fn limit_profiles(&mut self, ceiling: Profile) {
         let Some(Scheduler { probes, .. }) = &mut self.scheduler else { return };
         let wanted = ceiling > Profile::None;
-        let attached = self.scheduler_attached;
-        if wanted && !attached {
+        if wanted && !self.scheduler_attached {
             // There are none, unless a program was late.
             self.schedule.forget(None, None);
             for probe in probes.iter_mut() {
@@ -423,18 +422,16 @@ impl Source for KernelSource {
             }
             self.follow_wanted = true;
             self.scheduler_attached = true;
-            self.slots.set_ceiling(profile_number(ceiling));
-        } else if !wanted && attached {
-            // From here on no thread is followed that was not.
-            self.slots.set_ceiling(profile_number(ceiling));
+        }
+        // Threads begin to be followed after the probes are attached, and cease to before they are detached.
+        self.slots.set_ceiling(profile_number(ceiling));
+        if !wanted && self.scheduler_attached {
             for probe in probes.iter_mut() {
                 probe.link = None;
             }
             self.scheduler_attached = false;
             sys::wait_for_running_programs();
             self.schedule.forget(None, Some(monotonic_ns()));
-        } else {
-            self.slots.set_ceiling(profile_number(ceiling));
         }
     }
 
