@@ -7,7 +7,9 @@ use core::ptr::NonNull;
 use aya_ebpf::bindings::BPF_LOCAL_STORAGE_GET_F_CREATE;
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_task_storage_get};
 use collector_ebpf::event::Cpu;
+use collector_ebpf::kfunc;
 use collector_ebpf::limits::COMM_LEN;
+use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::slot::{Control, Tag};
 
 use crate::TAGS;
@@ -32,16 +34,31 @@ macro_rules! read {
     };
 }
 
-/// Reads a field that points to another kernel object, at this place in the program and nowhere else.
+/// Reads a field that points to another task, at this place in the program and nowhere else.
 ///
 /// To decide what such a pointer may be used for, the verifier searches all of the kernel's types by name, and again
 /// on every path that leads here: about 0.7 ms each (6.18). Volatile, so that the compiler leaves the load before the
-/// branches.
-macro_rules! read_pointer {
+/// branches. What is only read from needs no such decision: [`pointee!`].
+macro_rules! read_task {
     ($base:expr, $field:ident) => {{
         let (base, offset): (*const u8, u32) = ($base, $crate::kernel::offset!($field));
         // SAFETY: as for `read!`.
-        unsafe { core::ptr::read_volatile(base.add(offset as usize).cast::<*const u8>()) }
+        Task(unsafe { core::ptr::read_volatile(base.add(offset as usize).cast::<*const u8>()) })
+    }};
+}
+
+/// Reads a field that points to a kernel object of which fields are read and nothing else: first as a number, which is
+/// then declared to be a pointer to a struct with this BTF id. Before 6.2 it can only be read as what it is.
+macro_rules! pointee {
+    ($base:expr, $field:ident as $type:ident) => {{
+        let (base, offset): (*const u8, u32) = ($base, $crate::kernel::offset!($field));
+        if $crate::kernel::offset!($type) == collector_ebpf::offsets::ABSENT {
+            // SAFETY: as for `read!`.
+            unsafe { core::ptr::read_volatile(base.add(offset as usize).cast::<*const u8>()) }
+        } else {
+            let address: u64 = $crate::kernel::load_cast(base, offset);
+            $crate::kernel::cast(address as *const u8, $crate::kernel::offset!($type))
+        }
     }};
 }
 
@@ -56,7 +73,7 @@ macro_rules! read_if_present {
     };
 }
 
-pub(crate) use {offset, read, read_if_present, read_pointer};
+pub(crate) use {offset, read, read_if_present};
 
 /// `struct task_struct *`, trusted or under RCU.
 #[derive(Clone, Copy)]
@@ -80,17 +97,33 @@ impl Task {
 
     #[inline(always)]
     pub(crate) fn leader(self) -> Task {
-        Task(read_pointer!(self.0, task_group_leader))
+        read_task!(self.0, task_group_leader)
     }
 
     #[inline(always)]
     pub(crate) fn parent(self) -> Task {
-        Task(read_pointer!(self.0, task_real_parent))
+        read_task!(self.0, task_real_parent)
+    }
+
+    /// Pid of the parent.
+    #[inline(always)]
+    pub(crate) fn parent_pid(self) -> u32 {
+        if offset!(word_type) == ABSENT {
+            return self.parent().pid();
+        }
+        let parent: u64 = load_cast(self.0, offset!(task_real_parent));
+        load_cast(parent as *const u8, offset!(task_tgid))
     }
 
     #[inline(always)]
     pub(crate) fn signal(self) -> Signal {
-        Signal(read_pointer!(self.0, task_signal))
+        Signal(pointee!(self.0, task_signal as signal_type))
+    }
+
+    /// `struct mm_struct *`, null if it has no address space.
+    #[inline(always)]
+    pub(crate) fn mm(self) -> *const u8 {
+        pointee!(self.0, task_mm as mm_type)
     }
 
     #[inline(always)]
@@ -147,6 +180,32 @@ impl Signal {
             system_ns: read!(self.0, signal_stime),
         }
     }
+}
+
+/// Declares that an address is of a struct with this BTF id: `bpf_rdonly_cast` of `kernel/bpf/helpers.c` (6.2+), of which
+/// no code remains. Loads through it may fail, and are zero then.
+#[inline(always)]
+pub(crate) fn cast(address: *const u8, type_id: u32) -> *const u8 {
+    // SAFETY: as helpers are called; the loader replaces the number.
+    let cast = unsafe {
+        core::mem::transmute::<usize, unsafe extern "C" fn(*const u8, u64) -> *const u8>(
+            kfunc::RDONLY_CAST as usize,
+        )
+    };
+    // SAFETY: it has no precondition.
+    unsafe { cast(address, u64::from(type_id)) }
+}
+
+/// Reads through a pointer as if it were one that the verifier knows nothing about; zero if the address is wrong. 6.2+.
+///
+/// Whatever is read, it is declared to be the word that some struct begins with: for a field that is a pointer in its
+/// struct, the verifier would search all types by name (see [`read_task!`]).
+#[inline(always)]
+pub(crate) fn load_cast<T>(base: *const u8, offset: u32) -> T {
+    const { assert!(size_of::<T>() <= 8) };
+    let word = cast(base.wrapping_add(offset as usize), offset!(word_type));
+    // SAFETY: the verifier makes it a load that may fail; what is read here are integers.
+    unsafe { word.cast::<T>().read_volatile() }
 }
 
 /// `CLOCK_MONOTONIC`, ns.

@@ -13,7 +13,6 @@ use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use collector_ebpf::event::{Counter, NONE};
 use collector_ebpf::histogram::{SUB_BUCKETS, index};
-use collector_ebpf::kfunc;
 use collector_ebpf::limits::{MAX_CHUNKS, THREAD_SETS};
 use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::schedule::{
@@ -24,7 +23,7 @@ use collector_ebpf::schedule::{
 };
 use collector_ebpf::slot::Tag;
 
-use crate::kernel::{Task, now, offset, read, read_pointer, unforeseen};
+use crate::kernel::{Task, load_cast, now, offset, read, unforeseen};
 use crate::{CHUNKS, CONTROL, FREE_CHUNKS, THREADS, TIMES, count, count_by, free_list, lifecycle};
 
 /// `TASK_UNINTERRUPTIBLE` of `include/linux/sched.h`.
@@ -490,17 +489,11 @@ fn by_descriptor(task: Task, descriptor: u64) -> u32 {
     if offset!(inode_mode) == ABSENT {
         return OTHER;
     }
-    // The verifier knows the types of these and lets us load directly, which costs a tenth of a call. The array is a plain
-    // number to it.
-    let files = read_pointer!(task.0, task_files);
-    let table = read_pointer!(files, files_fdt);
-    let length: u32 = read!(table, fdtable_max_fds);
-    if descriptor >= length {
-        return OTHER;
-    }
-    let descriptors: *const u8 = read!(table, fdtable_fd);
-    let entry = descriptors.wrapping_add(descriptor as usize * 8);
-    let mode = if offset!(word_type) == ABSENT { mode_by_calls(entry) } else { mode_by_casts(entry) };
+    let mode = if offset!(word_type) == ABSENT {
+        mode_by_calls(task, descriptor)
+    } else {
+        mode_by_casts(task, descriptor)
+    };
     match mode.map(|mode| mode & S_IFMT) {
         Some(S_IFSOCK) => NETWORK,
         Some(S_IFIFO) => PIPE,
@@ -511,18 +504,34 @@ fn by_descriptor(task: Task, descriptor: u64) -> u32 {
     }
 }
 
-/// The mode of what an entry of a table of descriptors points to. Before 6.2: each read is a call.
+/// The mode of what a descriptor is open on. Before 6.2: each read is a call, but for those that the verifier knows the
+/// types of. The array of descriptors is a plain number to it.
 #[inline(always)]
-fn mode_by_calls(entry: *const u8) -> Option<u16> {
-    let file: *const u8 = load(entry, 0)?;
+fn mode_by_calls(task: Task, descriptor: u32) -> Option<u16> {
+    let files: *const u8 = read!(task.0, task_files);
+    let table: *const u8 = read!(files, files_fdt);
+    let length: u32 = read!(table, fdtable_max_fds);
+    if descriptor >= length {
+        return None;
+    }
+    let descriptors: *const u8 = read!(table, fdtable_fd);
+    let file: *const u8 = load(descriptors.wrapping_add(descriptor as usize * 8), 0)?;
     let inode: *const u8 = load(file, offset!(file_inode))?;
     load(inode, offset!(inode_mode))
 }
 
 /// The same where a number can be declared to be a pointer: each read is an instruction.
 #[inline(always)]
-fn mode_by_casts(entry: *const u8) -> Option<u16> {
-    let file: u64 = load_cast(entry, 0);
+fn mode_by_casts(task: Task, descriptor: u32) -> Option<u16> {
+    let files: u64 = load_cast(task.0, offset!(task_files));
+    let table: u64 = load_cast(files as *const u8, offset!(files_fdt));
+    let length: u32 = load_cast(table as *const u8, offset!(fdtable_max_fds));
+    if descriptor >= length {
+        return None;
+    }
+    let descriptors: u64 = load_cast(table as *const u8, offset!(fdtable_fd));
+    let entry = descriptors as *const u8;
+    let file: u64 = load_cast(entry.wrapping_add(descriptor as usize * 8), 0);
     if file == 0 {
         return None;
     }
@@ -531,27 +540,6 @@ fn mode_by_casts(entry: *const u8) -> Option<u16> {
         return None;
     }
     Some(load_cast(inode as *const u8, offset!(inode_mode)))
-}
-
-/// Reads through a pointer that the verifier knows nothing about; zero if the address is wrong.
-///
-/// `bpf_rdonly_cast` of `kernel/bpf/helpers.c` (6.2+) tells the verifier that an address is of a struct with this BTF id, and
-/// no code remains of it. Whatever is read, it is declared to be the word that some struct begins with: for a field that
-/// is a pointer in its struct, the verifier would search all types by name (see `read_pointer!`).
-#[inline(always)]
-fn load_cast<T>(base: *const u8, offset: u32) -> T {
-    const { assert!(size_of::<T>() <= 8) };
-    // SAFETY: as helpers are called; the loader replaces the number.
-    let cast = unsafe {
-        core::mem::transmute::<usize, unsafe extern "C" fn(*const u8, u64) -> *const T>(
-            kfunc::RDONLY_CAST as usize,
-        )
-    };
-    let word_type = u64::from(offset!(word_type));
-    // SAFETY: it has no precondition.
-    let address = unsafe { cast(base.wrapping_add(offset as usize), word_type) };
-    // SAFETY: the verifier makes it a load that may fail; what is read here are integers.
-    unsafe { address.read_volatile() }
 }
 
 /// Reads through a pointer that the verifier knows nothing about.

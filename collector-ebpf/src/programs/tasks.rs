@@ -16,7 +16,7 @@ use collector_ebpf::task::{
     TASK_MAIN_THREAD, TASK_WHOLE_PROCESS, TaskRow, Told, place_of,
 };
 
-use crate::kernel::{Signal, Task, now, offset, read, read_if_present, read_pointer, unforeseen};
+use crate::kernel::{Signal, Task, now, offset, read, read_if_present, unforeseen};
 use crate::{CONTROL, PASS, ROWS, TOLD, schedule, walk};
 
 /// `PF_KTHREAD` of `include/linux/sched.h`.
@@ -62,9 +62,9 @@ fn identity(row: &mut TaskRow, task: Task, leader: Task, signal: Signal) {
 
 /// Adds what only a main thread tells.
 #[inline(always)]
-fn main_identity(row: &mut TaskRow, task: Task, parent: Task) {
+fn main_identity(row: &mut TaskRow, task: Task, parent: u32) {
     row.header.flags |= TASK_MAIN_THREAD;
-    row.parent = parent.pid();
+    row.parent = parent;
     let comm: [u64; 2] = read!(task.0, task_comm);
     // SAFETY: as long, and as far into the row as two words are aligned. An assignment would go byte by byte.
     unsafe { (&raw mut row.comm).cast::<[u64; 2]>().write(comm) };
@@ -89,7 +89,7 @@ extern "C" fn all_processes(ctx: &IterTask) -> i32 {
     }
     let mut row = zero_row();
     identity(&mut row, task, task, task.signal());
-    main_identity(&mut row, task, task.parent());
+    main_identity(&mut row, task, task.parent_pid());
     write(ctx, &row);
     0
 }
@@ -347,7 +347,7 @@ impl Place {
 
     #[inline(always)]
     fn has_the_memory(&self, task: Task) -> bool {
-        let now = resident(read_pointer!(task.0, task_mm)).unwrap_or_default();
+        let now = resident(task.mm()).unwrap_or_default();
         // SAFETY: a valid pointer into the array.
         let told = unsafe { &(*self.told).rss_pages };
         now[0] == told[0] && now[1] == told[1] && now[2] == told[2] && now[3] == told[3]
@@ -386,7 +386,7 @@ impl Place {
 /// Fills in who a main thread is, what it has used, and what the dead ones of its process have used.
 #[inline(always)]
 fn main_figures(row: &mut TaskRow, task: Task, slot: u32, _read_before: &Rest) {
-    let (parent, signal) = (task.parent(), task.signal());
+    let (parent, signal) = (task.parent_pid(), task.signal());
     identity(row, task, task, signal);
     main_identity(row, task, parent);
     row.slot = slot;
@@ -425,7 +425,7 @@ fn add_thread(row: &mut TaskRow, task: Task) {
 
 #[inline(always)]
 fn memory_into(row: &mut TaskRow, task: Task) {
-    if let Some(pages) = resident(read_pointer!(task.0, task_mm)) {
+    if let Some(pages) = resident(task.mm()) {
         row.header.flags |= TASK_HAS_MEMORY;
         row.rss_pages = pages;
     }
