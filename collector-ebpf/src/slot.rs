@@ -25,7 +25,7 @@ pub struct SentSignal {
     pub sender_comm: [u8; COMM_LEN],
 }
 
-/// Value of the task storage. 72 bytes.
+/// Value of the task storage. 80 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tag {
@@ -45,6 +45,11 @@ pub struct Tag {
     pub profile: u32,
     /// 1 while a sender writes `kill` or `other`, so that two do not write into each other.
     pub sending: u32,
+    /// Number of the pass that last told the figures of the process. In a second run of that pass they are left out, also
+    /// those of a process whose place among what was told ([`crate::task::Told`]) is another's.
+    pub told_in: u32,
+    /// Zero.
+    pub padding: u32,
 }
 
 /// What both sides share about the whole. 128 bytes.
@@ -111,7 +116,7 @@ pub struct Slot {
 
 const _: () = {
     assert!(size_of::<SentSignal>() == 24);
-    assert!(size_of::<Tag>() == 72);
+    assert!(size_of::<Tag>() == 80);
     assert!(size_of::<Control>() == 128);
     assert!(size_of::<Slot>() == 128);
 };

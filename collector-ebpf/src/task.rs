@@ -37,8 +37,8 @@ pub const MEMORY_PASSES: u32 = 4;
 pub struct Told {
     /// Thread group id; 0 for nobody's place.
     pub pid: u32,
-    /// Zero.
-    pub padding: u32,
+    /// Number of the pass that told it.
+    pub pass: u32,
     /// Start of the main thread, `CLOCK_BOOTTIME` ns.
     pub start_ns: u64,
     /// When its one thread last came to a CPU, on the clock of the run queues; [`NEVER`] if it had several threads, or
@@ -62,7 +62,7 @@ pub const fn place_of(pid: u32) -> usize {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Pass {
-    /// Number of the pass.
+    /// Number of the pass, from 1.
     pub number: u32,
     /// Rows that were written.
     pub rows: u32,
@@ -72,8 +72,6 @@ pub struct Pass {
     pub tell_all: u32,
     /// A bit for each place: the figures told of that process still hold.
     pub unchanged: [u64; TOLD_PLACES / 64],
-    /// A bit for each place: that process was told in this pass.
-    pub told: [u64; TOLD_PLACES / 64],
 }
 
 /// First part of every row. 16 bytes.
@@ -137,6 +135,6 @@ const _: () = {
     assert!(size_of::<RowHeader>() == 16);
     assert!(size_of::<TaskRow>() == 168);
     assert!(size_of::<Told>() == 64);
-    assert!(size_of::<Pass>() == 16 + TOLD_PLACES / 4);
+    assert!(size_of::<Pass>() == 16 + TOLD_PLACES / 8);
     assert!(TOLD_PLACES.is_power_of_two());
 };

@@ -74,3 +74,39 @@ fn five_thousand_processes_beside_change_nothing_for_a_pool() {
         assert_eq!(count, 0, "{reason}");
     }
 }
+
+/// What was last told of a process is kept by its pid, and two can have one place. Who finds it taken is told in full in
+/// each pass, once.
+#[test]
+fn more_processes_that_share_places_than_one_run_tells_are_told_once_in_a_pass() {
+    const EACH: usize = 1600;
+    let mut master = Workload::start();
+    let mut spawn_all = || {
+        for _ in 0..EACH {
+            master.tell("spawn sleep");
+        }
+        (0..EACH).map(|_| master.answer().parse::<u64>().unwrap()).collect::<Vec<_>>()
+    };
+    let first = spawn_all();
+    let places = collector_ebpf::limits::TOLD_PLACES as u64;
+    let next = if first[0] > places { first[0] - places } else { first[0] + places };
+    std::fs::write("/proc/sys/kernel/ns_last_pid", (next - 1).to_string()).unwrap();
+    let second = spawn_all();
+    let taken: std::collections::HashSet<u64> = first.iter().map(|pid| pid % places).collect();
+    let shared = second.iter().filter(|pid| taken.contains(&(*pid % places))).count();
+    assert!(shared > collector_ebpf::limits::PASS_ROWS, "only {shared} share a place with another");
+
+    let collector = Collector::start(&["--source=ebpf"]);
+    let readings =
+        |pool: &Value| pool["quantiles"]["cpu_utilization"]["start"]["count"].as_u64().unwrap_or(0) as usize;
+    let before = eventually("all were read", || {
+        Some(readings(pool_of(&collector.stats(), master.pid())?)).filter(|count| *count >= 2 * EACH)
+    });
+    let (stats, after) = eventually("they were read again", || {
+        let stats = collector.stats();
+        let after = readings(pool_of(&stats, master.pid())?);
+        (after > before).then_some((stats, after))
+    });
+    assert_eq!((after - before) % (2 * EACH), 0, "from {before} to {after} readings of {} workers", 2 * EACH);
+    assert_eq!(stats["collector"]["losses"]["pass_failed"], 0);
+}

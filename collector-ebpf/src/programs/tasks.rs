@@ -133,10 +133,14 @@ fn tell(task: Task, pass: *mut Pass) -> u64 {
     }
     place.differs = unforeseen(place.differs, control);
     let Some(tag) = task.tag() else { return 1 };
+    let tag = tag.as_ptr();
     // SAFETY: the tag lives as long as its task; volatile, because user space may write to it.
-    let slot = unsafe { (&raw const (*tag.as_ptr()).slot).read_volatile() };
-    // SAFETY: a valid pointer; nobody else writes while the program runs.
-    let number = unsafe { (*pass).rows };
+    let slot = unsafe { (&raw const (*tag).slot).read_volatile() };
+    // SAFETY: valid pointers; nobody else writes these while the program runs.
+    let (told_in, this_pass, number) = unsafe { ((*tag).told_in, (*pass).number, (*pass).rows) };
+    if told_in == this_pass {
+        return 1;
+    }
     let Some(row) = (if number < PASS_ROWS as u32 { ROWS.get_ptr_mut(number) } else { None }) else {
         // SAFETY: as above.
         unsafe { (*pass).full = 1 };
@@ -161,7 +165,10 @@ fn tell(task: Task, pass: *mut Pass) -> u64 {
     }
     row.header.flags |= TASK_WHOLE_PROCESS | place.flag();
     // SAFETY: as above.
-    unsafe { (*pass).rows = number + 1 };
+    unsafe {
+        (*pass).rows = number + 1;
+        (*tag).told_in = this_pass;
+    }
     place.told(row, &rest);
     1
 }
@@ -272,37 +279,19 @@ impl Place {
         Some(Self { pass, told, index, differs })
     }
 
-    /// The word with the bit of this place, and the bit. `bits` is one of the two arrays of [`Pass`].
+    /// The word of [`Pass::unchanged`] with the bit of this place, and the bit.
     #[inline(always)]
-    fn bit(&self, bits: *mut u64) -> (*mut u64, u64) {
-        // SAFETY: in bounds: an index is below the number of places.
-        (unsafe { bits.add(self.index / 64) }, 1 << (self.index % 64))
+    fn unchanged_bit(&self) -> (*mut u64, u64) {
+        // SAFETY: a field inside the array, and in bounds: an index is below the number of places.
+        let word = unsafe { (&raw mut (*self.pass).unchanged).cast::<u64>().add(self.index / 64) };
+        (word, 1 << (self.index % 64))
     }
 
+    /// What is there was told in this pass, of whomever.
     #[inline(always)]
-    fn is_set(&self, bits: *mut u64) -> bool {
-        let (word, bit) = self.bit(bits);
-        // SAFETY: a valid pointer into the array.
-        unsafe { *word & bit != 0 }
-    }
-
-    #[inline(always)]
-    fn set(&self, bits: *mut u64) {
-        let (word, bit) = self.bit(bits);
-        // SAFETY: a valid pointer into the array; nobody else writes while the program runs.
-        unsafe { *word |= bit };
-    }
-
-    #[inline(always)]
-    fn unchanged_bits(&self) -> *mut u64 {
-        // SAFETY: a pointer to a field inside the array.
-        unsafe { (&raw mut (*self.pass).unchanged).cast() }
-    }
-
-    #[inline(always)]
-    fn told_bits(&self) -> *mut u64 {
-        // SAFETY: a pointer to a field inside the array.
-        unsafe { (&raw mut (*self.pass).told).cast() }
+    fn told_in_this_pass(&self) -> bool {
+        // SAFETY: pointers into the arrays; user space writes the number between runs.
+        unsafe { (*self.told).pass == (*self.pass).number }
     }
 
     /// What was told of this process still holds (then it is said here), or was told in this pass.
@@ -314,12 +303,14 @@ impl Place {
         // SAFETY: a valid pointer; user space writes it between runs.
         let tell_all = unsafe { (*self.pass).tell_all } != 0;
         if !tell_all && self.has_not_run(task) && (!self.memory_is_due() || self.has_the_memory(task)) {
-            if !self.is_set(self.told_bits()) {
-                self.set(self.unchanged_bits());
+            if !self.told_in_this_pass() {
+                let (word, bit) = self.unchanged_bit();
+                // SAFETY: a valid pointer into the array; nobody else writes while the program runs.
+                unsafe { *word |= bit };
             }
             return true;
         }
-        self.is_set(self.told_bits())
+        self.told_in_this_pass()
     }
 
     #[inline(always)]
@@ -356,11 +347,10 @@ impl Place {
     /// For the row: whether the place is this process's from now on, or is another's in this pass.
     #[inline(always)]
     fn flag(&self) -> u32 {
-        if self.differs == 0 || !(self.is_set(self.unchanged_bits()) || self.is_set(self.told_bits())) {
-            TASK_HAS_PLACE
-        } else {
-            0
-        }
+        let (word, bit) = self.unchanged_bit();
+        // SAFETY: a valid pointer into the array.
+        let speaks_of_another = unsafe { *word & bit != 0 };
+        if self.differs == 0 || !(speaks_of_another || self.told_in_this_pass()) { TASK_HAS_PLACE } else { 0 }
     }
 
     /// Remembers what was told, if there is a place for it.
@@ -371,7 +361,8 @@ impl Place {
         }
         let told = Told {
             pid: row.header.pid,
-            padding: 0,
+            // SAFETY: a valid pointer into the array.
+            pass: unsafe { (*self.pass).number },
             start_ns: row.header.start_ns,
             arrival_ns: if row.threads <= 1 { rest.arrival_ns } else { NEVER },
             switches: rest.switches,
@@ -379,7 +370,6 @@ impl Place {
         };
         // SAFETY: a valid pointer into the array; nobody else writes while the program runs.
         unsafe { *self.told = told };
-        self.set(self.told_bits());
     }
 }
 

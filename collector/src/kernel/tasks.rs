@@ -64,12 +64,12 @@ impl PassMemory {
         self.pass.get(0)
     }
 
-    /// Another pass: nothing was told in it.
+    /// Another pass: nothing was told in it. Its number is not that of a tag that was never told.
     fn begin(&mut self) {
-        let number = self.pass().map_or(0, |pass| pass.number.wrapping_add(1));
+        let number = self.pass().map_or(1, |pass| pass.number.wrapping_add(1).max(1));
         let nothing = [0; TOLD_PLACES / 64];
         let tell_all = u32::from(std::mem::take(&mut self.tell_all));
-        self.pass.set(0, Pass { number, rows: 0, full: 0, tell_all, unchanged: nothing, told: nothing });
+        self.pass.set(0, Pass { number, rows: 0, full: 0, tell_all, unchanged: nothing });
     }
 
     /// The rows of the last run, and whether a process found no room for its own. In another run of the same pass there
