@@ -45,7 +45,7 @@ pub struct Config {
     pub max_pools: usize,
     /// Workers per pool with series of their own.
     pub max_listed_workers: usize,
-    /// Death certificates kept.
+    /// Death certificates kept, of all pools together.
     pub exits_kept: usize,
 }
 
@@ -583,7 +583,7 @@ impl Aggregate {
             source,
             features: Arc::clone(features),
             pools,
-            exits: self.registry.exits().cloned().collect(),
+            exits: self.registry.exits(),
             exits_total: self.registry.exits_total(),
             own,
         }

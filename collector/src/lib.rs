@@ -47,6 +47,7 @@
 //! - Missing is `None` all the way, and an absent series; never 0.
 //! - Whatever is dropped is counted, by reason, in [`snapshot::Own`].
 //! - Nothing grows without bound: processes, pools, slots, certificates, label length, connections have ceilings.
+//! - What a pool does, however fast, takes no death certificate from one that has fewer.
 //! - Nothing below [`collect`] sleeps or blocks; nothing in [`http`] touches `/proc`, bpf(2) or the registry.
 //! - Names, titles, command lines and configuration files of others are hostile bytes.
 //!

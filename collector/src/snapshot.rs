@@ -28,7 +28,7 @@ pub struct Snapshot {
     pub features: Arc<[Feature]>,
     /// Pools in the order of their names.
     pub pools: Vec<Pool>,
-    /// The last deaths, newest first.
+    /// The last deaths, newest first; each pool has its share of them, also after it was dropped.
     pub exits: Vec<Arc<DeathCertificate>>,
     /// Deaths since start, also those that have left the list above.
     pub exits_total: u64,

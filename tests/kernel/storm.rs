@@ -46,6 +46,28 @@ fn twenty_thousand_children_are_counted_exactly_and_to_the_last_percent_of_cpu()
 }
 
 #[test]
+fn a_storm_leaves_the_certificates_of_other_pools() {
+    let (mut quiet, mut storm) = (Workload::start(), Workload::start());
+    for master in [&mut quiet, &mut storm] {
+        master.spawn("sleep");
+        master.spawn("sleep");
+    }
+    let collector = Collector::start(&["--source=ebpf"]);
+    collector.pool_of(quiet.pid(), 2);
+    collector.pool_of(storm.pid(), 2);
+    let died = quiet.spawn("exit 3");
+    collector.certificate(died);
+    // More than are kept.
+    storm.ask("storm 3000 0");
+    eventually("all have ended", || {
+        let stats = collector.stats();
+        (pool_of(&stats, storm.pid())?["exits_total"].as_u64()? >= 3000).then_some(())
+    });
+    assert_eq!(collector.json("/api/v1/exits")["kept"], 1000);
+    assert_eq!(collector.certificate(died)["exit_code"], 3);
+}
+
+#[test]
 fn five_thousand_processes_beside_change_nothing_for_a_pool() {
     let mut crowd = Workload::start();
     for _ in 0..5000 {

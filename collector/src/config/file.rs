@@ -74,7 +74,7 @@ pub struct FileConfig {
     pub max_pools: usize,
     /// Workers per pool with series of their own, at most.
     pub max_workers: usize,
-    /// Death certificates kept.
+    /// Death certificates kept, of all pools together.
     pub exits_kept: usize,
     /// Groups of metrics in a scrape that does not name others.
     pub groups: Groups,

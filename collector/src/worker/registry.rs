@@ -4,9 +4,10 @@
 //! slot when its last thread ends, so that its successor can have it, but stays here until the kernel has let go of
 //! it: only then is its CPU final.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::certificates::Certificates;
 use super::pool::{Pool, PoolId, VIEW_SLOTS, View};
 use super::rest::{Rest, Resting};
 use super::state::{self, Fact};
@@ -118,8 +119,7 @@ pub struct Registry {
     /// In boxes, because a table is half empty and a worker is large.
     workers: ByProcess<ProcessKey, Box<Worker>>,
     next_pool: PoolId,
-    exits: VecDeque<Arc<DeathCertificate>>,
-    exits_kept: usize,
+    exits: Certificates,
     exits_total: u64,
     pass: u64,
     /// Workers that this pass has seen.
@@ -136,14 +136,13 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Empty; keeps the last `exits_kept` certificates.
+    /// Empty; keeps `exits_kept` certificates at most.
     pub fn new(exits_kept: usize) -> Self {
         Self {
             pools: BTreeMap::new(),
             workers: ByProcess::default(),
             next_pool: 1,
-            exits: VecDeque::with_capacity(exits_kept.min(1024)),
-            exits_kept,
+            exits: Certificates::new(exits_kept),
             exits_total: 0,
             pass: 0,
             seen: 0,
@@ -157,10 +156,7 @@ impl Registry {
 
     /// Changes how many certificates are kept.
     pub fn keep_exits(&mut self, exits_kept: usize) {
-        self.exits_kept = exits_kept;
-        while self.exits.len() > exits_kept {
-            self.exits.pop_front();
-        }
+        self.exits.keep(exits_kept);
     }
 
     /// Adds a pool and returns its number.
@@ -196,9 +192,12 @@ impl Registry {
         Some(worker)
     }
 
-    /// Certificates, newest first.
-    pub fn exits(&self) -> impl Iterator<Item = &Arc<DeathCertificate>> {
-        self.exits.iter().rev()
+    /// Certificates that are kept, newest first.
+    pub fn exits(&self) -> Vec<Arc<DeathCertificate>> {
+        // Sized before: holes hide from the iterator how many it will be.
+        let mut exits = Vec::with_capacity(self.exits.len());
+        exits.extend(self.exits.newest_first().cloned());
+        exits
     }
 
     /// Deaths since start.
@@ -445,12 +444,7 @@ impl Registry {
             peak_rss_bytes: exit.peak_rss_bytes,
             last_state,
         };
-        if self.exits_kept > 0 {
-            if self.exits.len() >= self.exits_kept {
-                self.exits.pop_front();
-            }
-            self.exits.push_back(Arc::new(certificate));
-        }
+        self.exits.push(worker.pool, certificate);
     }
 
     /// The exit of a worker was lost: what is known is that it is gone.
@@ -490,11 +484,7 @@ impl Registry {
             self.unreported_reaps += 1;
             return worker.record;
         }
-        let newest = self.exits.back().map_or(0, |c| c.sequence);
-        let back = usize::try_from(newest.saturating_sub(sequence)).unwrap_or(usize::MAX);
-        if let Some(at) = self.exits.len().checked_sub(back.saturating_add(1))
-            && let Some(certificate) = self.exits.get_mut(at)
-        {
+        if let Some(certificate) = self.exits.get_mut(sequence) {
             let certificate = Arc::make_mut(certificate);
             certificate.cpu = worker.baseline.map(|(cpu, _)| cpu);
             certificate.cpu_final = true;
@@ -575,9 +565,10 @@ impl Registry {
         self.workers().filter(zombie).count() as u32
     }
 
-    /// Removes a pool. Returns the workers it had, to be let go of: identity and record.
+    /// Removes a pool; its certificates stay. Returns the workers it had, to be let go of: identity and record.
     pub fn remove_pool(&mut self, id: PoolId) -> Vec<(ProcessKey, SlotRecord)> {
         self.pools.remove(&id);
+        self.exits.pool_dropped(id);
         let keys: Vec<ProcessKey> = self.workers.values().filter(|w| w.pool == id).map(|w| w.key).collect();
         let removed = keys.into_iter().filter_map(|key| {
             let mut worker = self.workers.remove(&key)?;

@@ -167,7 +167,7 @@ fn check_seats(
 }
 
 fn check_certificates(registry: &Registry, kept: usize) -> Result<(), TestCaseError> {
-    let sequences: Vec<u64> = registry.exits().map(|c| c.sequence).collect();
+    let sequences: Vec<u64> = registry.exits().iter().map(|c| c.sequence).collect();
     let total = registry.exits_total();
     let expected: Vec<u64> = (1..=total).rev().take(kept).collect();
     prop_assert_eq!(sequences, expected, "the newest, without gaps");
@@ -251,7 +251,7 @@ fn run(script: &[Step], kept: usize) -> Result<(), TestCaseError> {
                 prop_assert_eq!(record, known.then_some(life.record));
                 released.extend(record);
                 if let Some(certificate) =
-                    registry.exits().find(|c| Some(c.sequence) == sequence).filter(|_| known && cpu)
+                    registry.exits().iter().find(|c| Some(c.sequence) == sequence).filter(|_| known && cpu)
                 {
                     prop_assert!(certificate.cpu_final);
                     let highest = life.told.map(|(_, highest)| highest);
@@ -335,7 +335,7 @@ fn a_certificate_shows_what_was_accounted() {
             registry.sampled(&sample(key(9), *reading, 20), 20);
         }
         registry.exited(&exit(key(9), at_exit, 50), 0);
-        registry.exits().next().unwrap().cpu
+        registry.exits()[0].cpu
     };
     assert_eq!(shown(&[], None), None, "not zero");
     assert_eq!(shown(&[], Some(cpu(3, 0))), Some(cpu(3, 0)));
@@ -351,7 +351,7 @@ fn a_certificate_says_when_and_from_where() {
     registry.join(id, arrival(key(9), Some(10), None));
     registry.sampled(&sample(key(9), cpu(5, 1), 20), 20);
     registry.exited(&exit(key(9), None, 50), UNIX_MINUS_MONOTONIC);
-    let certificate = registry.exits().next().unwrap();
+    let certificate = &registry.exits()[0];
     assert_eq!((certificate.sequence, certificate.slot, certificate.generation), (1, 1, 1));
     assert_eq!((certificate.pid, certificate.lifetime_ns, certificate.ended_unix_ns), (9, 40, 1_000_050));
     assert_eq!(certificate.last_state, WorkerState::Running);
@@ -488,7 +488,7 @@ fn who_is_missed_for_long_is_gone() {
     let pool = &registry.pools[&id];
     assert_eq!((pool.exits.unknown, pool.exits.total(), pool.living(), pool.unreaped), (1, 1, 2, 0));
     assert_eq!((registry.unreported_ends, registry.unreported_reaps), (1, 1));
-    let certificate = registry.exits().next().unwrap();
+    let certificate = &registry.exits()[0];
     assert_eq!((certificate.status, certificate.cpu_final), (ExitStatus::Unknown, false));
     assert_eq!(certificate.cpu, Some(cpu(5, 0)), "as last read");
 }
@@ -546,7 +546,7 @@ fn certificates_are_kept_as_many_as_asked() {
             registry.join(id, arrival(key(pid), Some(1), None));
             registry.exited(&exit(key(pid), None, 50), 0);
         }
-        registry.exits().map(|c| c.sequence).collect::<Vec<_>>()
+        registry.exits().iter().map(|c| c.sequence).collect::<Vec<_>>()
     };
     assert_eq!(die(&mut registry, 6), [6, 5, 4, 3]);
     registry.keep_exits(2);
@@ -558,10 +558,36 @@ fn certificates_are_kept_as_many_as_asked() {
     assert_eq!(registry.exits_total(), 10);
     // A certificate that is not kept any more does not mix up the others.
     registry.reaped(&Reap { process: key(1), cpu: Some(cpu(1, 0)), at_ns: 60 }, 0);
-    assert!(registry.exits().all(|c| !c.cpu_final));
+    assert!(registry.exits().iter().all(|c| !c.cpu_final));
     registry.reaped(&Reap { process: key(9), cpu: Some(cpu(1, 0)), at_ns: 60 }, 0);
-    let finals: Vec<u64> = registry.exits().filter(|c| c.cpu_final).map(|c| c.sequence).collect();
+    let finals: Vec<u64> = registry.exits().iter().filter(|c| c.cpu_final).map(|c| c.sequence).collect();
     assert_eq!(finals, [9]);
+}
+
+#[test]
+fn a_storm_in_one_pool_pushes_out_no_certificate_of_another() {
+    let (mut registry, storm) = registry();
+    let quiet = registry.add_pool("quiet".into(), "config".into(), SECOND, 0);
+    registry.join(quiet, arrival(key(9), Some(1), None));
+    registry.exited(&exit(key(9), None, 50), 0);
+    for pid in 10..1000 {
+        registry.join(storm, arrival(key(pid), Some(1), None));
+        registry.exited(&exit(key(pid), None, 50), 0);
+        if pid == 500 {
+            // Its last figures come in the middle of it.
+            registry.reaped(&Reap { process: key(9), cpu: Some(cpu(1, 0)), at_ns: 60 }, 0);
+        }
+    }
+    let shown = |registry: &Registry| {
+        registry.exits().iter().map(|c| (c.sequence, c.pool.to_string(), c.cpu_final)).collect::<Vec<_>>()
+    };
+    let web = |sequence| (sequence, "web".to_owned(), false);
+    let last = (1, "quiet".to_owned(), true);
+    assert_eq!(shown(&registry), [web(991), web(990), web(989), last.clone()]);
+    registry.remove_pool(quiet);
+    registry.join(storm, arrival(key(9), Some(1), None));
+    registry.exited(&exit(key(9), None, 50), 0);
+    assert_eq!(shown(&registry), [web(992), web(991), web(990), last], "also when its pool is gone");
 }
 
 #[test]
