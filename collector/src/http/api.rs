@@ -65,5 +65,7 @@ pub(super) async fn exits(
 ) -> Result<Response, Error> {
     let Query(wanted) = query.map_err(|rejection| Error::BadRequest(rejection.body_text()))?;
     let limit = wanted.limit.unwrap_or(usize::MAX);
-    Ok(document(json::exits(&*shared.snapshot()?, wanted.pool.as_deref(), limit)))
+    let body = json::exits(&*shared.snapshot()?, wanted.pool.as_deref(), limit);
+    // Without a pool there is always an answer.
+    body.map(document).ok_or_else(|| Error::UnknownPool(wanted.pool.unwrap_or_default()))
 }

@@ -9,7 +9,7 @@
 //! | `GET /api/v1/stats` | everything, worker by worker; gzip |
 //! | `GET /api/v1/pools/{pool}` | one pool with its workers |
 //! | `GET /api/v1/workers/{pool}/{slot}` | one worker |
-//! | `GET /api/v1/exits?pool=&limit=` | the last deaths, newest first |
+//! | `GET /api/v1/exits?pool=&limit=` | the last deaths, of one pool or of all, newest first; 404 for a pool that neither is there nor has certificates |
 //! | `GET /healthz`, `GET /-/healthy` | 200 while facts are collected |
 //! | `GET /readyz`, `GET /-/ready` | 200 from the first snapshot on |
 //! | `POST`, `PUT /-/reload` | configuration is read again: 200; 500 with the reason where it is refused; 403 for a page of another site; 503 while another is under way or the process shuts down |

@@ -237,6 +237,7 @@ async fn errors_say_what_to_do() {
         ("/api/v1/workers/web/x", StatusCode::BAD_REQUEST, "x"),
         ("/api/v1/workers/web/-1", StatusCode::BAD_REQUEST, "-1"),
         ("/api/v1/pools/%ff", StatusCode::BAD_REQUEST, "UTF-8"),
+        ("/api/v1/exits?pool=nobody", StatusCode::NOT_FOUND, "\"nobody\""),
         ("/api/v1/exits?limit=x", StatusCode::BAD_REQUEST, "limit"),
         ("/api/v1/exits?limmit=1", StatusCode::BAD_REQUEST, "limmit"),
     ] {

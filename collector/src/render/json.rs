@@ -45,9 +45,16 @@ pub fn worker(snapshot: &Snapshot, pool: &str, slot: u32) -> Option<Vec<u8>> {
     Some(bytes(&OneWorker { head: Head::of(snapshot), pool: &pool.name, worker }))
 }
 
-/// `/api/v1/exits`: death certificates, newest first, at most `limit`, of one pool or of all.
-pub fn exits(snapshot: &Snapshot, pool: Option<&str>, limit: usize) -> Vec<u8> {
-    bytes(&Exits {
+/// `/api/v1/exits`: death certificates, newest first, at most `limit`, of one pool or of all; `None` if there is neither
+/// a pool of this name nor a certificate of one.
+pub fn exits(snapshot: &Snapshot, pool: Option<&str>, limit: usize) -> Option<Vec<u8>> {
+    if let Some(name) = pool
+        && !snapshot.pools.iter().any(|pool| *pool.name == *name)
+        && !snapshot.exits.iter().any(|exit| *exit.pool == *name)
+    {
+        return None;
+    }
+    Some(bytes(&Exits {
         head: Head::of(snapshot),
         total: snapshot.exits_total,
         kept: snapshot.exits.len(),
@@ -58,7 +65,7 @@ pub fn exits(snapshot: &Snapshot, pool: Option<&str>, limit: usize) -> Vec<u8> {
             .take(limit)
             .map(|exit| Exit::of(exit))
             .collect(),
-    })
+    }))
 }
 
 /// Any serializable value of this module, as JSON with a newline at its end.
@@ -839,7 +846,7 @@ mod tests {
         for (name, value) in [
             ("summary.json", parsed(&summary(&snapshot))),
             ("stats.json", stats_of(&snapshot)),
-            ("exits.json", parsed(&exits(&snapshot, None, 100))),
+            ("exits.json", parsed(&exits(&snapshot, None, 100).unwrap())),
         ] {
             let mut value = value;
             if let Some(collector) = value.get_mut("collector") {
@@ -913,7 +920,7 @@ mod tests {
     fn exits_can_be_narrowed() {
         let snapshot = fixture::snapshot();
         let sequences = |pool, limit| -> Vec<u64> {
-            let all = parsed(&exits(&snapshot, pool, limit));
+            let all = parsed(&exits(&snapshot, pool, limit).unwrap());
             assert_eq!(all["total"], 18);
             assert_eq!(all["kept"], 4);
             all["exits"].as_array().unwrap().iter().map(|e| e["sequence"].as_u64().unwrap()).collect()
@@ -921,7 +928,11 @@ mod tests {
         assert_eq!(sequences(None, 100), [18, 17, 16, 15]);
         assert_eq!(sequences(None, 2), [18, 17]);
         assert_eq!(sequences(Some("web"), 2), [17, 16]);
-        assert!(sequences(Some("nobody"), 2).is_empty());
+        assert!(sequences(Some("jobs"), 2).is_empty(), "nobody has died there");
+        assert!(exits(&snapshot, Some("nobody"), 2).is_none());
+        let dropped = Snapshot { pools: Vec::new(), ..snapshot };
+        assert!(exits(&dropped, Some("web"), 2).is_some(), "certificates outlive their pool");
+        assert!(exits(&dropped, Some("jobs"), 2).is_none());
     }
 
     #[test]
