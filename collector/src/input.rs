@@ -218,6 +218,11 @@ pub trait Source {
     /// [`Profile::None`].
     fn limit_profiles(&mut self, _ceiling: Profile) {}
 
+    /// How much of its CPU, ns, may not be in the figure of a process that has, or had, more than one thread.
+    fn cpu_short_ns(&self) -> u64 {
+        0
+    }
+
     /// What the scheduler probes have cost where they had something to do, CPU ns since start, from a sample of their
     /// runs; `None` where there are none.
     fn probe_cost_ns(&self) -> Option<u64> {
@@ -333,6 +338,24 @@ pub trait FactReader {
 
     /// The text of a configuration file of a recognized program, if it is readable and small.
     fn config_text(&mut self, process: ProcessKey, path: &Path) -> Option<String>;
+}
+
+/// A control group of version 2, held by whoever found it.
+pub trait Cgroup: std::fmt::Debug + Send {
+    /// CPU time that was charged to it, ns, rounded down to a microsecond (`usage_usec` of its `cpu.stat`).
+    /// `None` when it is no more.
+    fn usage_ns(&mut self) -> Option<u64>;
+
+    /// Replaces what is in `out` by the processes that are in it (its `cgroup.procs`); 0 stands for one
+    /// outside our pid namespace. False if there are more than `at_most`, if there are cgroups below it, or
+    /// if it does not tell.
+    fn members(&mut self, at_most: usize, out: &mut Vec<Pid>) -> bool;
+}
+
+/// Finds control groups.
+pub trait CgroupReader {
+    /// The cgroup that the process with this pid is in; `None` where that cannot be told or reached.
+    fn of(&mut self, pid: Pid) -> Option<Box<dyn Cgroup>>;
 }
 
 /// A process came into being.

@@ -1,7 +1,9 @@
-//! `/proc`: parsers apart from readers, the fallback source, and the facts about programs that only it tells.
+//! `/proc`: parsers apart from readers, the fallback source, and the facts about programs and control groups
+//! that only files tell.
 //!
 //! The extern crate `procfs` reads what is not hot (ourselves); written `::procfs`, because this module has its name.
 
+pub mod cgroup;
 mod connector;
 pub mod facts;
 pub mod own;
@@ -11,6 +13,7 @@ mod scan;
 pub mod source;
 mod tracked;
 
+pub use cgroup::Cgroups;
 pub use facts::ProgramReader;
 pub use root::ProcfsError;
 pub use source::{Config, ProcfsSource};

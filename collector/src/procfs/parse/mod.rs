@@ -1,8 +1,10 @@
-//! One pure parser per `/proc` file: bytes in, struct out. No allocation and no IO; any bytes are allowed.
+//! One pure parser per `/proc` file, and one for those of control groups: bytes in, struct out. No allocation
+//! and no IO; any bytes are allowed.
 
 use thiserror::Error;
 
 pub mod cgroup;
+pub mod cgroup2;
 pub mod io;
 pub mod schedstat;
 pub mod stat;

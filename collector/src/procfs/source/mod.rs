@@ -24,13 +24,13 @@ use super::scan::Scan;
 use super::tracked::{Allowance, FILES, Phase, Reading, Tracked};
 use crate::input::{self, Comm, ExitStatus, Input, Listed, Role, SlotRecord, Source};
 use crate::snapshot::{EventCounts, Feature};
-use crate::units::{ByProcess, HostFacts, Pid, ProcessKey, boottime_ns, monotonic_ns};
+use crate::units::{ByProcess, HostFacts, NANOS_PER_TICK, Pid, ProcessKey, boottime_ns, monotonic_ns};
 
 /// Processes that are remembered, at most; the rest is counted.
 const MAX_KNOWN: usize = 131_072;
 
-/// Descriptors left to everybody else in this process.
-const RESERVED_DESCRIPTORS: usize = 600;
+/// Descriptors left to everybody else in this process: connections, control groups and some more.
+const RESERVED_DESCRIPTORS: usize = 856;
 
 /// A process younger than this is looked at again in the next pass, while polling: it may be between fork and exec.
 const SETTLED_NS: u64 = 2_000_000_000;
@@ -319,6 +319,11 @@ impl Source for ProcfsSource {
     }
 
     fn release(&mut self, _record: u32) {}
+
+    /// `utime` and `stime`, each less than a tick.
+    fn cpu_short_ns(&self) -> u64 {
+        2 * NANOS_PER_TICK
+    }
 
     fn event_counts(&self) -> Vec<EventCounts> {
         let told = self.told;
