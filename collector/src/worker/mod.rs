@@ -1,6 +1,7 @@
 //! Who is a worker, of which pool, in which slot, and what is known about it. No IO anywhere below.
 
 mod certificates;
+pub mod conservation;
 pub mod matcher;
 pub mod pool;
 pub mod process;
