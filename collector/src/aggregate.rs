@@ -5,18 +5,21 @@
 //! only queue a process for it, so a fork storm costs no read at all. What a fork probe has tagged is a worker at
 //! once, until a look shows otherwise.
 
+mod cgroups;
 mod classify;
 mod discover;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use self::cgroups::Cgroups;
 use crate::governor::Governor;
 use crate::histogram::Scratch;
 use crate::input::{Input, Profile, ProgramFacts, Reap, Role, Sample, Source};
 use crate::snapshot::{self, Own, Snapshot};
 use crate::units::{
-    ByProcess, HostFacts, NANOS_PER_SECOND, Pid, ProcessKey, Processes, boottime_ns, monotonic_ns, unix_ns,
+    ByProcess, CpuTime, HostFacts, NANOS_PER_SECOND, Pid, ProcessKey, Processes, boottime_ns, monotonic_ns,
+    unix_ns,
 };
 use crate::worker::matcher::{Facts, Matcher};
 use crate::worker::pool::{Pool, PoolId};
@@ -72,6 +75,8 @@ pub struct Aggregate {
     looked_at: Processes<ProcessKey>,
     /// Where the time of workers went.
     schedules: Schedules,
+    /// What the control groups of pools account.
+    cgroups: Cgroups,
     /// Processes that have ended since the last round of readings.
     ended: Vec<ProcessKey>,
     governor: Governor,
@@ -104,6 +109,8 @@ struct Master {
     program: Option<Vec<u8>>,
     /// It has executed a program since.
     executed: bool,
+    /// It has or had more than one thread.
+    threaded: bool,
     /// In the pass that runs, or ran last.
     seen: bool,
     /// Passes in a row that did not see it.
@@ -136,6 +143,7 @@ impl Aggregate {
             master_readings: ByProcess::default(),
             looked_at: Processes::default(),
             schedules: Schedules::default(),
+            cgroups: Cgroups::default(),
             ended: Vec::new(),
             governor,
             scheduler_ceiling: Profile::None,
@@ -388,6 +396,9 @@ impl Aggregate {
             }
             Input::Exit(exit) => {
                 self.ended.push(exit.process);
+                if let Some(cpu) = exit.cpu {
+                    self.master_used(exit.process, cpu);
+                }
                 self.registry.exited(&exit, self.unix_minus_monotonic);
                 self.processes.remove(exit.process);
                 self.looked_at.remove(&exit.process);
@@ -432,10 +443,23 @@ impl Aggregate {
         }
     }
 
+    /// Adds what a master has used since it was last read to what its pool's masters have. What it used
+    /// before it was first read is nobody's, and if it is a worker of its own pool, too, it counts as one.
+    fn master_used(&mut self, key: ProcessKey, cpu: CpuTime) {
+        if let Some(master) = self.masters.get(&key)
+            && self.registry.worker(key).is_none_or(|worker| worker.pool != master.pool)
+            && let Some(before) = self.master_readings.get(&key)
+            && let Some(pool) = self.registry.pools.get_mut(&master.pool)
+        {
+            pool.masters_cpu_ns += cpu.total_ns().saturating_sub(before.cpu.total_ns());
+        }
+    }
+
     /// Takes the reading of a master; false if it is none.
     fn master_sampled(&mut self, sample: &Sample) -> bool {
         let Some(master) = self.masters.get_mut(&sample.process) else { return false };
         master.seen = true;
+        master.threaded |= sample.threads > 1;
         let mut reading = *sample;
         if let Some(before) = self.master_readings.get(&sample.process) {
             // Never back, as for workers: a fall looks like a new process to whoever reads a counter.
@@ -445,6 +469,7 @@ impl Aggregate {
                 reading.cpu.not_below(before.cpu)
             };
         }
+        self.master_used(sample.process, reading.cpu);
         self.master_readings.insert(sample.process, reading);
         true
     }
@@ -624,6 +649,7 @@ impl Aggregate {
             worker_rss_bytes: pool.worker_rss.distribution(&mut self.scratch),
             lifetime_seconds: pool.lifetime.distribution(&mut self.scratch),
             schedule,
+            unattributed_cgroup_cpu_ns: self.cgroups.unattributed_ns(id),
             workers,
         })
     }

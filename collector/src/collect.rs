@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use crate::aggregate::{self, Aggregate};
 use crate::governor::Governor;
-use crate::input::{FactReader, Source};
+use crate::input::{CgroupReader, FactReader, Source};
 use crate::procfs;
 use crate::snapshot::{Feature, Own, Snapshot};
 use crate::units::{CpuTime, HostFacts, NANOS_PER_SECOND, monotonic_ns, unix_ns};
@@ -93,6 +93,8 @@ pub struct Setup {
     pub source: Box<dyn Source + Send>,
     /// What tells about programs.
     pub facts: Box<dyn FactReader + Send>,
+    /// What tells about control groups.
+    pub cgroups: Box<dyn CgroupReader + Send>,
     /// What the host allows, besides what the source says of itself.
     pub features: Vec<Feature>,
     /// Rules and limits.
@@ -113,6 +115,7 @@ pub struct Setup {
 pub struct Collector {
     source: Box<dyn Source + Send>,
     facts: Box<dyn FactReader + Send>,
+    cgroups: Box<dyn CgroupReader + Send>,
     features: Arc<[Feature]>,
     aggregate: Aggregate,
     publisher: Publisher,
@@ -132,11 +135,22 @@ pub struct Collector {
 impl Collector {
     /// Nothing is read yet.
     pub fn new(setup: Setup) -> Self {
-        let Setup { source, facts, mut features, config, config_loaded_unix_ns, host, publisher, .. } = setup;
+        let Setup {
+            source,
+            facts,
+            cgroups,
+            mut features,
+            config,
+            config_loaded_unix_ns,
+            host,
+            publisher,
+            ..
+        } = setup;
         features.extend(source.features());
         Self {
             source,
             facts,
+            cgroups,
             features: features.into(),
             aggregate: Aggregate::new(config, host, Governor::new(setup.overhead_budget)),
             publisher,
@@ -220,8 +234,10 @@ impl Collector {
             return next_pass_ns;
         }
         let next = self.aggregate.pass_begins(now);
+        self.aggregate.read_cgroups();
         let (aggregate, release) = (&mut self.aggregate, &mut self.release);
         self.source.pass(&mut |input| aggregate.apply(input, release));
+        self.aggregate.compare_cgroups(now, &*self.source, &mut *self.cgroups);
         self.give_back();
         self.aggregate.read_schedules(&mut *self.source);
         self.passes += 1;

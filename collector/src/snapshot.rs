@@ -139,8 +139,20 @@ pub struct Pool {
     pub lifetime_seconds: Distribution,
     /// Where the time of its workers' threads went; `None` where the scheduler is not watched for this pool.
     pub schedule: Option<Schedule>,
+    /// CPU that was charged to the pool's control group and that neither workers nor masters have used, ns,
+    /// while all of its processes were those of the pool; `None` until they have been.
+    pub unattributed_cgroup_cpu_ns: Option<u64>,
     /// Living workers, by slot, at most the ceiling of series.
     pub workers: Workers,
+}
+
+impl Pool {
+    /// CPU that an account of the kernel's has and ours has not, ns, by account, where the two are compared.
+    pub fn unattributed_cpu_ns(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let process = self.schedule.as_ref().map(|schedule| schedule.unattributed_cpu_ns);
+        let accounts = [("process", process), ("cgroup", self.unattributed_cgroup_cpu_ns)];
+        accounts.into_iter().filter_map(|(account, ns)| Some((account, ns?)))
+    }
 }
 
 /// Workers by slot, in pieces that snapshots share as long as nothing in them changes.

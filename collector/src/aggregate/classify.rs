@@ -354,7 +354,8 @@ impl Aggregate {
         let Some(pool) = self.registry.pools.get_mut(&pool_id) else { return };
         pool.masters.push(key);
         pool.empty_since_ns = None;
-        let master = Master { pool: pool_id, program: None, executed: false, seen: true, missed: 0 };
+        let master =
+            Master { pool: pool_id, program: None, executed: false, threaded: false, seen: true, missed: 0 };
         if let Some(old) = self.masters.insert(key, master)
             && let Some(old) = self.registry.pools.get_mut(&old.pool)
         {

@@ -72,6 +72,7 @@ pub(crate) fn pool(name: &str) -> Pool {
         worker_rss_bytes: empty(&[1048576.0]),
         lifetime_seconds: empty(&[1.0]),
         schedule: None,
+        unattributed_cgroup_cpu_ns: None,
         workers: Workers::default(),
     }
 }
@@ -185,6 +186,7 @@ pub(crate) fn snapshot() -> Snapshot {
     web.rss_bytes = Some(104_857_600);
     web.cpu_utilization = distribution(&[0.001, 0.05, 0.1, 0.5, 1.0], 0.25);
     web.worker_rss_bytes = distribution(&[1_048_576.0, 16_777_216.0, 1_073_741_824.0], 52_428_800.0);
+    web.unattributed_cgroup_cpu_ns = Some(1_250_000_000);
     web.lifetime_seconds = distribution(&[0.00001, 1.0, 60.0, 86_400.0, 1_000_000.0], 40.0);
     let creating = Worker {
         generation: 1,
@@ -208,6 +210,7 @@ pub(crate) fn snapshot() -> Snapshot {
     withheld.size = 1;
     withheld.states.running = 1;
     withheld.rss_bytes = None;
+    withheld.unattributed_cgroup_cpu_ns = Some(0);
     withheld.workers = vec![Worker {
         app: None,
         reading: Some(Reading {

@@ -234,6 +234,9 @@ struct PoolStats<'a> {
     masters: Vec<Master<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     schedule: Option<Schedule>,
+    /// By account of the kernel's that has it while ours has not.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    unattributed_cpu_seconds: BTreeMap<&'static str, Seconds>,
     quantiles: Quantiles,
     workers: Workers<'a>,
 }
@@ -266,6 +269,7 @@ impl<'a> PoolStats<'a> {
             },
             masters: pool.masters.iter().map(Master::of).collect(),
             schedule: pool.schedule.as_ref().map(Schedule::of_pool),
+            unattributed_cpu_seconds: pool.unattributed_cpu_ns().map(|(by, ns)| (by, Seconds(ns))).collect(),
             quantiles: Quantiles {
                 cpu_utilization: windows(&pool.cpu_utilization),
                 worker_rss_bytes: windows(&pool.worker_rss_bytes),
@@ -364,8 +368,6 @@ struct Schedule {
     followed_seconds: Seconds,
     residual_seconds: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    unattributed_cpu_seconds: Option<Seconds>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     quantiles: Option<Intervals>,
 }
 
@@ -376,16 +378,12 @@ impl Schedule {
             seconds: TIME_KINDS.into_iter().zip(time_ns.map(Seconds)).collect(),
             followed_seconds: Seconds(lived_ns),
             residual_seconds: residual_ns as f64 / NANOS_PER_SECOND as f64,
-            unattributed_cpu_seconds: None,
             quantiles: None,
         }
     }
 
     fn of_pool(schedule: &snapshot::Schedule) -> Self {
-        Self {
-            unattributed_cpu_seconds: Some(Seconds(schedule.unattributed_cpu_ns)),
-            ..Self::of(schedule.time_ns, schedule.lived_ns)
-        }
+        Self::of(schedule.time_ns, schedule.lived_ns)
     }
 
     fn of_worker(schedule: &WorkerSchedule, at_ns: u64, scratch: &mut Scratch) -> Self {

@@ -119,6 +119,8 @@ pub struct Pool {
     pub exits: ExitCounts,
     /// CPU used while watched.
     pub cpu: CpuTime,
+    /// CPU that its masters used while they were, ns, those that have ended included.
+    pub masters_cpu_ns: u64,
     /// Run-queue wait while watched; `None` until one was readable.
     pub run_delay_ns: Option<u64>,
     /// Storage reads while watched.
@@ -163,6 +165,7 @@ impl Pool {
             spawns: 0,
             exits: ExitCounts::default(),
             cpu: CpuTime::default(),
+            masters_cpu_ns: 0,
             run_delay_ns: None,
             read_bytes: None,
             written_bytes: None,

@@ -59,6 +59,8 @@ pub struct Worker {
     baseline: Option<(CpuTime, u64)>,
     /// The latest reading was below the one before.
     behind: bool,
+    /// It has or had more than one thread.
+    threaded: bool,
     /// Share of a CPU in the last interval.
     pub utilization: Option<f64>,
     /// Number of its death certificate.
@@ -250,6 +252,7 @@ impl Registry {
                 // Born under our eyes: all it ever uses is the pool's.
                 baseline: arrival.forked_at_ns.map(|at_ns| (CpuTime::default(), at_ns)),
                 behind: false,
+                threaded: false,
                 utilization: None,
                 certificate: None,
                 missed: None,
@@ -371,6 +374,7 @@ impl Registry {
             return true;
         };
         worker.skipped = None;
+        worker.threaded |= sample.threads > 1;
         pool.touch(worker.slot);
         let mut sample = *sample;
         self.backward_readings += u64::from(worker.keep_up(&mut sample));
@@ -563,6 +567,17 @@ impl Registry {
             w.pool == pool && w.certificate.is_some() && w.last.is_some_and(|s| s.state == TaskState::Zombie)
         };
         self.workers().filter(zombie).count() as u32
+    }
+
+    /// Living workers of a pool that have, or had, more than one thread.
+    pub fn threaded(&self, pool: &Pool) -> u64 {
+        pool.holders().filter(|(_, key)| self.workers.get(key).is_some_and(|worker| worker.threaded)).count()
+            as u64
+    }
+
+    /// All that the living workers of a pool use from now on will be in its totals.
+    pub fn all_accounted(&self, pool: &Pool) -> bool {
+        pool.holders().all(|(_, key)| self.workers.get(&key).is_some_and(|worker| worker.baseline.is_some()))
     }
 
     /// Removes a pool; its certificates stay. Returns the workers it had, to be let go of: identity and record.

@@ -4,17 +4,15 @@
 //! The host checks on its side what must hold at any time: a record is released once, and never while a tag still
 //! makes the kernel write to it.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::super::*;
 use crate::governor::Governor;
 use crate::input::{
-    Comm, Exec, Exit, ExitStatus, FactReader, Fork, Listed, Needs, Reap, Rename, Rss, Sample, SlotRecord,
-    TaskState,
+    Cgroup, CgroupReader, Comm, Exec, Exit, ExitStatus, FactReader, Fork, Listed, Needs, Reap, Rename, Rss,
+    Sample, SlotRecord, TaskState,
 };
 use crate::snapshot::{EventCounts, Feature};
 use crate::units::{CpuTime, NANOS_PER_SECOND as SECOND};
@@ -66,6 +64,10 @@ pub(super) struct Host {
     pub(super) untracked: Vec<(Pid, Role)>,
     pub(super) released: Vec<u32>,
     pub(super) reads: usize,
+    /// CPU charged to control groups, by path.
+    pub(super) charged: BTreeMap<Vec<u8>, u64>,
+    /// Accounts and lists of members that were read.
+    pub(super) cgroup_reads: (usize, usize),
 }
 
 impl Host {
@@ -174,6 +176,17 @@ impl Host {
     pub(super) fn run(&mut self, pid: Pid, user_ns: u64) {
         if let Some(real) = self.processes.get_mut(&pid).filter(|p| !p.zombie) {
             real.cpu.user_ns += user_ns;
+            if let Some(charged) = real.facts.cgroup.as_ref().and_then(|path| self.charged.get_mut(path)) {
+                *charged += user_ns;
+            }
+        }
+    }
+
+    /// Puts these processes into a control group.
+    pub(super) fn put_in(&mut self, cgroup: &str, pids: &[Pid]) {
+        self.charged.entry(cgroup.into()).or_default();
+        for pid in pids {
+            self.processes.get_mut(pid).unwrap().facts.cgroup = Some(cgroup.into());
         }
     }
 
@@ -185,7 +198,13 @@ impl Host {
 }
 
 #[derive(Clone)]
-pub(super) struct Fake(Rc<RefCell<Host>>);
+pub(super) struct Fake(Arc<Mutex<Host>>);
+
+impl Fake {
+    fn host(&self) -> MutexGuard<'_, Host> {
+        self.0.lock().expect("no panic holds it")
+    }
+}
 
 impl Source for Fake {
     fn name(&self) -> &'static str {
@@ -193,7 +212,7 @@ impl Source for Fake {
     }
 
     fn drain(&mut self, out: &mut dyn FnMut(Input)) {
-        let mut host = self.0.borrow_mut();
+        let mut host = self.host();
         let told = std::mem::take(&mut host.told);
         for input in std::mem::take(&mut host.events) {
             let process = match &input {
@@ -209,7 +228,7 @@ impl Source for Fake {
     }
 
     fn pass(&mut self, out: &mut dyn FnMut(Input)) {
-        let mut host = self.0.borrow_mut();
+        let mut host = self.host();
         let lost = std::mem::take(&mut host.lost);
         if lost > 0 {
             out(Input::Lost { events: lost });
@@ -252,7 +271,7 @@ impl Source for Fake {
     }
 
     fn list(&mut self, out: &mut dyn FnMut(Listed)) {
-        let host = self.0.borrow();
+        let host = self.host();
         for real in host.processes.values().filter(|_| !host.unlistable) {
             out(Listed {
                 process: real.key,
@@ -265,7 +284,7 @@ impl Source for Fake {
     }
 
     fn track(&mut self, process: ProcessKey, pool: u32, role: Role) -> SlotRecord {
-        let mut host = self.0.borrow_mut();
+        let mut host = self.host();
         host.tracked.push((process.pid, pool, role));
         let untaggable = host.untaggable;
         let real = host.processes.get(&process.pid).filter(|p| p.key == process && !untaggable).cloned()?;
@@ -287,7 +306,7 @@ impl Source for Fake {
     }
 
     fn untrack(&mut self, process: ProcessKey, role: Role) {
-        let mut host = self.0.borrow_mut();
+        let mut host = self.host();
         host.untracked.push((process.pid, role));
         let Some(tag) = host.tags.get_mut(&process) else { return };
         match role {
@@ -300,7 +319,7 @@ impl Source for Fake {
     }
 
     fn release(&mut self, record: u32) {
-        let mut host = self.0.borrow_mut();
+        let mut host = self.host();
         assert!(host.records.remove(&record).is_some(), "record {record} is not given");
         let user = host.tags.iter().find(|(_, tag)| tag.record == Some(record));
         assert!(user.is_none(), "record {record} is still written by {user:?}");
@@ -308,11 +327,11 @@ impl Source for Fake {
     }
 
     fn lives(&mut self, process: ProcessKey) -> bool {
-        self.0.borrow().processes.get(&process.pid).is_some_and(|real| real.key == process && !real.zombie)
+        self.host().processes.get(&process.pid).is_some_and(|real| real.key == process && !real.zombie)
     }
 
     fn recorded_exit(&self, process: ProcessKey, record: u32) -> Option<Exit> {
-        let host = self.0.borrow();
+        let host = self.host();
         host.records.get(&record).and_then(|written| written.exit).filter(|exit| exit.process == process)
     }
 
@@ -331,7 +350,7 @@ impl Source for Fake {
 
 impl FactReader for Fake {
     fn read(&mut self, process: ProcessKey, needs: Needs) -> Option<ProgramFacts> {
-        let mut host = self.0.borrow_mut();
+        let mut host = self.host();
         host.reads += 1;
         let facts = &host.processes.get(&process.pid).filter(|p| p.key == process)?.facts;
         Some(ProgramFacts {
@@ -343,7 +362,40 @@ impl FactReader for Fake {
     }
 
     fn config_text(&mut self, _: ProcessKey, path: &Path) -> Option<String> {
-        self.0.borrow().config_texts.get(path.to_str()?).cloned()
+        self.host().config_texts.get(path.to_str()?).cloned()
+    }
+}
+
+/// A control group of the host.
+struct FakeCgroup(Fake, Vec<u8>);
+
+impl std::fmt::Debug for FakeCgroup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("FakeCgroup").field(&self.1).finish()
+    }
+}
+
+impl Cgroup for FakeCgroup {
+    fn usage_ns(&mut self) -> Option<u64> {
+        let mut host = self.0.host();
+        host.cgroup_reads.0 += 1;
+        host.charged.get(&self.1).copied()
+    }
+
+    fn members(&mut self, at_most: usize, out: &mut Vec<Pid>) -> bool {
+        let mut host = self.0.host();
+        host.cgroup_reads.1 += 1;
+        let inside =
+            host.processes.values().filter(|p| !p.zombie && p.facts.cgroup.as_ref() == Some(&self.1));
+        *out = inside.map(|p| p.key.pid).collect();
+        out.len() <= at_most
+    }
+}
+
+impl CgroupReader for Fake {
+    fn of(&mut self, pid: Pid) -> Option<Box<dyn Cgroup>> {
+        let path = self.host().processes.get(&pid)?.facts.cgroup.clone()?;
+        self.host().charged.contains_key(&path).then(|| Box::new(FakeCgroup(self.clone(), path)) as _)
     }
 }
 
@@ -356,7 +408,7 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(config: Config) -> Self {
         let host = Host { clock: monotonic_ns() + SECOND, ..Host::default() };
-        let fake = Fake(Rc::new(RefCell::new(host)));
+        let fake = Fake(Arc::new(Mutex::new(host)));
         let aggregate = Aggregate::new(config, HostFacts { page_size: 4096, cpus: 3 }, Governor::new(None));
         let world = Self { aggregate, fake };
         world.host(|host| host.add(1, 0, "init", "/sbin/init", "init\0"));
@@ -364,7 +416,7 @@ impl World {
     }
 
     pub(super) fn host<T>(&self, change: impl FnOnce(&mut Host) -> T) -> T {
-        change(&mut self.fake.0.borrow_mut())
+        change(&mut self.fake.host())
     }
 
     pub(super) fn turn(&mut self) {
@@ -380,8 +432,10 @@ impl World {
         self.turn();
         let now = self.host(Host::tick);
         let next = self.aggregate.pass_begins(now);
+        self.aggregate.read_cgroups();
         let (aggregate, mut release) = (&mut self.aggregate, Vec::new());
         self.fake.pass(&mut |input| aggregate.apply(input, &mut release));
+        self.aggregate.compare_cgroups(now, &self.fake.clone(), &mut self.fake.clone());
         release.into_iter().for_each(|record| self.fake.release(record));
         next
     }

@@ -249,8 +249,8 @@ families! {
             "When the configuration in use was loaded, since the Unix epoch; absent for the built-in defaults.";
         SNAPSHOT_TIME = Gauge "collector_snapshot_timestamp_seconds" [] "seconds"
             "When the figures of this scrape were taken, since the Unix epoch.";
-        UNATTRIBUTED_CPU = Counter "collector_unattributed_cpu_seconds_total" ["pool"] "seconds"
-            "CPU time that the kernel accounted to workers and that no kind of time of theirs has.";
+        UNATTRIBUTED_CPU = Counter "collector_unattributed_cpu_seconds_total" ["pool", "account"] "seconds"
+            "CPU time that the kernel accounted and that we lack: to workers, in no kind of time of theirs (process); to the cgroup that the pool is, of no worker or master (cgroup).";
 
         PROCESS_CPU = Counter "process_cpu_seconds_total" [] "seconds"
             "CPU time of the collector itself.";

@@ -70,8 +70,11 @@ pub(super) fn write(writer: &mut Writer<'_>, series: &Series<'_>) {
 /// What our own account of CPU time has missed.
 pub(super) fn write_unattributed(writer: &mut Writer<'_>, series: &Series<'_>) {
     writer.family(&UNATTRIBUTED_CPU, |samples| {
-        for (schedule, labels) in schedules(series) {
-            samples.add(labels, Nanos(schedule.unattributed_cpu_ns));
+        let mut accounts = Variants::of(Name::new("account"));
+        for (pool, labels) in series.pools() {
+            for (account, ns) in pool.unattributed_cpu_ns() {
+                samples.add_variant(labels, &mut accounts, account, Nanos(ns));
+            }
         }
     });
 }

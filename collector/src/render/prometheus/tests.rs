@@ -289,11 +289,19 @@ fn times_have_series_where_the_scheduler_is_watched() {
         "worker_pool_run_queue_",
         "worker_pool_on_cpu_",
         "worker_pool_off_cpu_",
-        "collector_unattributed_",
     ];
     for sample in samples(&text).iter().filter(|s| only_there.iter().any(|start| s.name.starts_with(start))) {
         assert_eq!(sample.labels["pool"], "web", "{}", sample.name);
     }
+    let unattributed = |pool, account| {
+        let labels = [("pool", pool), ("account", account)];
+        value(&text, "collector_unattributed_cpu_seconds_total", &labels)
+    };
+    assert_eq!((unattributed("web", "process"), unattributed("web", "cgroup")), (Some(0.002), Some(1.25)));
+    // A pool that is a cgroup is compared whether or not the scheduler is watched; others have no such
+    // series.
+    assert_eq!((unattributed("withheld", "process"), unattributed("withheld", "cgroup")), (None, Some(0.0)));
+    assert_eq!((unattributed("jobs", "process"), unattributed("jobs", "cgroup")), (None, None));
     let times = TIME_KINDS.map(|kind| of(&text, "worker_pool_time_seconds_total", ("kind", kind)).unwrap());
     let followed = value(&text, "worker_pool_followed_thread_seconds_total", &[("pool", "web")]).unwrap();
     let residual = value(&text, "worker_pool_time_residual_seconds", &[("pool", "web")]).unwrap();
