@@ -11,11 +11,12 @@
 //! | `exit` | ends at once, without its workers | |
 //!
 //! Behaviours: `sleep`, `burn MS` (one core, then sleep), `duty PERCENT MS`, `touch BYTES` (then sleep),
-//! `touch-in CGROUP_PROCS BYTES` (joins a control group first), `name HEX` (sets its comm to these bytes), `exec PROGRAM
-//! ARGS…`, `exit CODE`, `abort`, `dump-core DIRECTORY`, `threads COUNT BURN_MS`, `last-thread MS CODE` (the main thread
-//! ends first), `wait KIND … FILE` (waits for a known reason and writes to the file for how long; see `waits.rs`),
-//! `thread-exec PROGRAM ARGS…` (execve from another thread than the main one). A worker dies with its
-//! master, but `orphan BEHAVIOUR…` does not.
+//! `touch-in CGROUP_PROCS BYTES` (joins a control group first), `burn-in CGROUP_PROCS MS` (does so, and ends
+//! when it has burnt), `name HEX` (sets its comm to these bytes), `exec PROGRAM ARGS…`, `exit CODE`, `abort`,
+//! `dump-core DIRECTORY`, `threads COUNT BURN_MS`, `last-thread MS CODE` (the main thread ends first),
+//! `wait KIND … FILE` (waits for a known reason and writes to the file for how long; see `waits.rs`),
+//! `thread-exec PROGRAM ARGS…` (execve from another thread than the main one). A worker dies with its master,
+//! but `orphan BEHAVIOUR…` does not.
 #![allow(
     unsafe_code,
     reason = "fork(2) and friends; the process has one thread and its children keep to what is theirs"
@@ -155,6 +156,11 @@ fn behave(words: &[&str]) {
         "touch-in" => {
             std::fs::write(words[1], std::process::id().to_string()).expect("joining a control group");
             touch(number(words, 2));
+        }
+        "burn-in" => {
+            std::fs::write(words[1], std::process::id().to_string()).expect("joining a control group");
+            burn(ms(2));
+            std::process::exit(0);
         }
         "dump-core" => {
             nix::unistd::chdir(words[1]).expect("a directory");

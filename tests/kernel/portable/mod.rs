@@ -1,5 +1,6 @@
 //! What must hold on every kernel of the matrix.
 
+mod cgroup;
 mod cpu;
 mod ends;
 mod identity;

@@ -1,0 +1,123 @@
+//! The CPU of a pool against the account of the control group that it is.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::support::{Collector, Workload, eventually, pool_of, worker};
+
+/// What may be found unattributed where nothing is, and missed or added where something is, seconds: what the
+/// pool uses while its figures and its cgroup's are read one after the other, and the tail of threads that
+/// end.
+const BOUND: f64 = 0.02;
+
+/// A control group of version 2, removed at the end. `None` where none can be made.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn new(name: &str) -> Option<Self> {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mount = mounts.lines().find_map(|line| {
+            let (mount, file_system) = line.split_once(" - ")?;
+            file_system.starts_with("cgroup2 ").then(|| mount.split(' ').nth(4))?
+        });
+        let Some(mount) = mount else {
+            println!("left out: no cgroup2 file system is mounted");
+            return None;
+        };
+        let path = PathBuf::from(mount).join(format!("collector-test-{name}-{}", std::process::id()));
+        match std::fs::create_dir(&path) {
+            Ok(()) => Some(Self(path)),
+            Err(error) => {
+                println!("left out: no cgroup can be made: {}: {error}", path.display());
+                None
+            }
+        }
+    }
+
+    fn procs(&self) -> PathBuf {
+        self.0.join("cgroup.procs")
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Whoever was in it was killed and takes a moment to leave.
+        for _ in 0..100 {
+            if std::fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn agrees_with_the_cgroup(source: &str, storms: bool) {
+    let Some(cgroup) = Cgroup::new(source) else { return };
+    let mut master = Workload::start();
+    std::fs::write(cgroup.procs(), master.pid().to_string()).unwrap();
+    let mut workers =
+        vec![master.spawn("sleep"), master.spawn("duty 30 20000"), master.spawn("duty 60 20000")];
+    if storms {
+        workers.push(master.spawn("threads 2 3000"));
+    }
+    let collector = Collector::start(&[&format!("--source={source}")]);
+    let its_master = master.pid();
+    let unattributed = || {
+        let stats = collector.stats();
+        pool_of(&stats, its_master)?["unattributed_cpu_seconds"]["cgroup"].as_f64()
+    };
+    eventually("the pool is a cgroup", unattributed);
+
+    // They come and go all the time, and all are the pool's.
+    for _ in 0..6 {
+        if storms {
+            master.ask("storm 100 2000");
+        }
+        std::thread::sleep(Duration::from_millis(1500));
+    }
+    let stats = collector.stats();
+    let pool = pool_of(&stats, master.pid()).unwrap().clone();
+    for pid in workers {
+        assert!(worker(&pool, pid).is_some(), "{pid}: {pool}");
+    }
+    let used = ["user_seconds", "system_seconds"].map(|mode| pool["totals"]["cpu"][mode].as_f64().unwrap());
+    let before = pool["unattributed_cpu_seconds"]["cgroup"].as_f64().unwrap();
+    println!("{source}: the pool used {:.3} s, {before:.6} s are unattributed", used.iter().sum::<f64>());
+    assert!(before <= BOUND, "{before} s of nobody");
+
+    // Children of somebody else, each gone before anybody looks twice.
+    let mut stranger = Workload::start();
+    for _ in 0..8 {
+        stranger.spawn(&format!("burn-in {} 100", cgroup.procs().display()));
+        eventually("it has ended", || (stranger.ask("reap") == "1").then_some(()));
+    }
+    let (user, system) = stranger.ask_pair("children");
+    let truth = (user + system) as f64 / 1e6;
+    let found = || unattributed().map(|now| now - before);
+    // What each used before it had joined is not in it.
+    let least = truth * 0.95 - BOUND;
+    eventually("their CPU is unattributed", || (found()? >= least).then_some(()));
+    std::thread::sleep(Duration::from_secs(5));
+    let found = found().unwrap();
+    println!("{source}: strangers used {truth:.6} s, {found:.6} s of it are unattributed");
+    assert!((least..=truth + BOUND).contains(&found), "{found} s, strangers used {truth} s");
+    let name = pool["name"].as_str().unwrap();
+    let series = format!("collector_unattributed_cpu_seconds_total{{pool=\"{name}\",account=\"cgroup\"}}");
+    assert!(collector.metric(&series).unwrap() >= least);
+    // Who is a worker in another cgroup has no such series.
+    let others = stats["pools"].as_array().unwrap().iter().filter(|other| other["name"] != pool["name"]);
+    for other in others {
+        assert!(other["unattributed_cpu_seconds"].get("cgroup").is_none(), "{other}");
+    }
+}
+
+#[test]
+fn cpu_of_strangers_in_the_cgroup_of_a_pool_is_unattributed_and_no_other() {
+    agrees_with_the_cgroup("ebpf", true);
+}
+
+/// Without storms: what a worker used since its last reading is not known when it ends, and unattributed.
+#[test]
+fn without_bpf_it_is_the_same_for_workers_that_stay() {
+    agrees_with_the_cgroup("procfs", false);
+}
