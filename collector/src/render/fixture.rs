@@ -240,8 +240,13 @@ pub(crate) fn snapshot() -> Snapshot {
     vanished.peak_rss_bytes = None;
 
     let mut schedules = Schedules::default();
-    schedules.account(0, &schedule(), true);
-    web.schedule = schedules.pool_view(1, CpuTime { user_ns: 3_000_000, system_ns: 0 }, &mut Scratch::new());
+    // What is unattributed has stood for some seconds.
+    let cpu = CpuTime { user_ns: 3_000_000, system_ns: 0 };
+    let before = ScheduleReading { pool: 1, at_ns: SCHEDULES_AT - 3 * SECOND, ..ScheduleReading::default() };
+    for reading in [before, schedule()] {
+        schedules.account(0, &reading, true);
+        web.schedule = schedules.pool_view(1, cpu, &mut Scratch::new());
+    }
 
     Snapshot {
         at_unix_ns: AT,

@@ -1,6 +1,6 @@
-//! Whether the CPU of a pool agrees with the account of its control group: what the cgroup was charged with
-//! and neither a worker nor a master has used is unattributed. Processes that came and went unseen, and
-//! whatever our own figures have missed, show here.
+//! Whether two accounts of the same CPU agree: of a control group and of the pool that it is, of a pool's workers and of
+//! the switches that were seen of them. What the one was charged with and the other has not is unattributed. In
+//! a cgroup that may be processes that came and went unseen; and whatever our own figures have missed shows here.
 //!
 //! The two figures cannot be read at one instant, and a counter may not take back what it showed. So the
 //! difference is made too small rather than too large, and never by more than once: when a comparison begins
@@ -17,8 +17,8 @@ use crate::units::{NANOS_PER_SECOND, Pid};
 /// busy host can be a second, and our next pass to hear of it. At the usual interval four passes.
 const STANDS_NS: u64 = 5 * NANOS_PER_SECOND / 2;
 
-/// CPU of a cgroup and of its pool since both were first read.
-#[derive(Debug)]
+/// CPU by two accounts since both were first read, and how much the second lacks: here a cgroup's and its pool's.
+#[derive(Clone, Debug, Default)]
 pub struct Comparison {
     usage_ns: u64,
     pool_ns: u64,

@@ -12,6 +12,7 @@ use crate::histogram::{Scale, Scratch, Windowed};
 use crate::input::{Profile, ScheduleReading, Source};
 use crate::snapshot::{Distribution, Schedule};
 use crate::units::{ByProcess, CpuTime, NANOS_PER_SECOND, monotonic_ns};
+use crate::worker::conservation::Comparison;
 use crate::worker::pool::PoolId;
 
 /// Seconds, from a microsecond to an hour; 1, 2.5 and 5 of each decade. The classic buckets of every kind of time.
@@ -157,7 +158,8 @@ pub struct PoolSchedule {
     /// What was shown last; totals never fall.
     shown_ns: [u64; KINDS],
     shown_lived_ns: u64,
-    unattributed_cpu_ns: u64,
+    /// Of what the kernel accounted to the workers, and their time on a CPU.
+    on_cpu: Comparison,
 }
 
 impl PoolSchedule {
@@ -287,12 +289,12 @@ impl Schedules {
         let at_ns = self.at_ns;
         let pool = self.pools.get_mut(&pool)?;
         let time_ns = pool.time_ns(at_ns);
-        let unattributed = cpu.total_ns().saturating_sub(time_ns[ON_CPU as usize]);
-        pool.unattributed_cpu_ns = pool.unattributed_cpu_ns.max(unattributed);
+        // Read after the CPU, so it contains that, but for workers whose times could not be read this time.
+        pool.on_cpu.take(cpu.total_ns(), time_ns[ON_CPU as usize], 0, at_ns);
         Some(Schedule {
             time_ns,
             lived_ns: pool.lived_ns(at_ns),
-            unattributed_cpu_ns: pool.unattributed_cpu_ns,
+            unattributed_cpu_ns: pool.on_cpu.unattributed_ns(),
             intervals: pool.distributions(at_ns, scratch),
         })
     }
