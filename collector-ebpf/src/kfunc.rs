@@ -18,12 +18,14 @@ pub const TASK_ACQUIRE: u32 = FIRST + 5;
 pub const TASK_RELEASE: u32 = FIRST + 6;
 /// `bpf_rdonly_cast` (6.2+)
 pub const RDONLY_CAST: u32 = FIRST + 7;
+/// `bpf_task_from_pid` (6.2+)
+pub const TASK_FROM_PID: u32 = FIRST + 8;
 
 /// The first of them.
 pub const FIRST: u32 = 0x4b46_0000;
 
 /// Their names in the kernel, in the order of their numbers.
-pub const NAMES: [&str; 8] = [
+pub const NAMES: [&str; 9] = [
     "bpf_iter_task_new",
     "bpf_iter_task_next",
     "bpf_iter_task_destroy",
@@ -32,4 +34,5 @@ pub const NAMES: [&str; 8] = [
     "bpf_task_acquire",
     "bpf_task_release",
     "bpf_rdonly_cast",
+    "bpf_task_from_pid",
 ];

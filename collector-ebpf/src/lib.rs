@@ -67,6 +67,8 @@ pub mod programs {
     pub const WAKEUP_NEW: &str = "task_wakeup_new";
     /// `syscall`: one row per tracked process that may have run. Needs Linux 6.10.
     pub const TRACKED_PROCESSES: &str = "tracked_processes";
+    /// `syscall`: reads or writes the tag of a process. Needs Linux 6.10.
+    pub const ACCESS_TAG: &str = "access_tag";
     /// `iter/task`: one row per thread of a tracked process that may have run.
     pub const TRACKED_TASKS: &str = "tracked_tasks";
     /// `iter/task`: no row; begins to follow the threads of workers that are not followed yet.

@@ -52,6 +52,44 @@ pub struct Tag {
     pub padding: u32,
 }
 
+/// In [`TagAccess::operation`]: read pool, role, slot and profile of the tag.
+pub const ACCESS_GET: u32 = 0;
+/// In [`TagAccess::operation`]: give the process the tag, or change pool, role, slot and profile of the one it has.
+pub const ACCESS_SET: u32 = 1;
+/// In [`TagAccess::operation`]: remove the tag, if there is one.
+pub const ACCESS_DELETE: u32 = 2;
+
+/// In [`TagAccess::outcome`]: done.
+pub const ACCESS_DONE: u32 = 0;
+/// In [`TagAccess::outcome`]: there is no such process, or another one under its pid.
+pub const ACCESS_GONE: u32 = 1;
+/// In [`TagAccess::outcome`]: there is no tag to read.
+pub const ACCESS_NONE: u32 = 2;
+/// In [`TagAccess::outcome`]: there was no memory for the tag.
+pub const ACCESS_FAILED: u32 = 3;
+
+/// Length of a clock tick of `/proc` (`USER_HZ` is 100), ns. The start of a process is known by the tick where it was
+/// read from there.
+pub const TICK_NS: u64 = 10_000_000;
+
+/// Context of the program that reads and writes tags. 104 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TagAccess {
+    /// Thread group id.
+    pub pid: u32,
+    /// One of `ACCESS_GET`, `ACCESS_SET` and `ACCESS_DELETE`.
+    pub operation: u32,
+    /// Start of the process, `CLOCK_BOOTTIME` ns, exact to the tick.
+    pub start_ns: u64,
+    /// One of `ACCESS_DONE`, `ACCESS_GONE`, `ACCESS_NONE` and `ACCESS_FAILED`; set by the program.
+    pub outcome: u32,
+    /// Zero.
+    pub padding: u32,
+    /// Pool, role, slot and profile to be set, or as they were read; the rest is zero.
+    pub tag: Tag,
+}
+
 /// What both sides share about the whole. 128 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -117,6 +155,7 @@ pub struct Slot {
 const _: () = {
     assert!(size_of::<SentSignal>() == 24);
     assert!(size_of::<Tag>() == 80);
+    assert!(size_of::<TagAccess>() == 104);
     assert!(size_of::<Control>() == 128);
     assert!(size_of::<Slot>() == 128);
 };

@@ -19,6 +19,7 @@ mod kernel;
 mod lifecycle;
 mod schedule;
 mod signals;
+mod tags;
 mod tasks;
 mod walk;
 

@@ -27,6 +27,8 @@ macro_rules! kernel_function {
     }};
 }
 
+pub(crate) use kernel_function;
+
 /// Calls `each` with one task after the other, until it says no.
 #[inline(always)]
 fn walk(start: *const u8, which: u32, mut each: impl FnMut(Task) -> bool) {

@@ -15,6 +15,7 @@ use super::slots::SlotTable;
 use super::support::{OLDEST_LINUX, Support};
 use super::sys::{self, KernelFile, RunBy};
 use super::syscalls;
+use super::tags::Tags;
 use super::tasks::PassMemory;
 use crate::heap;
 use crate::procfs::ProcfsError;
@@ -108,7 +109,7 @@ pub(super) struct Loaded {
     pub(super) all_processes: Attached,
     pub(super) events: RingBuf<MapData>,
     pub(super) counters: MapData,
-    pub(super) tags: MapData,
+    pub(super) tags: Tags,
     pub(super) slots: SlotTable,
     /// The scheduler probes, loaded and not attached; `None` where the kernel refuses one of them.
     pub(super) scheduler: Option<Scheduler>,
@@ -233,6 +234,12 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
     .map_err(LoadError::Shared)?;
     let (pass, told) = (object.take_map_data(maps::PASS)?, object.take_map_data(maps::TOLD)?);
     let pass = PassMemory::new(pass, told, object.take_map_data(maps::ROWS)?).map_err(LoadError::Shared)?;
+    // Where the kernel refuses it tags are reached under pidfds, which shows nowhere but in the cost of a start.
+    let access_tag = targets
+        .function(kfunc::TASK_FROM_PID)
+        .and_then(|_| object.load(programs::ACCESS_TAG, RunBy::Us).ok());
+    let tags = Tags::new(object.take_map_data(maps::TAGS)?, access_tag)
+        .map_err(|error| ObjectError::Map { map: maps::TAGS.into(), error: error.to_string() })?;
     let loaded = Loaded {
         scheduler,
         schedule,
@@ -241,7 +248,7 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
         all_processes,
         events: object.take_map(maps::EVENTS, RingBuf::try_from)?,
         counters: object.take_map_data(maps::COUNTERS)?,
-        tags: object.take_map_data(maps::TAGS)?,
+        tags,
         slots,
         pass,
         features,

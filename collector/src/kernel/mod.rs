@@ -16,6 +16,7 @@ mod source;
 pub mod support;
 mod sys;
 mod syscalls;
+mod tags;
 mod tasks;
 
 pub use load::LoadError;

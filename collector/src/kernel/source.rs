@@ -2,24 +2,23 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use aya::maps::MapData;
 use aya::util::nr_cpus;
 use collector_ebpf::event::{Counter, EXEC, EXIT, FORK, KINDS, NONE, REAP, RENAME};
 use collector_ebpf::limits::{MAX_CHUNKS, MAX_SLOTS, THREAD_SETS};
-use collector_ebpf::maps;
 use collector_ebpf::schedule::{PROFILE_COUNTERS, PROFILE_HISTOGRAMS, PROFILE_NONE, TIMED_RUNS, WAYS};
 use collector_ebpf::slot::{EXITED, FINAL, FREE, REAPED, ROLE_MASTER, ROLE_WORKER, Slot, Tag};
 
 use super::events::{self, EventReader};
 use super::load::{self, Attached, LoadError};
-use super::object::ObjectError;
 use super::schedule::{ScheduleTable, Scheduler};
 use super::slots::SlotTable;
 use super::support::Support;
-use super::sys::{self, TaskStorage};
+use super::sys;
+use super::tags::Tags;
 use super::tasks::{Missing, TaskReader};
 use crate::input::{self, Comm, Input, Listed, Profile, Role, ScheduleReading, SlotRecord, Source};
 use crate::procfs::parse::stat::Stat;
@@ -53,7 +52,7 @@ pub struct KernelSource {
     schedule: ScheduleTable,
     /// What pools want to know of the scheduler, where it is not everything.
     profiles: HashMap<u32, Profile>,
-    tags: TaskStorage<Tag>,
+    tags: Tags,
     counters: MapData,
     /// CPUs for which there is a value of each counter.
     cpus: usize,
@@ -90,8 +89,6 @@ impl KernelSource {
         let loaded = load::load(support)?;
         let off = |name: &str| loaded.features.iter().any(|f| f.name == name && !f.enabled);
         let missing = Missing { run_delay: off("run_delay"), storage_io: off("storage_io") };
-        let tags = TaskStorage::new(loaded.tags)
-            .map_err(|error| ObjectError::Map { map: maps::TAGS.into(), error: error.to_string() })?;
         Ok(Self {
             events: EventReader::new(loaded.events, host),
             tasks: TaskReader::new(loaded.tracked, loaded.all_processes, loaded.pass, host),
@@ -101,7 +98,7 @@ impl KernelSource {
             follow_wanted: false,
             schedule: loaded.schedule,
             profiles: HashMap::new(),
-            tags,
+            tags: loaded.tags,
             counters: loaded.counters,
             cpus: nr_cpus().map_err(|(_, error)| LoadError::Shared(error))?,
             counts: [0; Counter::COUNT],
@@ -181,24 +178,12 @@ impl KernelSource {
         }
     }
 
-    /// Opens a process by pid and makes sure it is the one that is meant; `None` if that is gone.
-    fn open_process(&mut self, process: ProcessKey) -> io::Result<Option<OwnedFd>> {
-        let pidfd = match sys::pidfd_open(process.pid) {
-            Ok(pidfd) => pidfd,
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        // While we hold the pidfd the process is either the one whose start we read now, or gone.
-        let stat = self.stat(process.pid)?;
-        Ok(stat.is_some_and(|stat| stat.starttime == process.start_ticks()).then_some(pidfd))
-    }
-
     /// Adds a role to the tag of a process. Returns the slot that a worker was given.
     fn tag(&mut self, process: ProcessKey, pool: u32, role: Role) -> io::Result<SlotRecord> {
-        let Some(pidfd) = self.open_process(process)? else { return Ok(None) };
+        let Some(tagged) = self.tags.of(process, &self.procfs, &mut self.buffer)? else { return Ok(None) };
         // A process may fork the workers of one pool and be a worker of another; what its tag says of the one role
         // stays when the other is added.
-        let before = self.tags.get(pidfd.as_fd())?.unwrap_or_default();
+        let before = self.tags.get(&tagged)?.unwrap_or_default();
         // Whoever follows it from here has none of its figures.
         self.tasks.forget(process.pid);
         let before = Tag { profile: self.profile_of(pool), ..before };
@@ -221,7 +206,7 @@ impl KernelSource {
                 (Tag { pool: children_pool, role, slot: slot.unwrap_or(NONE), ..before }, slot)
             }
         };
-        let set = self.tags.set(pidfd.as_fd(), &tag);
+        let set = self.tags.set(&tagged, tag);
         if let (Err(_), Some(slot)) = (&set, slot) {
             self.slots.release(slot);
         }
@@ -231,8 +216,8 @@ impl KernelSource {
     /// Takes a role out of a tag.
     fn untag(&mut self, process: ProcessKey, role: Role) -> io::Result<()> {
         // Gone: the kernel freed the tag with it.
-        let Some(pidfd) = self.open_process(process)? else { return Ok(()) };
-        let Some(tag) = self.tags.get(pidfd.as_fd())? else { return Ok(()) };
+        let Some(tagged) = self.tags.of(process, &self.procfs, &mut self.buffer)? else { return Ok(()) };
+        let Some(tag) = self.tags.get(&tagged)? else { return Ok(()) };
         let (gone, stays) = match role {
             Role::Master => (ROLE_MASTER, tag),
             Role::Worker => (ROLE_WORKER, Tag { slot: NONE, ..tag }),
@@ -241,8 +226,8 @@ impl KernelSource {
         // As long as it has a place among what was told, passes show it without a look at its tag.
         self.tasks.forget(process.pid);
         match stays.role {
-            0 => self.tags.delete(pidfd.as_fd()),
-            _ => self.tags.set(pidfd.as_fd(), &stays),
+            0 => self.tags.delete(&tagged),
+            _ => self.tags.set(&tagged, stays),
         }?;
         if role == Role::Worker && tag.slot != NONE {
             self.schedule.forget(Some(tag.slot), Some(monotonic_ns()));

@@ -91,6 +91,9 @@ pub(super) unsafe trait Plain: Copy + Default {}
 unsafe impl Plain for collector_ebpf::slot::Tag {}
 
 // SAFETY: as above.
+unsafe impl Plain for collector_ebpf::slot::TagAccess {}
+
+// SAFETY: as above.
 unsafe impl Plain for collector_ebpf::task::Told {}
 
 /// A task storage map: one value for a process, under a pidfd of it.
@@ -283,6 +286,17 @@ pub(super) fn iterator_open(link: BorrowedFd<'_>) -> io::Result<File> {
 pub(super) fn program_run(program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = no_attr();
     attr.test.prog_fd = raw(program);
+    bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr).map(drop)
+}
+
+/// The same with a context, which the program may read and write.
+pub(super) fn program_run_with<T: Plain>(program: BorrowedFd<'_>, context: &mut T) -> io::Result<()> {
+    let mut attr = no_attr();
+    attr.test.prog_fd = raw(program);
+    // The kernel copies it in and out, and refuses to run a program that reaches beyond it; any bytes are a valid
+    // `Plain` value.
+    attr.test.ctx_in = std::ptr::from_mut(context) as u64;
+    attr.test.ctx_size_in = u32::try_from(size_of::<T>()).map_err(io::Error::other)?;
     bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr).map(drop)
 }
 

@@ -55,20 +55,16 @@ impl ProgramReader {
     /// wait. That is why this is not in the pass.
     fn cmdline(&mut self, directory: &ProcessDirectory) -> Option<Vec<u8>> {
         let file = directory.file("cmdline").ok()?;
-        let mut text = Vec::new();
-        let mut piece = [0; CMDLINE];
-        // The kernel may hand it over in pieces.
-        while text.len() < CMDLINE {
-            match file.read_at(&mut piece[text.len()..], text.len() as u64) {
-                Ok(0) => break,
-                Ok(length) => {
-                    let from = text.len();
-                    text.extend_from_slice(&piece[from..from + length]);
-                }
+        let mut text = vec![0; CMDLINE];
+        // The kernel stops short only at the end, or where the memory cannot be read (`get_mm_cmdline` of `fs/proc/base.c`).
+        let length = loop {
+            match file.read_at(&mut text, 0) {
+                Ok(length) => break length,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(_) => return None,
             }
-        }
+        };
+        text.truncate(length);
         text.shrink_to_fit();
         Some(text)
     }
