@@ -132,6 +132,8 @@ offsets! {
     regs_argument,
     /// Not an offset: BTF id of a struct that begins with a word, in a kernel with `bpf_rdonly_cast` (6.2+)
     word_type,
+    /// Not an offset: BTF id of `task_struct`, in a kernel with `bpf_rdonly_cast`
+    task_type,
     /// Not an offset: BTF id of `signal_struct`, in a kernel with `bpf_rdonly_cast`
     signal_type,
     /// Not an offset: BTF id of `mm_struct`, in a kernel with `bpf_rdonly_cast`

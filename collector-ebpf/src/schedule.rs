@@ -49,17 +49,20 @@ pub const BY_DESCRIPTOR: u8 = 0xfe;
 /// System calls in the table of reasons; those with higher numbers are [`OTHER`].
 pub const SYSCALLS: usize = 512;
 
-/// A followed thread. 16 bytes, written only on the CPU that changes what it does.
+/// A followed thread. 16 bytes. Written on the CPU that changes what it does, and by user space when that lets go of it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Thread {
-    /// Thread id; 0 when this place is free.
+    /// Thread id; 0 when this place is free, [`LET_GO`] while user space takes it back.
     pub tid: u32,
     /// Slot of its worker in the low 16 bits, then 8 bits of its kind of time, then `THREAD_…` bits.
     pub place: u32,
     /// When the interval began, `CLOCK_MONOTONIC` ns; 0 while its end is being accounted.
     pub since_ns: u64,
 }
+
+/// [`Thread::tid`] that no thread has.
+pub const LET_GO: u32 = u32::MAX;
 
 /// In [`Thread::place`]: the interval began before the thread was followed, so its length is not known.
 pub const THREAD_PARTIAL: u32 = 1 << 24;

@@ -306,16 +306,16 @@ impl Aggregate {
         }
         let ceiling = ceiling.unwrap_or(Profile::None).min(self.governor.ceiling());
         source.limit_profiles(ceiling);
+        if cost_ns.is_some() {
+            for pool in self.registry.pools.values() {
+                self.schedules.watch(pool.id, pool.profile, ceiling, monotonic_ns());
+            }
+        }
         // Once more after it was detached: what came since the last reading.
         let before = std::mem::replace(&mut self.scheduler_ceiling, ceiling);
         if ceiling.max(before) == Profile::None {
             self.ended.clear();
             return;
-        }
-        if cost_ns.is_some() {
-            for pool in self.registry.pools.values() {
-                self.schedules.watch(pool.id, pool.profile.min(ceiling));
-            }
         }
         // Who has ended adds no more, and it may be long before it is reaped.
         let records = self.ended.drain(..).filter_map(|key| self.registry.worker(key)?.record);

@@ -100,6 +100,12 @@ impl Task {
         read_task!(self.0, task_group_leader)
     }
 
+    /// The main thread, of which only fields may be read: nothing holds it if this thread was released.
+    #[inline(always)]
+    pub(crate) fn leader_to_read(self) -> Task {
+        Task(pointee!(self.0, task_group_leader as task_type))
+    }
+
     #[inline(always)]
     pub(crate) fn parent(self) -> Task {
         read_task!(self.0, task_real_parent)

@@ -14,6 +14,7 @@ use collector_ebpf::schedule::{ON_CPU, RUNNABLE};
 use collector_ebpf::slot::{EXITED, FINAL, LIVE, REAPED, ROLE_MASTER, ROLE_WORKER, SentSignal, Slot, Tag};
 
 use crate::kernel::{Signal, Task, add, now, offset, read};
+use crate::schedule::Followed;
 use crate::{CONTROL, FREE_SLOTS, SLOTS, count, emit, free_list, schedule};
 
 /// `SIGNAL_GROUP_EXIT` of `include/linux/sched/signal.h`.
@@ -66,8 +67,7 @@ fn process_fork(ctx: BtfTracePointContext) -> i32 {
     let child = Task(ctx.arg(1));
     if child.tid() != child.pid() {
         if let Some(tag) = child.leader().tag() {
-            // SAFETY: the tag of a living process.
-            schedule::follow(child.tid(), unsafe { tag.as_ref() }, RUNNABLE, false, now());
+            schedule::follow(child.tid(), Followed::by(tag), RUNNABLE, false, now());
         }
         return 0;
     }
@@ -76,7 +76,7 @@ fn process_fork(ctx: BtfTracePointContext) -> i32 {
     let parent = child.parent().leader();
     let mut pool = NONE;
     let mut slot_number = NONE;
-    // SAFETY: the tag of a living process; user space writes it whole, by a map update.
+    // SAFETY: the tag of a living process. User space may be changing it; its role is written last.
     if let Some(tag) = parent.tag().map(|tag| unsafe { tag.as_ptr().read_volatile() })
         && tag.role & ROLE_MASTER != 0
     {
@@ -104,7 +104,8 @@ fn process_fork(ctx: BtfTracePointContext) -> i32 {
         let profile = tag.profile;
         let mut tag = Tag { pool, role: ROLE_WORKER, slot: slot_number, profile, ..Tag::default() };
         if child.set_tag(&mut tag) {
-            schedule::follow(child.tid(), &tag, RUNNABLE, false, at_ns);
+            let owner = Followed { slot: slot_number, profile };
+            schedule::follow(child.tid(), owner, RUNNABLE, false, at_ns);
         } else {
             count(Counter::NO_TAG);
         }
@@ -145,7 +146,7 @@ fn process_exec(ctx: BtfTracePointContext) -> i32 {
 /// A worker's tag went with its old main thread. Its slot knows what was in it, but for a pool that it is a master of:
 /// user space adds that.
 #[inline(always)]
-fn tag_again(task: Task, followed: &schedule::Followed) {
+fn tag_again(task: Task, followed: &Followed) {
     // The new main thread has the start of the old one (`de_thread` of `fs/exec.c`).
     let Some(slot) = own_slot(followed.slot, task) else { return };
     // SAFETY: a pointer into the array.
@@ -278,23 +279,29 @@ fn process_free(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// A thread has left the CPU for good. If no thread of its process lives, the sums are final but for the main thread,
-/// which is not in them until the process is reaped; both may happen in either order.
+/// The last thread of a slot that was followed has left the CPU for good. If no thread of its process lives, the sums are
+/// final but for the main thread, which is not in them until the process is reaped; both may happen in either order.
+///
+/// The thread may have been released by now, and its main thread freed: that is only read from, and what was read counts
+/// only if the main thread was still there afterwards.
 ///
 /// `sched_process_free` is not hit for every process (6.18: for a few of a hundred at most in a fork storm, also as perf
 /// counts it), and when it is, it is milliseconds later.
 #[inline(always)]
-pub(crate) fn last_switch(signal: Signal, leader: Task) {
+pub(crate) fn last_switch(thread: Task, slot: u32) {
+    let signal = thread.signal();
     let live: i32 = read!(signal.0, signal_live);
     if live != 0 {
         return;
     }
-    let Some(tag) = leader.tag() else { return };
-    // SAFETY: the tag lives as long as its task.
-    let slot_number = unsafe { (*tag.as_ptr()).slot };
-    let Some(slot) = own_slot(slot_number, leader) else { return };
+    let Some(slot) = SLOTS.get_ptr_mut(slot) else { return };
+    // As long as it was followed the slot was its process's.
+    // SAFETY: a pointer into the array, checked by the verifier.
+    if unsafe { (*slot).pid } != thread.pid() {
+        return;
+    }
     let before = signal.dead_cpu();
-    let own = leader.cpu();
+    let own = thread.leader_to_read().cpu();
     let mut cpu = signal.dead_cpu();
     let threads: i32 = read!(signal.0, signal_nr_threads);
     if threads != 0 && cpu.runtime_ns == before.runtime_ns {

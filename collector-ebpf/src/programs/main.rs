@@ -2,8 +2,8 @@
 //!
 //! They decide nothing: which process is a master, which pool it belongs to and when a slot is free again is told
 //! to them through [`TAGS`] and [`FREE_SLOTS`]. Kernel floor: BPF ring buffer and task iterator 5.8, task storage
-//! in tracing programs 5.12, atomics with fetch 5.12, BTF-typed tracepoints 5.5. The functions of [`walk`] are newer, and
-//! the one program that calls them has an older twin.
+//! in tracing programs 5.12, atomics with fetch 5.12, BTF-typed tracepoints 5.5. The functions of [`walk`] and
+//! [`tags`] are newer; user space has an older way for each program that calls them.
 #![no_std]
 #![no_main]
 #![allow(

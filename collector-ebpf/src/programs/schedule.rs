@@ -6,6 +6,7 @@
 
 use core::hint::black_box;
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_or, atomic_xadd, atomic_xor};
+use core::ptr::NonNull;
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::helpers::generated::bpf_task_pt_regs;
@@ -32,6 +33,8 @@ const TASK_UNINTERRUPTIBLE: u32 = 0x2;
 const TASK_STOPPED_OR_TRACED: u32 = 0x4 | 0x8;
 /// `TASK_DEAD`: the last switch of a thread.
 const TASK_DEAD: u32 = 0x80;
+/// `TASK_NEW`: between its making and its first wake-up.
+const TASK_NEW: u32 = 0x800;
 /// `TASK_NOLOAD`: uninterruptible, but idle.
 const TASK_NOLOAD: u32 = 0x400;
 /// `PF_IO_WORKER | PF_KTHREAD | PF_USER_WORKER` of `include/linux/sched.h`: threads without a user side, whose saved
@@ -140,44 +143,92 @@ fn find(tid: u32) -> Option<&'static mut Thread> {
 
 /// Begins to follow a thread of a worker, if the worker's pool wants it and it is not followed yet.
 #[inline(always)]
-pub(crate) fn follow(tid: u32, tag: &Tag, kind: u32, partial: bool, now: u64) {
+pub(crate) fn follow(tid: u32, owner: Followed, kind: u32, partial: bool, now: u64) {
     let Some(control) = CONTROL.get_ptr(0) else { return };
     // SAFETY: a valid pointer into the array; user space sets it.
     let ceiling = unsafe { (*control).ceiling };
-    if tag.slot == NONE || tag.profile < PROFILE_COUNTERS || ceiling < PROFILE_COUNTERS || find(tid).is_some()
+    if owner.slot == NONE
+        || owner.profile < PROFILE_COUNTERS
+        || ceiling < PROFILE_COUNTERS
+        || find(tid).is_some()
     {
         return;
     }
     let mut flags = if partial { THREAD_PARTIAL } else { 0 };
-    if tag.profile >= PROFILE_HISTOGRAMS {
+    if owner.profile >= PROFILE_HISTOGRAMS {
         flags |= THREAD_HISTOGRAMS;
     }
-    enter(tid, Thread::place(tag.slot, kind, flags), now);
+    enter(tid, Thread::place(owner.slot, kind, flags), now);
 }
 
-/// A thread that has lived before it was followed, as a pass finds it.
+/// A thread that has lived before it was followed, as an iteration finds it. False if it moved meanwhile, so that
+/// what it does is not known: it is to be looked at once more.
 #[inline(always)]
-pub(crate) fn follow_found(task: Task, tag: &Tag, now: u64) {
+pub(crate) fn follow_found(task: Task, owner: Followed, now: u64) -> bool {
     let tid = task.tid();
-    let state: u32 = read!(task.0, task_state);
-    if tag.slot == NONE || tag.profile < PROFILE_COUNTERS || state & TASK_DEAD != 0 || find(tid).is_some() {
-        return;
+    let (state, on_cpu) = state_of(task);
+    if owner.slot == NONE || owner.profile < PROFILE_COUNTERS || state & TASK_DEAD != 0 || find(tid).is_some()
+    {
+        return true;
+    }
+    if state & TASK_NEW != 0 {
+        // The probe of its fork is about to follow it, unless it was attached too late.
+        return false;
     }
     let kind = if state != 0 {
         reason(task, state)
     } else if offset!(task_on_cpu) == ABSENT {
         UNKNOWN
+    } else if on_cpu != 0 {
+        ON_CPU
     } else {
-        let on_cpu: i32 = read!(task.0, task_on_cpu);
-        if on_cpu != 0 { ON_CPU } else { RUNNABLE }
+        RUNNABLE
     };
-    follow(tid, tag, kind, true, now);
+    follow(tid, owner, kind, true, now);
+    // The switches of a thread that is not followed pass unseen: also its last one, between the look and the entry.
+    if state_of(task) == (state, on_cpu) {
+        return true;
+    }
+    if let Some(thread) = find(tid) {
+        leave(thread, now);
+    }
+    false
+}
+
+/// `__state`, and whether it is on a CPU. Read anew each time.
+#[inline(always)]
+fn state_of(task: Task) -> (u32, i32) {
+    let state = task.0.wrapping_add(offset!(task_state) as usize).cast::<u32>();
+    // SAFETY: as for `read!`; volatile, because another CPU changes it.
+    let state = unsafe { state.read_volatile() };
+    if offset!(task_on_cpu) == ABSENT {
+        return (state, 0);
+    }
+    let on_cpu = task.0.wrapping_add(offset!(task_on_cpu) as usize).cast::<i32>();
+    // SAFETY: as above.
+    (state, unsafe { on_cpu.read_volatile() })
 }
 
 /// For whom a thread is followed.
+#[derive(Clone, Copy)]
 pub(crate) struct Followed {
     pub(crate) slot: u32,
     pub(crate) profile: u32,
+}
+
+impl Followed {
+    /// By its tag, which user space may change at the same time: each field is read once.
+    #[inline(always)]
+    pub(crate) fn by(tag: NonNull<Tag>) -> Self {
+        let tag = tag.as_ptr();
+        // SAFETY: the tag lives as long as its task.
+        unsafe {
+            Self {
+                slot: (&raw const (*tag).slot).read_volatile(),
+                profile: (&raw const (*tag).profile).read_volatile(),
+            }
+        }
+    }
 }
 
 /// Another thread than the main one called execve(2), which ended all others and gave it the main one's id. The last
@@ -239,13 +290,23 @@ fn enter(tid: u32, place: u32, now: u64) {
 /// A thread is no longer followed. True if it was the last one of its slot.
 #[inline(always)]
 fn leave(thread: &mut Thread, now: u64) -> bool {
-    let (place, since_ns) = (thread.place, thread.since_ns);
+    let (tid, place, since_ns) = (thread.tid, thread.place, thread.since_ns);
     let slot = Thread::slot_of(place);
-    begin_change(thread);
+    // User space may let go of it at the same moment: who exchanges the id accounts for it, and nobody writes to the
+    // entry after that, which may be another thread's by then.
+    // SAFETY: an aligned integer of ours.
+    let (_, ours) = unsafe {
+        atomic_cxchg::<u32, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
+            &raw mut thread.tid,
+            tid,
+            0,
+        )
+    };
+    if !ours {
+        return false;
+    }
     account(place, since_ns, now);
     lived(slot, now);
-    // SAFETY: an aligned integer of ours; volatile, so that it is the last store to the entry.
-    unsafe { (&raw mut thread.tid).write_volatile(0) };
     count_change();
     let Some(times) = TIMES.get_ptr_mut(slot) else { return false };
     // SAFETY: a pointer into the array. After all that is written for this thread.
@@ -269,10 +330,10 @@ fn leave_cpu(prev: Task, thread: &mut Thread, preempted: bool, now: u64) {
     let next = if preempted || state == 0 {
         RUNNABLE
     } else if state & TASK_DEAD != 0 {
-        let (signal, leader) = (prev.signal(), prev.leader());
+        let slot = Thread::slot_of(thread.place);
         // Threads that end at the same time leave one after the other; until the last has, the slot is in use.
         if leave(thread, now) {
-            lifecycle::last_switch(signal, leader);
+            lifecycle::last_switch(prev, slot);
         }
         return;
     } else {
@@ -344,8 +405,11 @@ fn record(times: *mut Times, kind: u32, value: u64) -> bool {
     let word = unsafe { &raw mut (*directory).words[(entry / 2) as usize % CHUNK_WORDS] };
     let Some(chunk) = chunk(word, shift_of(entry)) else { return false };
     // SAFETY: as above.
-    add_u32(unsafe { &raw mut (*chunk).words[bucket as usize % CHUNK_WORDS] }, 1);
-    // After the count: who takes it clears the bit before.
+    let count = unsafe { &raw mut (*chunk).words[bucket as usize % CHUNK_WORDS] };
+    // Before the bit: who takes the count clears the bit first. On arm64 only an add that gives back what was there is in
+    // order with what follows; what it was is of no use.
+    // SAFETY: an aligned place in a map.
+    black_box(unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(count, 1) });
     // SAFETY: as above.
     let fresh = unsafe { &raw mut (*directory).words[FRESH + (entry / 32) as usize % (CHUNK_WORDS - FRESH)] };
     let bit = 1 << (entry % 32);

@@ -17,6 +17,7 @@ use collector_ebpf::task::{
 };
 
 use crate::kernel::{Signal, Task, now, offset, read, read_if_present, unforeseen};
+use crate::schedule::Followed;
 use crate::{CONTROL, PASS, ROWS, TOLD, schedule, walk};
 
 /// `PF_KTHREAD` of `include/linux/sched.h`.
@@ -94,8 +95,8 @@ extern "C" fn all_processes(ctx: &IterTask) -> i32 {
     0
 }
 
-/// Writes nothing: begins to follow the threads of workers that lived before they were tracked, or before the scheduler
-/// probes were attached.
+/// Begins to follow the threads of workers that lived before they were tracked, or before the scheduler probes were
+/// attached. Writes a byte for each that has to be looked at once more.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
 extern "C" fn follow_tasks(ctx: &IterTask) -> i32 {
@@ -104,8 +105,10 @@ extern "C" fn follow_tasks(ctx: &IterTask) -> i32 {
     }
     let task = Task(ctx.task);
     if let Some(tag) = task.leader().tag() {
-        // SAFETY: the tag lives as long as its task; user space writes it whole, by a map update.
-        schedule::follow_found(task, unsafe { tag.as_ref() }, now());
+        if !schedule::follow_found(task, Followed::by(tag), now()) {
+            // SAFETY: `meta` and `seq` are never null in an iterator program; one byte of ours.
+            unsafe { bpf_seq_write((*ctx.meta).seq.cast(), [1u8].as_ptr().cast(), 1) };
+        }
     }
     0
 }

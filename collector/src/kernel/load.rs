@@ -235,9 +235,10 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
     let (pass, told) = (object.take_map_data(maps::PASS)?, object.take_map_data(maps::TOLD)?);
     let pass = PassMemory::new(pass, told, object.take_map_data(maps::ROWS)?).map_err(LoadError::Shared)?;
     // Where the kernel refuses it tags are reached under pidfds, which shows nowhere but in the cost of a start.
-    let access_tag = targets
-        .function(kfunc::TASK_FROM_PID)
-        .and_then(|_| object.load(programs::ACCESS_TAG, RunBy::Us).ok());
+    let access_tag = targets.function(kfunc::TASK_FROM_PID).and_then(|_| {
+        let loaded = object.load(programs::ACCESS_TAG, RunBy::Us);
+        loaded.inspect_err(|error| tracing::debug!(%error, "tags are reached under pidfds")).ok()
+    });
     let tags = Tags::new(object.take_map_data(maps::TAGS)?, access_tag)
         .map_err(|error| ObjectError::Map { map: maps::TAGS.into(), error: error.to_string() })?;
     let loaded = Loaded {

@@ -117,6 +117,7 @@ pub fn resolve(btf: &Btf<'_>, cast: Option<u32>) -> Result<Offsets, OffsetsError
         regs_argument: of(8, REGS_ARGUMENT, 8),
         // `pt_regs` begins with a general register everywhere.
         word_type: cast.and(found[8]).unwrap_or(ABSENT),
+        task_type: cast.map_or(ABSENT, |_| task),
         signal_type: cast.map_or(ABSENT, |_| signal),
         mm_type: cast.map_or(ABSENT, |_| mm),
     })

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use aya::maps::MapData;
 use collector_ebpf::limits::{MAX_CHUNKS, MAX_SLOTS, THREAD_SETS};
 use collector_ebpf::schedule::{
-    CHUNK_WORDS, Chunk, DIRECTORIES, FRESH, KINDS, Thread, ThreadSet, Times, WAYS, kind_and_row_of, shift_of,
+    CHUNK_WORDS, Chunk, DIRECTORIES, FRESH, KINDS, LET_GO, Thread, ThreadSet, Times, WAYS, kind_and_row_of,
+    shift_of,
 };
 
 use super::free_list::FreeList;
@@ -15,12 +16,16 @@ use super::load::Attached;
 use super::shared::Shared;
 use super::sys;
 use crate::input::{Interval, ScheduleReading};
+use crate::units::monotonic_ns;
 
 /// A worker's threads change what they do while we read; after so many attempts the figures stay as they were.
 const ATTEMPTS: usize = 16;
 
 /// Looks who is followed that readings between two rounds may ask for; each goes through all places there are.
 const LOOKS: usize = 16;
+
+/// After this time a program has ended that ran when an entry was taken from it, ns.
+const PROGRAMS_END_NS: u64 = 20_000;
 
 /// A scheduler probe. It runs while it has a link.
 pub(super) struct Probe {
@@ -37,9 +42,21 @@ pub(super) struct Scheduler {
 }
 
 impl Scheduler {
-    /// Begins to follow who is tracked and not followed. The program writes nothing, so one read is all.
-    pub(super) fn follow_all(&self) -> io::Result<()> {
-        sys::iterator_open(self.follow.link.as_fd())?.read(&mut [0; 8]).map(drop)
+    /// Begins to follow who is tracked and not followed. True if somebody moved meanwhile and is to be looked at once
+    /// more.
+    pub(super) fn follow_all(&self) -> io::Result<bool> {
+        let mut iterator = sys::iterator_open(self.follow.link.as_fd())?;
+        let mut again = false;
+        // To its end, which is where the last task is.
+        loop {
+            match iterator.read(&mut [0; 256]) {
+                Ok(0) => return Ok(again),
+                Ok(_) => again = true,
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 }
 
@@ -211,6 +228,8 @@ impl ScheduleTable {
         out: &mut ScheduleReading,
     ) -> Option<Seen> {
         let signature = self.signature(threads, slot)?;
+        // Else one that came and went while the times were copied could be in some of them.
+        let lived_ns = self.times(slot)?.lived_ns;
         let at_ns = now();
         let mut open_ns = [0u64; KINDS];
         out.open = [0; KINDS];
@@ -231,7 +250,10 @@ impl ScheduleTable {
         fence(Ordering::Acquire);
         let times = self.times(slot)?;
         fence(Ordering::Acquire);
-        if self.signature(threads, slot)? != signature || times.followed != out.living {
+        if self.signature(threads, slot)? != signature
+            || times.followed != out.living
+            || times.lived_ns != lived_ns
+        {
             return None;
         }
         out.at_ns = at_ns;
@@ -289,24 +311,44 @@ impl ScheduleTable {
 
     /// Stops to follow the threads of a worker that lives on, or of all. What they did until `now_ns` counts, or, without
     /// it, what they did before what they are said to be doing.
+    ///
+    /// A program that has found an entry goes on to write to it. So an entry is first made one that nobody finds and
+    /// nobody gets, and free only when such programs have long ended: they run without interruption, for less than a
+    /// microsecond.
     pub(super) fn forget(&self, slot: Option<u32>, now_ns: Option<u64>) {
-        for index in 0..THREAD_SETS * WAYS {
-            let Some(set) = self.threads.at(index / WAYS) else { return };
-            // SAFETY: an element of the set; a pointer into the mapping.
-            let thread = unsafe { &raw mut (*set).threads[index % WAYS] };
-            // SAFETY: a pointer into the mapping; the kernel may write, hence volatile.
-            let seen = unsafe { thread.read_volatile() };
-            let its = Thread::slot_of(seen.place);
-            if seen.tid != 0 && slot.is_none_or(|slot| slot == its) {
-                // SAFETY: a pointer into the mapping.
-                let tid = unsafe { &raw mut (*thread).tid };
-                // SAFETY: mapped, aligned, as long as `self`. Exchanged only if it is still the same thread's.
-                let tid = unsafe { AtomicU32::from_ptr(tid) };
-                if tid.compare_exchange(seen.tid, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-                    self.close(its, seen, now_ns.unwrap_or(seen.since_ns));
-                }
+        let its = |index: &usize| {
+            let seen = self.thread(*index as u32)?;
+            let wanted = seen.tid != 0 && slot.is_none_or(|slot| slot == Thread::slot_of(seen.place));
+            let tid = self.tid(*index).filter(|_| wanted)?;
+            tid.compare_exchange(seen.tid, LET_GO, Ordering::SeqCst, Ordering::Relaxed).ok()
+        };
+        let let_go: Vec<usize> = (0..THREAD_SETS * WAYS).filter(|index| its(index).is_some()).collect();
+        if let_go.is_empty() {
+            return;
+        }
+        let begin_ns = monotonic_ns();
+        while monotonic_ns().saturating_sub(begin_ns) < PROGRAMS_END_NS {
+            std::hint::spin_loop();
+        }
+        fence(Ordering::Acquire);
+        for index in let_go {
+            if let Some(thread) = self.thread(index as u32) {
+                let now_ns = now_ns.unwrap_or(thread.since_ns);
+                self.close(Thread::slot_of(thread.place), thread, now_ns.max(thread.since_ns));
+            }
+            if let Some(tid) = self.tid(index) {
+                tid.store(0, Ordering::Release);
             }
         }
+    }
+
+    /// Whose an entry is.
+    fn tid(&self, index: usize) -> Option<&AtomicU32> {
+        let set = self.threads.at(index / WAYS)?;
+        // SAFETY: an element of the set; a pointer into the mapping.
+        let tid = unsafe { &raw mut (*set).threads[index % WAYS].tid };
+        // SAFETY: mapped, aligned, as long as `self`; the programs change it by atomic instructions.
+        Some(unsafe { AtomicU32::from_ptr(tid) })
     }
 
     /// Accounts for what a thread was doing when it was last followed.

@@ -193,10 +193,6 @@ impl KernelSource {
             }
             Role::Master => (Tag { pool, role: ROLE_MASTER, slot: NONE, ..before }, None),
             Role::Worker => {
-                if before.role & ROLE_WORKER != 0 && before.slot != NONE {
-                    // Its threads are followed into the slot that it had.
-                    self.schedule.forget(Some(before.slot), Some(monotonic_ns()));
-                }
                 self.follow_wanted = true;
                 let (pid, start_ns) = (process.pid, process.start_ns);
                 let slot = self.slots.take(Slot { pid, start_ns, pool, ..Slot::default() });
@@ -207,8 +203,13 @@ impl KernelSource {
             }
         };
         let set = self.tags.set(&tagged, tag);
-        if let (Err(_), Some(slot)) = (&set, slot) {
-            self.slots.release(slot);
+        match (&set, slot) {
+            (Err(_), Some(slot)) => self.slots.release(slot),
+            // Its threads are followed into the slot that it had; from now on nobody follows more of them there.
+            (Ok(()), _) if role == Role::Worker && before.role & ROLE_WORKER != 0 && before.slot != NONE => {
+                self.schedule.forget(Some(before.slot), Some(monotonic_ns()));
+            }
+            _ => {}
         }
         set.map(|()| slot)
     }
@@ -401,6 +402,8 @@ impl Source for KernelSource {
                     Ok(link) => probe.link = Some(link),
                     Err(error) => {
                         tracing::warn!(probe = probe.name, %error, "attaching a scheduler probe failed");
+                        // All of them or none, and no second attempt: the reason will not go away.
+                        self.scheduler = None;
                         return;
                     }
                 }
@@ -427,11 +430,15 @@ impl Source for KernelSource {
     fn moved(&mut self, records: &mut Vec<u32>) {
         if std::mem::take(&mut self.follow_wanted)
             && let Some(scheduler) = self.scheduler.as_ref().filter(|_| self.scheduler_attached)
-            && let Err(error) = scheduler.follow_all()
         {
-            self.failed_passes += 1;
-            self.follow_wanted = true;
-            tracing::warn!(%error, "looking for threads to follow failed");
+            match scheduler.follow_all() {
+                Ok(again) => self.follow_wanted = again,
+                Err(error) => {
+                    self.failed_passes += 1;
+                    self.follow_wanted = true;
+                    tracing::warn!(%error, "looking for threads to follow failed");
+                }
+            }
         }
         let refused = self.counter(Counter::NO_CHUNK);
         if refused > self.refused_chunks {

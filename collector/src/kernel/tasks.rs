@@ -346,7 +346,7 @@ fn sample(leader: &TaskRow, sums: &Sums, missing: Missing, host: HostFacts, at_n
         process: key(&leader.header),
         cpu: CpuTime::from_total(sums.runtime_ns, sums.user_ns, sums.system_ns),
         rss: (leader.header.flags & TASK_HAS_MEMORY != 0).then_some(Rss {
-            total_bytes: file + anonymous + shmem,
+            total_bytes: file.saturating_add(anonymous).saturating_add(shmem),
             file_bytes: Some(file),
             anonymous_bytes: Some(anonymous),
             shmem_bytes: Some(shmem),

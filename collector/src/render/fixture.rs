@@ -241,11 +241,17 @@ pub(crate) fn snapshot() -> Snapshot {
 
     let mut schedules = Schedules::default();
     // What is unattributed has stood for some seconds.
-    let cpu = CpuTime { user_ns: 3_000_000, system_ns: 0 };
-    let before = ScheduleReading { pool: 1, at_ns: SCHEDULES_AT - 3 * SECOND, ..ScheduleReading::default() };
-    for reading in [before, schedule()] {
+    let before = |seconds| ScheduleReading {
+        pool: 1,
+        at_ns: SCHEDULES_AT - seconds * SECOND,
+        ..ScheduleReading::default()
+    };
+    schedules.watch(1, Profile::Histograms, Profile::Histograms, before(5).at_ns);
+    for (reading, user_ns) in
+        [(before(5), 0), (before(4), 0), (before(3), 3_000_000), (schedule(), 3_000_000)]
+    {
         schedules.account(0, &reading, true);
-        web.schedule = schedules.pool_view(1, cpu, &mut Scratch::new());
+        web.schedule = schedules.pool_view(1, CpuTime { user_ns, system_ns: 0 }, &mut Scratch::new());
     }
 
     Snapshot {

@@ -4,10 +4,10 @@
 //!
 //! The two figures cannot be read at one instant, and a counter may not take back what it showed. So the
 //! difference is made too small rather than too large, and never by more than once: when a comparison begins
-//! the pool is read before its cgroup, and from then on the cgroup before the pool. Both are totals since
+//! our figure is read before the account, and from then on the account before ours. Both are totals since
 //! that beginning, so what was used between two readings is not added up.
 //!
-//! What is left is the pool's figure lagging behind: a process that has ended and whose last figures are
+//! What is left is our figure lagging behind: a process that has ended and whose last figures are
 //! under way, a thread that ended in the middle of a pass. That passes in a second or two, so only what every
 //! comparison of some seconds has is shown ([`Comparison`]).
 
@@ -17,11 +17,11 @@ use crate::units::{NANOS_PER_SECOND, Pid};
 /// busy host can be a second, and our next pass to hear of it. At the usual interval four passes.
 const STANDS_NS: u64 = 5 * NANOS_PER_SECOND / 2;
 
-/// CPU by two accounts since both were first read, and how much the second lacks: here a cgroup's and its pool's.
-#[derive(Clone, Debug, Default)]
+/// CPU by two accounts since both were first read, the kernel's and ours, and how much ours lacks.
+#[derive(Clone, Debug)]
 pub struct Comparison {
-    usage_ns: u64,
-    pool_ns: u64,
+    account_ns: u64,
+    ours_ns: u64,
     /// What has stood, ns.
     unattributed_ns: u64,
     window: Option<Window>,
@@ -36,16 +36,16 @@ struct Window {
 }
 
 impl Comparison {
-    /// Begins with what the pool has used and what its cgroup was charged with, ns, read in this order.
-    pub fn begin(pool_ns: u64, usage_ns: u64) -> Self {
-        Self { usage_ns, pool_ns, unattributed_ns: 0, window: None }
+    /// Begins with what we have and what the account has, ns, read in this order.
+    pub fn begin(ours_ns: u64, account_ns: u64) -> Self {
+        Self { account_ns, ours_ns, unattributed_ns: 0, window: None }
     }
 
-    /// Takes what the cgroup was charged with and what the pool has used, ns, read in this order at about
-    /// `at_ns`, `CLOCK_MONOTONIC`. The pool's figure may be as much as `short_ns` too small.
-    pub fn take(&mut self, usage_ns: u64, pool_ns: u64, short_ns: u64, at_ns: u64) {
-        let charged_ns = usage_ns.saturating_sub(self.usage_ns);
-        let used_ns = pool_ns.saturating_sub(self.pool_ns).saturating_add(short_ns);
+    /// Takes what the account has and what we have, ns, read in this order at about `at_ns`, `CLOCK_MONOTONIC`. Our
+    /// figure may be as much as `short_ns` too small.
+    pub fn take(&mut self, account_ns: u64, ours_ns: u64, short_ns: u64, at_ns: u64) {
+        let charged_ns = account_ns.saturating_sub(self.account_ns);
+        let used_ns = ours_ns.saturating_sub(self.ours_ns).saturating_add(short_ns);
         let now = Window { since_ns: at_ns, least_ns: charged_ns.saturating_sub(used_ns) };
         let window = self.window.get_or_insert(now);
         window.least_ns = window.least_ns.min(now.least_ns);
@@ -55,7 +55,7 @@ impl Comparison {
         }
     }
 
-    /// What the cgroup was charged with and the pool has not used, ns. Never falls.
+    /// What the account has and we lack, ns. Never falls.
     pub fn unattributed_ns(&self) -> u64 {
         self.unattributed_ns
     }

@@ -42,6 +42,11 @@ impl Running {
         Self { at_zero: total_ns.wrapping_sub(at_ns.wrapping_mul(rate.into())), rate }
     }
 
+    /// The same, from this time on without a thread that adds to it.
+    fn stopped(self, at_ns: u64) -> Self {
+        Self { at_zero: self.at(at_ns), rate: 0 }
+    }
+
     fn at(self, at_ns: u64) -> u64 {
         self.at_zero.wrapping_add(at_ns.wrapping_mul(self.rate.into()))
     }
@@ -70,6 +75,10 @@ impl Times {
         times
     }
 
+    fn stopped(&self, at_ns: u64) -> Self {
+        Self { kinds: self.kinds.map(|running| running.stopped(at_ns)), lived: self.lived.stopped(at_ns) }
+    }
+
     fn replace(&mut self, old: &Self, new: &Self) {
         for ((sum, old), new) in self.kinds.iter_mut().zip(old.kinds).zip(new.kinds) {
             sum.replace(old, new);
@@ -95,11 +104,8 @@ fn record_intervals(
     reading: &ScheduleReading,
     discarded: &[u32; KINDS],
 ) {
-    // Without distributions nothing is discarded from them.
-    if reading.intervals.is_empty() && pool.is_none() {
-        return;
-    }
-    let pool = pool.get_or_insert_with(|| empty_histograms(reading.at_ns));
+    // Without distributions nothing is discarded from them; intervals may be late ones of a pool that wanted them once.
+    let Some(pool) = pool else { return };
     let mut each = |kind: usize, record: &dyn Fn(&mut Windowed)| {
         let of_worker = worker.as_deref_mut().and_then(|worker| {
             let histogram = worker.get_mut(kind)?;
@@ -124,6 +130,7 @@ fn record_intervals(
 /// Where the time of one worker went.
 #[derive(Clone, Debug, Default)]
 pub struct WorkerSchedule {
+    pool: PoolId,
     times: Times,
     discarded: [u32; KINDS],
     histograms: Histograms,
@@ -158,8 +165,42 @@ pub struct PoolSchedule {
     /// What was shown last; totals never fall.
     shown_ns: [u64; KINDS],
     shown_lived_ns: u64,
-    /// Of what the kernel accounted to the workers, and their time on a CPU.
-    on_cpu: Comparison,
+    on_cpu: OnCpu,
+    /// Of comparisons that are over, ns.
+    unattributed_cpu_ns: u64,
+}
+
+/// What the kernel accounted to the workers against their time on a CPU, while the scheduler is watched for them.
+#[derive(Clone, Debug, Default)]
+enum OnCpu {
+    #[default]
+    Unwatched,
+    /// From the next reading on.
+    Wanted,
+    /// Their time on a CPU until watching began, ns. The account is read once more before the comparison begins, or what
+    /// they used in between would be lacking.
+    Begins(u64),
+    Watched(Comparison),
+}
+
+impl OnCpu {
+    /// Takes what the account and what the switches have, ns, read in this order.
+    fn take(&mut self, account_ns: u64, on_cpu_ns: u64, at_ns: u64) {
+        match self {
+            Self::Unwatched => {}
+            Self::Wanted => *self = Self::Begins(on_cpu_ns),
+            Self::Begins(before_ns) => *self = Self::Watched(Comparison::begin(*before_ns, account_ns)),
+            Self::Watched(comparison) => comparison.take(account_ns, on_cpu_ns, 0, at_ns),
+        }
+    }
+
+    /// What is unattributed, ns.
+    fn unattributed_ns(&self) -> u64 {
+        match self {
+            Self::Watched(comparison) => comparison.unattributed_ns(),
+            _ => 0,
+        }
+    }
 }
 
 impl PoolSchedule {
@@ -236,15 +277,31 @@ impl Schedules {
         self.reading = reading;
     }
 
-    /// The scheduler is watched for a pool from now on, as far as `profile` says: what has not happened yet is known not to
-    /// have happened.
-    pub fn watch(&mut self, pool: PoolId, profile: Profile) {
-        if profile == Profile::None {
+    /// The scheduler is watched for a pool from now on as far as it wants, if its probes are there, and `ceiling` allows:
+    /// what has not happened yet is known not to have happened. What it does not want any more is forgotten; what it may
+    /// not have now stays as it was.
+    pub fn watch(&mut self, pool: PoolId, wanted: Profile, ceiling: Profile, now_ns: u64) {
+        if wanted == Profile::None {
+            self.pools.remove(&pool);
+            return;
+        }
+        let given = wanted.min(ceiling);
+        if given == Profile::None {
+            if let Some(pool) = self.pools.get_mut(&pool) {
+                pool.unattributed_cpu_ns =
+                    pool.unattributed_cpu_ns.saturating_add(pool.on_cpu.unattributed_ns());
+                pool.on_cpu = OnCpu::Unwatched;
+            }
             return;
         }
         let pool = self.pools.entry(pool).or_default();
-        if profile == Profile::Histograms {
-            pool.histograms.get_or_insert_with(|| empty_histograms(monotonic_ns()));
+        if matches!(pool.on_cpu, OnCpu::Unwatched) {
+            pool.on_cpu = OnCpu::Wanted;
+        }
+        if wanted < Profile::Histograms {
+            (pool.histograms, pool.shown) = (None, None);
+        } else if given == Profile::Histograms {
+            pool.histograms.get_or_insert_with(|| empty_histograms(now_ns));
         }
     }
 
@@ -256,7 +313,8 @@ impl Schedules {
         }
         let Some(place) = self.workers.get_mut(index) else { return };
         let worker = Arc::make_mut(place.get_or_insert_default());
-        let pool = self.pools.entry(reading.pool).or_default();
+        // A record of a pool that wants nothing any more comes late.
+        let Some(pool) = self.pools.get_mut(&reading.pool) else { return };
         let discarded = account(pool, worker, reading, consistent);
         record_intervals(&mut pool.histograms, Some(&mut worker.histograms), reading, &discarded);
         self.at_ns = self.at_ns.max(reading.at_ns);
@@ -266,12 +324,24 @@ impl Schedules {
     pub fn release(&mut self, record: u32, source: &mut dyn Source) {
         let place = usize::try_from(record).ok().and_then(|index| self.workers.get_mut(index));
         let mut worker = place.and_then(Option::take).unwrap_or_default();
-        if let Some(consistent) = source.schedule(record, &mut self.reading) {
-            let pool = self.pools.entry(self.reading.pool).or_default();
+        let read = source.schedule(record, &mut self.reading);
+        if let Some(consistent) = read
+            && let Some(pool) = self.pools.get_mut(&self.reading.pool)
+        {
             let discarded = account(pool, Arc::make_mut(&mut worker), &self.reading, consistent);
             record_intervals(&mut pool.histograms, None, &self.reading, &discarded);
         }
+        let at_ns = self.at_ns.max(if read == Some(true) { self.reading.at_ns } else { 0 });
+        self.stop(&worker, at_ns);
         source.release(record);
+    }
+
+    /// Nobody adds to the times of a worker any more, also if threads of it were followed when it was last read: nobody
+    /// will tell that they ended.
+    fn stop(&mut self, worker: &WorkerSchedule, at_ns: u64) {
+        if let Some(pool) = self.pools.get_mut(&worker.pool) {
+            pool.times.replace(&worker.times, &worker.times.stopped(at_ns));
+        }
     }
 
     /// By kernel record.
@@ -284,17 +354,17 @@ impl Schedules {
         self.at_ns
     }
 
-    /// A pool's. `cpu` is what the kernel accounted to its workers while they were watched.
+    /// A pool's. `cpu` is what the kernel accounted to its workers since they are known.
     pub fn pool_view(&mut self, pool: PoolId, cpu: CpuTime, scratch: &mut Scratch) -> Option<Schedule> {
         let at_ns = self.at_ns;
         let pool = self.pools.get_mut(&pool)?;
         let time_ns = pool.time_ns(at_ns);
         // Read after the CPU, so it contains that, but for workers whose times could not be read this time.
-        pool.on_cpu.take(cpu.total_ns(), time_ns[ON_CPU as usize], 0, at_ns);
+        pool.on_cpu.take(cpu.total_ns(), time_ns[ON_CPU as usize], at_ns);
         Some(Schedule {
             time_ns,
             lived_ns: pool.lived_ns(at_ns),
-            unattributed_cpu_ns: pool.on_cpu.unattributed_ns(),
+            unattributed_cpu_ns: pool.unattributed_cpu_ns.saturating_add(pool.on_cpu.unattributed_ns()),
             intervals: pool.distributions(at_ns, scratch),
         })
     }
@@ -313,6 +383,7 @@ fn account(
     consistent: bool,
 ) -> [u32; KINDS] {
     let mut discarded = [0; KINDS];
+    worker.pool = reading.pool;
     if consistent {
         let times = Times::of(reading);
         pool.times.replace(&worker.times, &times);
@@ -334,22 +405,80 @@ mod tests {
         let mut schedules = Schedules::default();
         let view =
             |schedules: &mut Schedules| schedules.pool_view(1, CpuTime::default(), &mut Scratch::new());
-        schedules.watch(1, Profile::None);
+        schedules.watch(1, Profile::None, Profile::Histograms, 0);
         assert!(view(&mut schedules).is_none());
-        schedules.watch(1, Profile::Counters);
+        schedules.watch(1, Profile::Counters, Profile::Histograms, 0);
         let counters = view(&mut schedules).unwrap();
         assert_eq!((counters.time_ns, counters.lived_ns), ([0; KINDS], 0));
         assert!(counters.intervals.is_none());
-        schedules.watch(1, Profile::Histograms);
+        schedules.watch(1, Profile::Histograms, Profile::Histograms, 0);
         let intervals = view(&mut schedules).unwrap().intervals.unwrap();
         for distribution in intervals {
             assert_eq!((distribution.count, distribution.bounds.len()), (0, SECONDS.bounds.len()));
+        }
+        // For want of budget it stays, and goes when nobody wants it.
+        schedules.watch(1, Profile::Histograms, Profile::None, 0);
+        assert!(view(&mut schedules).unwrap().intervals.is_some());
+        schedules.watch(1, Profile::Counters, Profile::Histograms, 0);
+        assert!(view(&mut schedules).unwrap().intervals.is_none());
+        schedules.watch(1, Profile::None, Profile::Histograms, 0);
+        assert!(view(&mut schedules).is_none());
+    }
+
+    const SECOND: u64 = NANOS_PER_SECOND;
+
+    #[test]
+    fn threads_whose_end_was_not_told_add_nothing_after_their_worker() {
+        let mut schedules = Schedules::default();
+        schedules.watch(1, Profile::Counters, Profile::Histograms, 0);
+        let mut open = [0; KINDS];
+        open[ON_CPU as usize] = 1;
+        let reading = |at_ns| ScheduleReading { pool: 1, at_ns, open, living: 1, ..Default::default() };
+        schedules.account(0, &reading(SECOND), true);
+        schedules.account(1, &reading(SECOND), true);
+        schedules.at_ns = 3 * SECOND;
+        let gone = schedules.workers[0].take().unwrap();
+        schedules.stop(&gone, 3 * SECOND);
+        schedules.at_ns = 10 * SECOND;
+        let view = schedules.pool_view(1, CpuTime::default(), &mut Scratch::new()).unwrap();
+        assert_eq!((view.time_ns[ON_CPU as usize], view.lived_ns), (11 * SECOND, 11 * SECOND));
+    }
+
+    #[test]
+    fn only_cpu_that_was_used_while_it_was_watched_can_be_unattributed() {
+        let mut schedules = Schedules::default();
+        let mut at_ns = 0;
+        let mut view = |schedules: &mut Schedules, cpu_s: u64, wanted, ceiling| {
+            at_ns += SECOND;
+            schedules.watch(1, wanted, ceiling, at_ns);
+            schedules.at_ns = at_ns;
+            let cpu = CpuTime { user_ns: cpu_s * SECOND, system_ns: 0 };
+            schedules.pool_view(1, cpu, &mut Scratch::new()).map(|view| view.unattributed_cpu_ns / SECOND)
+        };
+        let (counters, none) = (Profile::Counters, Profile::None);
+        // It has used 100 s before, and 10 that no switch shows.
+        let shown: Vec<_> = [100, 100, 110, 110, 110, 110]
+            .into_iter()
+            .map(|cpu| view(&mut schedules, cpu, counters, counters))
+            .collect();
+        assert_eq!((shown[2], shown[5]), (Some(0), Some(10)));
+        // For want of budget nobody watches meanwhile.
+        for cpu in [120, 500, 1000] {
+            assert_eq!(view(&mut schedules, cpu, counters, none), Some(10));
+        }
+        for _ in 0..9 {
+            assert_eq!(view(&mut schedules, 1000, counters, counters), Some(10));
+        }
+        assert_eq!(view(&mut schedules, 1000, none, counters), None);
+        for _ in 0..9 {
+            assert_eq!(view(&mut schedules, 2000, counters, counters), Some(0), "begins anew");
         }
     }
 
     #[test]
     fn a_pool_that_wants_totals_alone_has_discarded_no_interval() {
         let mut schedules = Schedules::default();
+        schedules.watch(1, Profile::Counters, Profile::Histograms, 0);
         let reading = ScheduleReading { pool: 1, discarded: [1; KINDS], ..ScheduleReading::default() };
         schedules.account(0, &reading, true);
         let view = schedules.pool_view(1, CpuTime::default(), &mut Scratch::new());
