@@ -109,10 +109,12 @@ fn more_processes_that_share_places_than_one_run_tells_are_told_once_in_a_pass()
         }
         (0..EACH).map(|_| master.answer().parse::<u64>().unwrap()).collect::<Vec<_>>()
     };
-    let first = spawn_all();
+    // Below `pid_max` however low it is, and above the pids that are kept for the system.
     let places = collector_ebpf::limits::TOLD_PLACES as u64;
-    let next = if first[0] > places { first[0] - places } else { first[0] + places };
-    std::fs::write("/proc/sys/kernel/ns_last_pid", (next - 1).to_string()).unwrap();
+    let begin_after = |pid: u64| std::fs::write("/proc/sys/kernel/ns_last_pid", pid.to_string()).unwrap();
+    begin_after(4000);
+    let first = spawn_all();
+    begin_after(4000 + places);
     let second = spawn_all();
     let taken: std::collections::HashSet<u64> = first.iter().map(|pid| pid % places).collect();
     let shared = second.iter().filter(|pid| taken.contains(&(*pid % places))).count();

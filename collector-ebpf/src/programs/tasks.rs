@@ -104,11 +104,11 @@ extern "C" fn follow_tasks(ctx: &IterTask) -> i32 {
         return 0;
     }
     let task = Task(ctx.task);
-    if let Some(tag) = task.leader().tag() {
-        if !schedule::follow_found(task, Followed::by(tag), now()) {
-            // SAFETY: `meta` and `seq` are never null in an iterator program; one byte of ours.
-            unsafe { bpf_seq_write((*ctx.meta).seq.cast(), [1u8].as_ptr().cast(), 1) };
-        }
+    if let Some(tag) = task.leader().tag()
+        && !schedule::follow_found(task, Followed::by(tag), now())
+    {
+        // SAFETY: `meta` and `seq` are never null in an iterator program; one byte of ours.
+        unsafe { bpf_seq_write((*ctx.meta).seq.cast(), [1u8].as_ptr().cast(), 1) };
     }
     0
 }

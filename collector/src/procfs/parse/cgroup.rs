@@ -21,6 +21,11 @@ pub fn path(text: &[u8]) -> Option<&[u8]> {
     unified.filter(|path| *path != b"/").or(systemd).or(unified).or(first)
 }
 
+/// The path in the unified hierarchy (version 2). `None` where there is none.
+pub fn unified(text: &[u8]) -> Option<&[u8]> {
+    text.split(|b| *b == b'\n').find_map(|line| line.strip_prefix(b"0::"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -38,12 +43,16 @@ mod tests {
         check("4:memory:/x\n2:cpu:/y\n", Some("/x"));
         check("", None);
         check("nonsense\n0:\n", None);
+
+        assert_eq!(unified(b"2:cpu:/x\n1:name=systemd:/y\n0::/a:b.service\n"), Some(&b"/a:b.service"[..]));
+        assert_eq!(unified(b"2:cpu:/x\n"), None);
+        assert_eq!(unified(b""), None);
     }
 
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
-            let _ = path(&bytes);
+            let _ = (path(&bytes), unified(&bytes));
         }
     }
 }

@@ -1,14 +1,7 @@
-//! Files of a control group of version 2 (`Documentation/admin-guide/cgroup-v2.rst`), and the line of
-//! `/proc/PID/cgroup` that leads to it.
+//! Files of a control group of version 2 (`Documentation/admin-guide/cgroup-v2.rst`).
 
 use super::{line, unsigned};
 use crate::units::Pid;
-
-/// Path in the unified hierarchy, from `/proc/PID/cgroup` (cgroups(7)). `None` where there is no such
-/// hierarchy.
-pub fn path(text: &[u8]) -> Option<&[u8]> {
-    text.split(|b| *b == b'\n').find_map(|line| line.strip_prefix(b"0::"))
-}
 
 /// `usage_usec` of `cpu.stat`: CPU time that was charged to the cgroup and those below it, µs rounded down.
 /// There with the cpu controller and without it.
@@ -39,10 +32,6 @@ mod tests {
 
     #[test]
     fn malformed_beside_well_formed() {
-        assert_eq!(path(b"2:cpu:/x\n1:name=systemd:/y\n0::/a:b.service\n"), Some(&b"/a:b.service"[..]));
-        assert_eq!(path(b"2:cpu:/x\n"), None);
-        assert_eq!(path(b""), None);
-
         let text = b"usage_usec 232189007\nuser_usec 200080102\nsystem_usec 32108905\n";
         assert_eq!(usage_usec(text), Some(232_189_007));
         for wrong in ["", "usage_usec", "usage_usec \n", "usage_usec -1\n", "usage_usec_x 3\n"] {
@@ -65,7 +54,7 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
-            let _ = (path(&bytes), usage_usec(&bytes), nr_descendants(&bytes), pids(&bytes, &mut Vec::new()));
+            let _ = (usage_usec(&bytes), nr_descendants(&bytes), pids(&bytes, &mut Vec::new()));
         }
     }
 }
