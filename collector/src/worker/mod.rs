@@ -8,5 +8,6 @@ pub mod process;
 pub mod recognize;
 pub mod registry;
 mod rest;
+pub mod runs;
 pub mod schedule;
 pub mod state;
