@@ -194,6 +194,7 @@ fn snapshot(pools: u32) -> Snapshot {
     let workers = WORKERS / pools;
     let pool = |number: u32| Pool {
         schedule: schedule.clone(),
+        runs: None,
         unattributed_cgroup_cpu_ns: None,
         name: format!("gunicorn-{number}").into(),
         origin: "recognized:gunicorn".into(),

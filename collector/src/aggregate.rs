@@ -201,18 +201,19 @@ impl Aggregate {
                 pool.configured_size = size;
                 pool.interval_ns = interval_ns;
             }
-            self.set_profile(id);
+            self.apply_rule(id);
         }
     }
 
-    /// Gives a pool what its rule, or the default, says about watching the scheduler. If that is something else than
-    /// before, its processes are tagged anew.
-    fn set_profile(&mut self, id: PoolId) {
+    /// Gives a pool what its rule, or the default, says about watching the scheduler and measuring work. If of the
+    /// scheduler something else is to be watched than before, its processes are tagged anew.
+    fn apply_rule(&mut self, id: PoolId) {
         let Some(pool) = self.registry.pools.get_mut(&id) else { return };
         let rule = match &*pool.origin {
             "config" => self.config.matcher.rules().iter().find(|rule| rule.could_name(&pool.name)),
             _ => None,
         };
+        pool.measure(rule.and_then(|rule| rule.work), monotonic_ns(), unix_ns());
         let profile = rule.and_then(|rule| rule.profile).unwrap_or(self.config.profile);
         if std::mem::replace(&mut pool.profile, profile) != profile {
             self.vanished.extend(pool.holders().map(|(_, key)| Vanished::Missed(key, id)));
@@ -256,7 +257,7 @@ impl Aggregate {
         }
         let pools: Vec<PoolId> = self.registry.pools.keys().copied().collect();
         for id in pools {
-            self.set_profile(id);
+            self.apply_rule(id);
         }
         self.looked_at.clear();
         self.processes.topology_changed = true;
@@ -623,6 +624,7 @@ impl Aggregate {
         for windowed in [&mut pool.cpu_utilization, &mut pool.worker_rss, &mut pool.lifetime] {
             windowed.advance(now_ns);
         }
+        let runs = pool.runs.as_mut().map(|runs| runs.view(now_ns));
         let (workers, states, rss) = self.registry.view(id, self.config.max_listed_workers);
         let pool = self.registry.pools.get(&id)?;
         let living = pool.living();
@@ -649,6 +651,7 @@ impl Aggregate {
             worker_rss_bytes: pool.worker_rss.distribution(&mut self.scratch),
             lifetime_seconds: pool.lifetime.distribution(&mut self.scratch),
             schedule,
+            runs,
             unattributed_cgroup_cpu_ns: self.cgroups.unattributed_ns(id),
             workers,
         })

@@ -26,7 +26,7 @@
 //! | [`histogram`] | windows over the bucket layout of `collector_ebpf::histogram`; quantiles with their coverage |
 //! | [`procfs`] | pure parsers, the `/proc` source with its process connector, facts about programs and control groups |
 //! | [`kernel`] | the eBPF source: BTF offsets, loading, ring buffer, slots, tasks, the scheduler. Nearly all `unsafe` is here |
-//! | [`worker`] | who is a worker, of which pool, in which slot; where its time went; whether CPU adds up. No IO |
+//! | [`worker`] | who is a worker, of which pool, in which slot; where its time went; what its work was; whether CPU adds up. No IO |
 //! | [`aggregate`] | the one owner of registry and process table |
 //! | [`source`] | eBPF, or `/proc` with the reason why |
 //! | [`collect`] | the collecting thread |

@@ -9,6 +9,7 @@ use collector_ebpf::schedule::KINDS;
 
 use crate::input::{ExitStatus, Profile, Sender, TaskState};
 use crate::units::{CpuTime, Pid};
+use crate::worker::runs;
 use crate::worker::schedule::WorkerSchedule;
 
 /// Everything there is to show at one moment.
@@ -139,6 +140,8 @@ pub struct Pool {
     pub lifetime_seconds: Distribution,
     /// Where the time of its workers' threads went; `None` where the scheduler is not watched for this pool.
     pub schedule: Option<Schedule>,
+    /// Its workers' lives as runs; `None` where they are not its work.
+    pub runs: Option<runs::View>,
     /// CPU that was charged to the pool's control group and that neither workers nor masters have used, ns,
     /// while all of its processes were those of the pool; `None` until they have been.
     pub unattributed_cgroup_cpu_ns: Option<u64>,

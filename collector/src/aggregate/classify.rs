@@ -307,7 +307,7 @@ impl Aggregate {
         let Some(pool) = self.registry.pools.get_mut(&id) else { return };
         pool.claimed_by_rule();
         pool.interval_ns = interval_ns;
-        self.set_profile(id);
+        self.apply_rule(id);
         let Some(pool) = self.registry.pools.get(&id) else { return };
         let matches =
             |p: &ProcessTable, key| p.get(key).is_some_and(|process| process.matched.as_ref() == Some(name));
@@ -343,7 +343,7 @@ impl Aggregate {
             return None;
         }
         let id = self.registry.add_pool(Arc::clone(name), origin.into(), interval_ns, now_ns);
-        self.set_profile(id);
+        self.apply_rule(id);
         Some(id)
     }
 

@@ -3,6 +3,7 @@
 mod cgroups;
 mod losses;
 mod masters;
+mod runs;
 mod world;
 
 use std::collections::BTreeMap;
@@ -37,6 +38,7 @@ fn by_comm(name: &str, comm: &str) -> Rule {
         size: None,
         interval_ns: None,
         profile: None,
+        work: None,
     }
 }
 

@@ -10,7 +10,7 @@ use thiserror::Error;
 use crate::input::Profile;
 use crate::render::prometheus::Groups;
 use crate::units::NANOS_PER_SECOND;
-use crate::worker::matcher::{Conditions, MAX_NAME, Matcher, Rule};
+use crate::worker::matcher::{Conditions, MAX_NAME, Matcher, Rule, Work};
 
 /// Larger files are refused; a thousand rules need a tenth.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -139,6 +139,7 @@ struct WrittenPool {
     size: Option<u32>,
     interval: Option<String>,
     scheduler: Option<WrittenProfile>,
+    work: Option<String>,
 }
 
 /// `scheduler`
@@ -300,7 +301,8 @@ fn rule(pool: WrittenPool) -> Result<Rule, (String, String)> {
     let interval_ns =
         pool.interval.as_deref().map(interval).transpose().map_err(|e| ("interval".to_owned(), e))?;
     let profile = pool.scheduler.map(Profile::from);
-    Ok(Rule { name: pool.name, worker, parent, size: pool.size, interval_ns, profile })
+    let work = pool.work.as_deref().map(work).transpose().map_err(|e| ("work".to_owned(), e))?;
+    Ok(Rule { name: pool.name, worker, parent, size: pool.size, interval_ns, profile, work })
 }
 
 fn conditions(written: WrittenConditions, under: &str) -> Result<Conditions, (String, String)> {
@@ -339,6 +341,14 @@ fn conditions(written: WrittenConditions, under: &str) -> Result<Conditions, (St
         cmdline: regex("cmdline", written.cmdline)?,
         uid,
         cgroup: regex("cgroup", written.cgroup)?,
+    })
+}
+
+/// How work is measured, by its name.
+fn work(name: &str) -> Result<Work, String> {
+    Work::ALL.into_iter().find(|work| work.as_str() == name).ok_or_else(|| {
+        let known = Work::ALL.map(Work::as_str).join(", ");
+        format!("{name:?} is no way to measure work; what there is: {known}")
     })
 }
 
@@ -393,6 +403,7 @@ pools:
     scheduler: counters
   - name: jobs
     parent: {exe: [/usr/bin/runner]}
+    work: runs
 ",
             "c.yml",
         )
@@ -405,6 +416,7 @@ pools:
         assert_eq!(first.worker.uid, [0, 0]);
         assert_eq!((first.size, first.interval_ns), (Some(4), Some(500 * MILLISECOND)));
         assert_eq!((first.profile, second.profile), (Some(Profile::Counters), None));
+        assert_eq!((first.work, second.work), (None, Some(Work::Runs)));
         assert!(second.worker.is_empty());
         assert_eq!(second.parent.exe, [b"/usr/bin/runner"]);
     }
@@ -430,6 +442,9 @@ pools:
         check("metrics: {collect: []}", "metrics.collect: name at least one");
         check("metrics: {collects: [pools]}", "unknown field");
         check("scheduler: some", "unknown variant");
+        check("pools: [{name: a, match: {comm: b}, work: spans}]", "pools[0] (a): work: \"spans\" is no way");
+        check("pools: [{name: a, match: {comm: b}, work: Runs}]", "what there is: runs");
+        check("work: runs", "unknown field");
         check("colour: red", "unknown field");
         check("pools: [{name: a, match: {com: b}}]", "unknown field");
         check("pools: {", "c.yml");

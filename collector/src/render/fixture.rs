@@ -12,6 +12,7 @@ use crate::snapshot::{
     Workers,
 };
 use crate::units::CpuTime;
+use crate::worker::runs::{Outcome, Run, Runs};
 use crate::worker::schedule::Schedules;
 
 /// 2026-01-02T03:04:05.25Z
@@ -72,6 +73,7 @@ pub(crate) fn pool(name: &str) -> Pool {
         worker_rss_bytes: empty(&[1048576.0]),
         lifetime_seconds: empty(&[1.0]),
         schedule: None,
+        runs: None,
         unattributed_cgroup_cpu_ns: None,
         workers: Workers::default(),
     }
@@ -140,6 +142,25 @@ pub(crate) fn reading() -> Reading {
     }
 }
 
+/// A run of each outcome, one a second, after more than an hour without any.
+pub(crate) fn runs() -> Runs {
+    let mut runs = Runs::new(RUNS_AT - 5025 * SECOND, AT - 5025 * SECOND);
+    let outcomes = [Outcome::Success, Outcome::Error, Outcome::Signal, Outcome::Oom, Outcome::Unknown];
+    for (number, outcome) in (1..).zip(outcomes) {
+        let ago_ns = (6 - number) * SECOND;
+        runs.record(Run {
+            ended_at_ns: RUNS_AT - ago_ns,
+            ended_unix_ns: AT - ago_ns,
+            duration_ns: number * SECOND / 4,
+            outcome,
+        });
+    }
+    runs
+}
+
+/// When the runs of the snapshot were read.
+const RUNS_AT: u64 = 9000 * SECOND;
+
 pub(crate) fn death(sequence: u64, pool: &str, status: ExitStatus) -> Arc<DeathCertificate> {
     Arc::new(DeathCertificate {
         sequence,
@@ -162,7 +183,8 @@ pub(crate) fn death(sequence: u64, pool: &str, status: ExitStatus) -> Arc<DeathC
     })
 }
 
-/// Four pools: full, full of hostile text, empty by configuration, and one whose facts are withheld.
+/// Five pools: full, full of hostile text, empty by configuration, one whose work is runs, and one whose facts are
+/// withheld.
 pub(crate) fn snapshot() -> Snapshot {
     let mut web = pool("web");
     web.origin = "recognized:gunicorn".into();
@@ -205,6 +227,10 @@ pub(crate) fn snapshot() -> Snapshot {
     hostile.states.running = 5;
     hostile.unlisted = 4;
     hostile.workers = vec![Worker { comm: HOSTILE.into(), app: Some(HOSTILE.into()), ..worker(0) }].into();
+
+    let mut xargs = pool("xargs");
+    xargs.exits = ExitCounts { success: 1, error: 1, signal: 1, oom: 1, unknown: 1, reclassified: 0 };
+    xargs.runs = Some(runs().view(RUNS_AT));
 
     let mut withheld = pool("withheld");
     withheld.size = 1;
@@ -269,7 +295,7 @@ pub(crate) fn snapshot() -> Snapshot {
                 remedy: "grant CAP_SYS_PTRACE".into(),
             },
         ]),
-        pools: vec![hostile, pool("jobs"), web, withheld],
+        pools: vec![hostile, pool("jobs"), web, withheld, xargs],
         exits: vec![
             Arc::new(killed),
             Arc::new(oom),

@@ -15,6 +15,7 @@ use crate::histogram::Scratch;
 use crate::input::{ExitStatus, Sender, TIME_KINDS};
 use crate::snapshot::{self, DeathCertificate, Distribution, Snapshot};
 use crate::units::{CpuTime, NANOS_PER_SECOND, Pid};
+use crate::worker::runs::{self, Outcome};
 use crate::worker::schedule::WorkerSchedule;
 
 /// `/api/v1/summary`: pools without their workers.
@@ -234,6 +235,8 @@ struct PoolStats<'a> {
     masters: Vec<Master<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     schedule: Option<Schedule>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    runs: Option<Runs<'a>>,
     /// By account of the kernel's that has it while ours has not.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     unattributed_cpu_seconds: BTreeMap<&'static str, Seconds>,
@@ -269,6 +272,7 @@ impl<'a> PoolStats<'a> {
             },
             masters: pool.masters.iter().map(Master::of).collect(),
             schedule: pool.schedule.as_ref().map(Schedule::of_pool),
+            runs: pool.runs.as_ref().map(Runs::of),
             unattributed_cpu_seconds: pool.unattributed_cpu_ns().map(|(by, ns)| (by, Seconds(ns))).collect(),
             quantiles: Quantiles {
                 cpu_utilization: windows(&pool.cpu_utilization),
@@ -390,6 +394,120 @@ impl Schedule {
         let quantiles = Intervals::of(|kind| Some(windows(&schedule.distribution(kind, at_ns, scratch)?)));
         Self { quantiles: Some(quantiles), ..Self::of(schedule.time_ns(at_ns), schedule.lived_ns(at_ns)) }
     }
+}
+
+/// Work as a process per job, since `since`.
+#[derive(Serialize)]
+struct Runs<'a> {
+    since: Time,
+    uptime_seconds: Seconds,
+    uptime: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_run: Option<Time>,
+    #[serde(flatten)]
+    figures: RunFigures,
+    last_hour: LastHour<'a>,
+}
+
+/// Of those that ended within `window_seconds`: an hour, or as long as there were no more than are kept.
+#[derive(Serialize)]
+struct LastHour<'a> {
+    window_seconds: Seconds,
+    #[serde(flatten)]
+    figures: RunFigures,
+    /// Oldest first.
+    runs: EachRun<'a>,
+}
+
+/// Figures of some runs. The ratios leave out those of which nobody told how they ended.
+#[derive(Serialize)]
+struct RunFigures {
+    total: u64,
+    succeeded: u64,
+    failed: u64,
+    /// How those failed that did.
+    failed_by: BTreeMap<&'static str, u64>,
+    unknown: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    success_ratio: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_ratio: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    runs_per_hour: Option<f64>,
+    duration: RunDuration,
+}
+
+#[derive(Serialize)]
+struct RunDuration {
+    total_seconds: Seconds,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    average_seconds: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min_seconds: Option<Seconds>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_seconds: Option<Seconds>,
+}
+
+impl<'a> Runs<'a> {
+    fn of(runs: &'a runs::View) -> Self {
+        Self {
+            since: Time(runs.since_unix_ns),
+            uptime_seconds: Seconds(runs.counted_ns),
+            uptime: runs::written(runs.counted_ns),
+            last_run: runs.last_unix_ns.map(Time),
+            figures: RunFigures::of(&runs.totals, runs.counted_ns),
+            last_hour: LastHour {
+                window_seconds: Seconds(runs.window_ns),
+                figures: RunFigures::of(&runs.window.totals, runs.window_ns),
+                runs: EachRun(&runs.window.runs),
+            },
+        }
+    }
+}
+
+impl RunFigures {
+    fn of(totals: &runs::Totals, span_ns: u64) -> Self {
+        let (min_seconds, max_seconds) =
+            totals.extremes_ns.map(|(min, max)| (Seconds(min), Seconds(max))).unzip();
+        Self {
+            total: totals.runs(),
+            succeeded: totals.success,
+            failed: totals.failed(),
+            failed_by: [("error", totals.error), ("signal", totals.signal), ("oom", totals.oom)].into(),
+            unknown: totals.unknown,
+            success_ratio: totals.success_ratio(),
+            error_ratio: totals.error_ratio(),
+            runs_per_hour: totals.per_hour(span_ns),
+            duration: RunDuration {
+                total_seconds: Seconds(totals.duration_ns),
+                average_seconds: totals.average_seconds(),
+                min_seconds,
+                max_seconds,
+            },
+        }
+    }
+}
+
+/// Turned into wire types one by one while they are written, as workers are.
+struct EachRun<'a>(&'a [runs::Run]);
+
+impl Serialize for EachRun<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(|run| OneRun {
+            timestamp: Time(run.ended_unix_ns),
+            duration_seconds: Seconds(run.duration_ns),
+            success: run.outcome.succeeded(),
+        }))
+    }
+}
+
+/// A run that is over: when it ended, how long it took, and whether it went well where that is known.
+#[derive(Serialize)]
+struct OneRun {
+    timestamp: Time,
+    duration_seconds: Seconds,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    success: Option<bool>,
 }
 
 #[derive(Serialize)]
@@ -644,13 +762,7 @@ impl<'a> Exit<'a> {
             pid: death.pid,
             comm: &death.comm,
             app: death.app.as_deref(),
-            reason: match death.status {
-                _ if death.oom_killed == Some(true) => "oom",
-                ExitStatus::Code(0) => "success",
-                ExitStatus::Code(_) => "error",
-                ExitStatus::Signal { .. } => "signal",
-                ExitStatus::Unknown => "unknown",
-            },
+            reason: Outcome::of(death.status, death.oom_killed).as_str(),
             exit_code,
             signal,
             core_dumped,

@@ -72,6 +72,25 @@ impl Conditions {
     }
 }
 
+/// What one piece of a pool's work is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// The life of a worker: a process per job.
+    Runs,
+}
+
+impl Work {
+    /// All there are.
+    pub const ALL: [Self; 1] = [Self::Runs];
+
+    /// As the configuration has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Runs => "runs",
+        }
+    }
+}
+
 /// One pool of the configuration.
 #[derive(Clone, Debug)]
 pub struct Rule {
@@ -87,6 +106,8 @@ pub struct Rule {
     pub interval_ns: Option<u64>,
     /// What is watched of the scheduler.
     pub profile: Option<Profile>,
+    /// How its work is measured; `None` for not at all.
+    pub work: Option<Work>,
 }
 
 impl Rule {
@@ -251,6 +272,7 @@ mod tests {
             size: None,
             interval_ns: None,
             profile: None,
+            work: None,
         }
     }
 

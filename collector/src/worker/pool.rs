@@ -6,6 +6,8 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 
+use super::matcher::Work;
+use super::runs::{Outcome, Runs};
 use crate::histogram::{Scale, Windowed};
 use crate::input::{ExitStatus, Profile, Sample};
 use crate::snapshot::{self, ExitCounts, StateCounts};
@@ -133,6 +135,8 @@ pub struct Pool {
     pub worker_rss: Windowed,
     /// Age at the end.
     pub lifetime: Windowed,
+    /// Its workers' lives as runs, where its rule says that they are its work.
+    pub runs: Option<Box<Runs>>,
     /// Since when it has had neither worker nor master, `CLOCK_MONOTONIC` ns.
     pub empty_since_ns: Option<u64>,
     places: Vec<Place>,
@@ -172,6 +176,7 @@ impl Pool {
             cpu_utilization: Windowed::new(CPU_UTILIZATION, now_ns),
             worker_rss: Windowed::new(WORKER_RSS, now_ns),
             lifetime: Windowed::new(LIFETIME, now_ns),
+            runs: None,
             empty_since_ns: Some(now_ns),
             places: Vec::new(),
             free: BinaryHeap::new(),
@@ -279,14 +284,25 @@ impl Pool {
 
     /// Counts an end by reason.
     pub fn count_exit(&mut self, status: ExitStatus, oom_killed: Option<bool>) {
-        let counter = match status {
-            _ if oom_killed == Some(true) => &mut self.exits.oom,
-            ExitStatus::Code(0) => &mut self.exits.success,
-            ExitStatus::Code(_) => &mut self.exits.error,
-            ExitStatus::Signal { .. } => &mut self.exits.signal,
-            ExitStatus::Unknown => &mut self.exits.unknown,
+        let counter = match Outcome::of(status, oom_killed) {
+            Outcome::Success => &mut self.exits.success,
+            Outcome::Error => &mut self.exits.error,
+            Outcome::Signal => &mut self.exits.signal,
+            Outcome::Oom => &mut self.exits.oom,
+            Outcome::Unknown => &mut self.exits.unknown,
         };
         *counter += 1;
+    }
+
+    /// Its work is measured so from now on, or not at all. What was counted of work that is measured already stays.
+    pub fn measure(&mut self, work: Option<Work>, now_ns: u64, now_unix_ns: u64) {
+        match work {
+            Some(Work::Runs) if self.runs.is_none() => {
+                self.runs = Some(Box::new(Runs::new(now_ns, now_unix_ns)))
+            }
+            Some(Work::Runs) => {}
+            None => self.runs = None,
+        }
     }
 
     /// Adds what a worker used between two accounts.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::certificates::Certificates;
 use super::pool::{Pool, PoolId, VIEW_SLOTS, View};
 use super::rest::{Rest, Resting};
+use super::runs::{Outcome, Run};
 use super::state::{self, Fact};
 use crate::input::{Comm, Exit, ExitStatus, Reap, Sample, SlotRecord, TaskState};
 use crate::snapshot::{self, DeathCertificate, StateCounts, WorkerState};
@@ -426,6 +427,14 @@ impl Registry {
         pool.unreaped += 1;
         pool.count_exit(exit.status, exit.oom_killed);
         pool.lifetime.record(lifetime_ns as f64 / NANOS_PER_SECOND as f64);
+        if let Some(runs) = &mut pool.runs {
+            runs.record(Run {
+                ended_at_ns: exit.at_ns,
+                ended_unix_ns,
+                duration_ns: lifetime_ns,
+                outcome: Outcome::of(exit.status, exit.oom_killed),
+            });
+        }
         self.exits_total += 1;
         worker.certificate = Some(self.exits_total);
         let certificate = DeathCertificate {

@@ -132,6 +132,14 @@ families! {
         POOL_LIFETIME_DISCARDED = Counter "worker_pool_lifetime_seconds_discarded_total" ["pool"] ""
             "Values left out of worker_pool_lifetime_seconds because they could not be true.";
 
+        POOL_RUNS = Counter "worker_pool_runs_total" ["pool", "outcome"] ""
+            "Workers that ended, each a run, since runs are counted; only of pools with work: runs. unknown: nobody told how it ended.";
+        POOL_SHORTEST_RUN = Gauge "worker_pool_shortest_run_seconds" ["pool"] "seconds"
+            "The shortest run since runs are counted, from fork to end; worker_pool_lifetime_seconds is their distribution.";
+        POOL_LONGEST_RUN = Gauge "worker_pool_longest_run_seconds" ["pool"] "seconds"
+            "The longest run since runs are counted, from fork to end.";
+        POOL_LAST_RUN = Gauge "worker_pool_last_run_timestamp_seconds" ["pool"] "seconds"
+            "When the last run ended, since the Unix epoch; absent before the first.";
         POOL_TIME = Counter "worker_pool_time_seconds_total" ["pool", "kind"] "seconds"
             "Time of workers' threads while followed, by what they did: on_cpu, runnable (waiting for a CPU), or blocked and why.";
         POOL_FOLLOWED = Counter "worker_pool_followed_thread_seconds_total" ["pool"] "seconds"

@@ -138,6 +138,7 @@ pub fn render(
     let mut writer = Writer { out, format, groups, native: Native::default(), after_family };
     let series = Series::of(snapshot, format, groups);
     pools::write(&mut writer, &series);
+    pools::write_runs(&mut writer, &series);
     schedule::write(&mut writer, &series);
     pools::write_masters(&mut writer, &series);
     workers::write(&mut writer, &series);

@@ -6,6 +6,7 @@ use super::text::{Nanos, One};
 use super::writer::{LabelWriter, Labels, Name, Place, Variants, Writer};
 use super::{COMM, MODE, PID, POOL, REASON, Series};
 use crate::snapshot::{Distribution, Master, Pool};
+use crate::worker::runs::View;
 
 /// Masters of a pool with series of their own; more than two are alive only while upgrades overlap.
 const MASTERS_LISTED: usize = 8;
@@ -79,6 +80,29 @@ pub(super) fn write(writer: &mut Writer<'_>, series: &Series<'_>) {
     distribution(writer, [&POOL_LIFETIME, &POOL_LIFETIME_QUANTILE, &POOL_LIFETIME_DISCARDED], |pool| {
         &pool.lifetime_seconds
     });
+}
+
+/// Pools whose work is a process per job.
+pub(super) fn write_runs(writer: &mut Writer<'_>, series: &Series<'_>) {
+    let runs = || series.pools().filter_map(|(pool, labels)| Some((pool.runs.as_ref()?, labels)));
+    writer.family(&POOL_RUNS, |samples| {
+        let mut outcomes = Variants::of(Name::new("outcome"));
+        for (runs, labels) in runs() {
+            for (outcome, count) in runs.totals.by_outcome() {
+                samples.add_variant(labels, &mut outcomes, outcome, count);
+            }
+        }
+    });
+    let each = |writer: &mut Writer<'_>, family: &Family, ns: fn(&View) -> Option<u64>| {
+        writer.family(family, |samples| {
+            for (runs, labels) in runs() {
+                samples.add_known(labels, ns(runs).map(Nanos));
+            }
+        });
+    };
+    each(writer, &POOL_SHORTEST_RUN, |runs| Some(runs.totals.extremes_ns?.0));
+    each(writer, &POOL_LONGEST_RUN, |runs| Some(runs.totals.extremes_ns?.1));
+    each(writer, &POOL_LAST_RUN, |runs| runs.last_unix_ns);
 }
 
 /// Writes a histogram, its quantiles and what was left out of it.

@@ -9,6 +9,7 @@ use super::*;
 use crate::input::TIME_KINDS;
 use crate::render::fixture;
 use crate::units::NANOS_PER_SECOND;
+use crate::worker::runs::Runs;
 
 mod protobuf;
 
@@ -146,6 +147,22 @@ fn unknown_is_absent_and_empty_is_zero() {
     assert_eq!(of("worker_pool_resident_memory_bytes", "jobs"), Some(0.0));
     assert_eq!(of("worker_pool_lifetime_seconds_count", "jobs"), Some(0.0));
     assert_eq!(of("worker_pool_lifetime_seconds_quantile", "jobs"), None);
+}
+
+#[test]
+fn runs_have_series_where_they_are_measured() {
+    let mut snapshot = fixture::snapshot();
+    let text = rendered(&snapshot, Format::Text);
+    let names = ["runs_total", "shortest_run_seconds", "longest_run_seconds", "last_run_timestamp_seconds"];
+    let of = |text: &str, pool: &str| {
+        names.map(|name| value(text, &format!("worker_pool_{name}"), &[("pool", pool)]))
+    };
+    assert_eq!(of(&text, "xargs"), [Some(1.0), Some(0.25), Some(1.25), Some(1_767_323_044.25)]);
+    assert_eq!(of(&text, "web"), [None; 4]);
+    // Before the first run it is known that there was none, and nothing else.
+    snapshot.pools[0].runs = Some(Runs::new(0, 0).view(NANOS_PER_SECOND));
+    let text = rendered(&snapshot, Format::Text);
+    assert_eq!(of(&text, fixture::HOSTILE), [Some(0.0), None, None, None]);
 }
 
 #[test]

@@ -130,7 +130,7 @@ fn histograms_are_native_too() {
         }
     }
     // Three of each pool, and twelve kinds of time.
-    assert_eq!((histograms, empty), (3 * 4 + 12, 3 * 3 + 9));
+    assert_eq!((histograms, empty), (3 * 5 + 12, 3 * 4 + 9));
 }
 
 proptest! {
