@@ -47,6 +47,11 @@ fn the_connector_tells_how_workers_end() {
 }
 
 #[test]
+fn the_connector_tells_of_every_run() {
+    crate::portable::runs::check_every_run("--source=procfs");
+}
+
+#[test]
 fn a_storm_is_counted_through_the_connector() {
     let mut master = Workload::start();
     master.spawn("sleep");

@@ -1,7 +1,12 @@
 //! Twenty thousand short lives at the full rate of the machine.
 
+use std::time::Instant;
+
+use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 
+use crate::portable::losses::events;
+use crate::portable::runs;
 use crate::support::{Collector, Workload, eventually, pool_of};
 
 fn cpu_seconds(of: &Value) -> f64 {
@@ -43,6 +48,50 @@ fn twenty_thousand_children_are_counted_exactly_and_to_the_last_percent_of_cpu()
         assert_eq!(count, 0, "{reason}");
     }
     println!("20,000 children: the parent reaped {reaped:.3} s of CPU, the pool has {ours:.3} s");
+}
+
+#[test]
+fn twenty_thousand_runs_are_counted_to_the_last() {
+    const STORM: u64 = 20_000;
+    let mut runner = runs::Runner::start("--source=ebpf");
+    let begun = Instant::now();
+    runner.master.ask(&format!("storm {STORM} 0"));
+    let counted = runner.runs_once("all runs are counted", |runs| runs["total"].as_u64() >= Some(STORM));
+    assert_eq!((&counted["total"], &counted["succeeded"]), (&STORM.into(), &STORM.into()));
+    assert_eq!(runner.counted("success"), Some(STORM as f64));
+    let window = &counted["last_hour"];
+    assert_eq!((window["total"].as_u64(), window["runs"].as_array().map(Vec::len)), (Some(1000), Some(1000)));
+    let times: Vec<f64> =
+        window["runs"].as_array().unwrap().iter().map(|r| runs::unix_seconds(&r["timestamp"])).collect();
+    assert!(times.is_sorted(), "by their end");
+    let reaches_back = runs::seconds(&window["window_seconds"]);
+    assert!(
+        reaches_back < begun.elapsed().as_secs_f64(),
+        "not to runs for which it had no room: {reaches_back} s"
+    );
+    assert!((runs::seconds(&window["runs_per_hour"]) - 1000.0 * 3600.0 / reaches_back).abs() < 1.0);
+}
+
+#[test]
+fn runs_that_no_event_told_are_in_the_records() {
+    /// More than the ring buffer holds.
+    const STORM: u64 = 14_000;
+    let mut runner = runs::Runner::start("--source=ebpf");
+    kill(runner.collector.pid(), Signal::SIGSTOP).unwrap();
+    runner.master.ask(&format!("storm {STORM} 0"));
+    kill(runner.collector.pid(), Signal::SIGCONT).unwrap();
+    let unrecorded = eventually("it has caught up", || {
+        let stats = runner.collector.stats();
+        let (counted, delivered, lost) = events(&stats, "exit");
+        let quiet = counted == delivered + lost && counted >= STORM;
+        quiet.then(|| stats["collector"]["losses"]["no_free_slot"].as_u64().unwrap())
+    });
+    assert!(events(&runner.collector.stats(), "fork").2 > 0, "the buffer was meant to overflow");
+    let counted = runner.runs_once("all that had a record are counted", |runs| {
+        runs["total"].as_u64() >= Some(STORM - unrecorded)
+    });
+    assert_eq!((&counted["total"], &counted["unknown"]), (&(STORM - unrecorded).into(), &0.into()));
+    assert_eq!(counted["succeeded"], counted["total"]);
 }
 
 #[test]

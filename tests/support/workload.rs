@@ -13,7 +13,7 @@
 //! Behaviours: `sleep`, `burn MS` (one core, then sleep), `duty PERCENT MS`, `touch BYTES` (then sleep),
 //! `touch-in CGROUP_PROCS BYTES` (joins a control group first), `burn-in CGROUP_PROCS MS` (does so, and ends
 //! when it has burnt), `name HEX` (sets its comm to these bytes), `exec PROGRAM ARGS…`, `exit CODE`, `abort`,
-//! `dump-core DIRECTORY`, `threads COUNT BURN_MS`, `last-thread MS CODE` (the main thread ends first),
+//! `job MS CODE` (sleeps, then exits), `dump-core DIRECTORY`, `threads COUNT BURN_MS`, `last-thread MS CODE` (the main thread ends first),
 //! `wait KIND … FILE` (waits for a known reason and writes to the file for how long; see `waits.rs`),
 //! `thread-exec PROGRAM ARGS…` (execve from another thread than the main one). A worker dies with its master,
 //! but `orphan BEHAVIOUR…` does not.
@@ -187,6 +187,10 @@ fn behave(words: &[&str]) {
             thread.join().expect("it is gone by then");
         }
         "exit" => std::process::exit(number(words, 1) as i32),
+        "job" => {
+            std::thread::sleep(ms(1));
+            std::process::exit(number(words, 2) as i32);
+        }
         "abort" => std::process::abort(),
         "threads" => {
             let (count, time) = (number(words, 1), ms(2));

@@ -7,5 +7,6 @@ mod identity;
 mod listing;
 pub(crate) mod losses;
 mod memory;
+pub(crate) mod runs;
 pub(crate) mod schedule;
 mod tags;
