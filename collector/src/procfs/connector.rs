@@ -13,16 +13,14 @@ use nix::sys::socket::{MsgFlags, NetlinkAddr, bind, recvfrom, sendto, setsockopt
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 
+use super::netlink::{Fields, HEADER, NLMSG_DONE, errno};
 use crate::input::Comm;
 use crate::units::Pid;
 
-const HEADER: usize = 16;
 const CN_MSG: usize = 20;
 /// `struct proc_event` up to its union.
 const EVENT_HEAD: usize = 16;
 const LARGEST: usize = 256;
-/// `NLMSG_DONE` of `include/uapi/linux/netlink.h`; what the connector marks its messages with.
-const NLMSG_DONE: u16 = 3;
 /// `CN_IDX_PROC` and `CN_VAL_PROC` of `include/uapi/linux/connector.h`.
 const CN_PROC: (u32, u32) = (1, 1);
 const LISTEN: u32 = 1;
@@ -95,23 +93,6 @@ pub(super) enum Event {
 pub(super) struct Place {
     cpu: u32,
     sequence: u32,
-}
-
-/// Integers at offsets; native byte order, because the kernel is this machine.
-struct Fields<'a>(&'a [u8]);
-
-impl Fields<'_> {
-    fn u16(&self, at: usize) -> Option<u16> {
-        Some(u16::from_ne_bytes(self.0.get(at..at.checked_add(2)?)?.try_into().ok()?))
-    }
-
-    fn u32(&self, at: usize) -> Option<u32> {
-        Some(u32::from_ne_bytes(self.0.get(at..at.checked_add(4)?)?.try_into().ok()?))
-    }
-
-    fn u64(&self, at: usize) -> Option<u64> {
-        Some(u64::from_ne_bytes(self.0.get(at..at.checked_add(8)?)?.try_into().ok()?))
-    }
 }
 
 /// Decodes one datagram. `None` unless every length in it agrees with what was received.
@@ -313,10 +294,6 @@ impl Drop for Connector {
         // Kernels before 6.6 do not notice a listener that only closes, and would go on making messages for nobody.
         let _ = self.request(IGNORE, std::process::id());
     }
-}
-
-fn errno(error: &std::io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }
 
 fn refused(errno: Errno) -> ConnectorError {

@@ -6,6 +6,7 @@
 pub mod cgroup;
 mod connector;
 pub mod facts;
+mod netlink;
 pub mod own;
 pub mod parse;
 pub mod root;
