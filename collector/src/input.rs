@@ -3,6 +3,8 @@
 //! The eBPF source and the `/proc` source both speak this and nothing else, which is why registry, snapshot and
 //! API do not know which one is running. A fact that a source cannot know is `None`, never 0.
 
+use std::fmt::{self, Write};
+use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
@@ -356,6 +358,101 @@ pub trait Cgroup: std::fmt::Debug + Send {
 pub trait CgroupReader {
     /// The cgroup that the process with this pid is in; `None` where that cannot be told or reached.
     fn of(&mut self, pid: Pid) -> Option<Box<dyn Cgroup>>;
+}
+
+/// Sockets that can listen, as they are listed together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SocketFamily {
+    /// TCP over IPv4.
+    Tcp,
+    /// TCP over IPv6, and over IPv4 where the socket takes both.
+    Tcp6,
+    /// UNIX sockets with connections: streams, and sequenced packets.
+    Unix,
+}
+
+impl SocketFamily {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Tcp, Self::Tcp6, Self::Unix];
+
+    /// As JSON has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Tcp6 => "tcp6",
+            Self::Unix => "unix",
+        }
+    }
+}
+
+/// Where a socket listens. Shown as `0.0.0.0:8080`, `[::]:80`, `unix:/run/x.sock`, or `unix:@name` for an abstract name
+/// (unix(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketAddress<'a> {
+    /// Of TCP.
+    Inet(SocketAddr),
+    /// Name of a UNIX socket: a path as it was given to bind(2), or a zero byte and any bytes, at most 108 together.
+    Unix(&'a [u8]),
+}
+
+impl fmt::Display for SocketAddress<'_> {
+    /// In names, control characters and what is no UTF-8 are shown as `\xNN`, and `\` as `\\`, so that no two names look
+    /// alike.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self {
+            Self::Inet(address) => return address.fmt(f),
+            Self::Unix(name) => name,
+        };
+        f.write_str("unix:")?;
+        let name = match name {
+            [0, name @ ..] => {
+                f.write_str("@")?;
+                name
+            }
+            // The kernel ends a path with a zero byte (`unix_mkname_bsd` in `net/unix/af_unix.c`).
+            path => path.split(|byte| *byte == 0).next().unwrap_or_default(),
+        };
+        for piece in name.utf8_chunks() {
+            for character in piece.valid().chars() {
+                let mut bytes = [0; 4];
+                match character {
+                    '\\' => f.write_str(r"\\")?,
+                    c if c.is_control() => escape(c.encode_utf8(&mut bytes).as_bytes(), f)?,
+                    c => f.write_char(c)?,
+                }
+            }
+            escape(piece.invalid(), f)?;
+        }
+        Ok(())
+    }
+}
+
+fn escape(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    bytes.iter().try_for_each(|byte| write!(f, "\\x{byte:02x}"))
+}
+
+/// A socket that listens, and what waits to be accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListeningSocket<'a> {
+    /// Its inode number, which tells it from all other sockets of the host.
+    pub inode: u32,
+    /// Where it listens.
+    pub address: SocketAddress<'a>,
+    /// Connections that are established and wait for accept(2).
+    pub length: u32,
+    /// The backlog of listen(2), at most `net.core.somaxconn`. The kernel takes connections until there are more, so one
+    /// more than this can wait (`sk_acceptq_is_full` in `include/net/sock.h`).
+    pub limit: u32,
+}
+
+/// Tells which sockets listen, and which ones processes have open.
+pub trait SocketReader {
+    /// Tells every socket of this family that listens in our network namespace. False if some may be missing.
+    fn listening(&mut self, family: SocketFamily, out: &mut dyn FnMut(ListeningSocket<'_>)) -> bool;
+
+    /// Replaces what is in `out` by the inode numbers of the sockets that a process has open, and returns at how many
+    /// descriptors it looked: from the first, so many at most. None if the process is gone or may not be looked at.
+    fn held(&mut self, process: ProcessKey, at_most: usize, out: &mut Vec<u32>) -> usize;
 }
 
 /// A process came into being.

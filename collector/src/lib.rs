@@ -24,7 +24,7 @@
 //! | [`input`] | the closed set of facts a source can state, and what a source has to be able to do |
 //! | [`snapshot`] | the immutable view that readers get |
 //! | [`histogram`] | windows over the bucket layout of `collector_ebpf::histogram`; quantiles with their coverage |
-//! | [`procfs`] | pure parsers, the `/proc` source with its process connector, facts about programs and control groups |
+//! | [`procfs`] | pure parsers, the `/proc` source with its process connector, facts about programs, control groups and sockets |
 //! | [`kernel`] | the eBPF source: BTF offsets, loading, ring buffer, slots, tasks, the scheduler. Nearly all `unsafe` is here |
 //! | [`worker`] | who is a worker, of which pool, in which slot; where its time went; what its work was; whether CPU adds up. No IO |
 //! | [`aggregate`] | the one owner of registry and process table |

@@ -36,7 +36,7 @@ pub fn open(choice: SourceChoice, support: &Support, root: &Path, host: HostFact
         );
     }
     let mut opened = open_source(choice, support, root, host)?;
-    opened.obstacles.extend([foreign_programs(), procfs::cgroup::feature()]);
+    opened.obstacles.extend([foreign_programs(), procfs::cgroup::feature(), procfs::sockets::feature(root)]);
     Ok(opened)
 }
 

@@ -1,5 +1,5 @@
-//! `/proc`: parsers apart from readers, the fallback source, and the facts about programs and control groups
-//! that only files tell.
+//! `/proc`: parsers apart from readers, the fallback source, and the facts about programs, control groups
+//! and sockets that only files and netlink tell.
 //!
 //! The extern crate `procfs` reads what is not hot (ourselves); written `::procfs`, because this module has its name.
 
@@ -11,10 +11,12 @@ pub mod own;
 pub mod parse;
 pub mod root;
 mod scan;
+pub mod sockets;
 pub mod source;
 mod tracked;
 
 pub use cgroup::Cgroups;
 pub use facts::ProgramReader;
 pub use root::ProcfsError;
+pub use sockets::Sockets;
 pub use source::{Config, ProcfsSource};

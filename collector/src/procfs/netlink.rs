@@ -20,6 +20,11 @@ impl Fields<'_> {
         Some(u16::from_ne_bytes(self.array(at)?))
     }
 
+    /// In network byte order, as ports are.
+    pub(super) fn be16(&self, at: usize) -> Option<u16> {
+        Some(u16::from_be_bytes(self.array(at)?))
+    }
+
     pub(super) fn u32(&self, at: usize) -> Option<u32> {
         Some(u32::from_ne_bytes(self.array(at)?))
     }

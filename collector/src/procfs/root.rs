@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::Mode;
@@ -168,6 +169,12 @@ impl ProcessDirectory {
     pub fn directory(&self, name: &str) -> Result<OwnedFd, ReadError> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         Ok(openat(&self.0, name, flags, Mode::empty())?)
+    }
+
+    /// Opens a directory of it to be listed (`fd`).
+    pub(super) fn listing(&self, name: &str) -> Result<Dir, ReadError> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        Ok(Dir::openat(&self.0, name, flags, Mode::empty())?)
     }
 
     /// The text of a link (`exe`, `cwd`).
