@@ -195,6 +195,7 @@ fn snapshot(pools: u32) -> Snapshot {
     let pool = |number: u32| Pool {
         schedule: schedule.clone(),
         runs: None,
+        accept_queues: Arc::default(),
         unattributed_cgroup_cpu_ns: None,
         name: format!("gunicorn-{number}").into(),
         origin: "recognized:gunicorn".into(),

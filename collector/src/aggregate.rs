@@ -5,6 +5,7 @@
 //! only queue a process for it, so a fork storm costs no read at all. What a fork probe has tagged is a worker at
 //! once, until a look shows otherwise.
 
+mod accept_queues;
 mod cgroups;
 mod classify;
 mod discover;
@@ -12,6 +13,7 @@ mod discover;
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use self::accept_queues::AcceptQueues;
 use self::cgroups::Cgroups;
 use crate::governor::Governor;
 use crate::histogram::Scratch;
@@ -77,6 +79,8 @@ pub struct Aggregate {
     schedules: Schedules,
     /// What the control groups of pools account.
     cgroups: Cgroups,
+    /// Where pools listen.
+    accept_queues: AcceptQueues,
     /// Processes that have ended since the last round of readings.
     ended: Vec<ProcessKey>,
     governor: Governor,
@@ -144,6 +148,7 @@ impl Aggregate {
             looked_at: Processes::default(),
             schedules: Schedules::default(),
             cgroups: Cgroups::default(),
+            accept_queues: AcceptQueues::default(),
             ended: Vec::new(),
             governor,
             scheduler_ceiling: Profile::None,
@@ -573,7 +578,7 @@ impl Aggregate {
     }
 
     /// Losses by reason that arose here.
-    fn losses(&self) -> [(&'static str, u64); 6] {
+    fn losses(&self) -> [(&'static str, u64); 8] {
         [
             ("event_lost", self.lost_events),
             ("exit_unreported", self.registry.unreported_ends),
@@ -581,6 +586,8 @@ impl Aggregate {
             ("reading_went_backwards", self.registry.backward_readings),
             ("process_table_full", self.processes.refused),
             ("pool_limit", self.refused_pools_total),
+            ("accept_queue_unread", self.accept_queues.unread),
+            ("listening_address_limit", self.accept_queues.refused_total),
         ]
     }
 
@@ -652,6 +659,7 @@ impl Aggregate {
             lifetime_seconds: pool.lifetime.distribution(&mut self.scratch),
             schedule,
             runs,
+            accept_queues: self.accept_queues.of(id),
             unattributed_cgroup_cpu_ns: self.cgroups.unattributed_ns(id),
             workers,
         })

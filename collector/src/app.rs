@@ -17,7 +17,7 @@ use crate::config::file::FileConfig;
 use crate::config::web::WebConfig;
 use crate::http;
 use crate::kernel::support::Support;
-use crate::procfs::{Cgroups, ProgramReader};
+use crate::procfs::{Cgroups, ProgramReader, Sockets};
 use crate::render::prometheus::Groups;
 use crate::snapshot::Snapshot;
 use crate::units::{HostFacts, unix_ns};
@@ -41,6 +41,8 @@ pub fn run(flags: Flags) -> anyhow::Result<()> {
         .with_context(|| format!("reading programs from {}", flags.procfs.display()))?;
     let cgroups = Cgroups::open(&flags.procfs)
         .with_context(|| format!("reading control groups from {}", flags.procfs.display()))?;
+    let sockets = Sockets::open(&flags.procfs)
+        .with_context(|| format!("reading descriptors from {}", flags.procfs.display()))?;
     // For as long as we run: closing it switches them off again.
     let _statistics = flags.bpf_stats.then(kernel::run_time_statistics).transpose().unwrap_or_else(|error| {
         tracing::warn!(%error, "the kernel does not let us switch run-time statistics on (CAP_SYS_ADMIN)");
@@ -60,6 +62,7 @@ pub fn run(flags: Flags) -> anyhow::Result<()> {
         source: opened.source,
         facts: Box::new(facts),
         cgroups: Box::new(cgroups),
+        sockets: Box::new(sockets),
         features: opened.obstacles,
         config: file.aggregate(),
         config_loaded_unix_ns: loaded_unix_ns,

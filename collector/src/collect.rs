@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use crate::aggregate::{self, Aggregate};
 use crate::governor::Governor;
-use crate::input::{CgroupReader, FactReader, Source};
+use crate::input::{CgroupReader, FactReader, SocketReader, Source};
 use crate::procfs;
 use crate::snapshot::{Feature, Own, Snapshot};
 use crate::units::{CpuTime, HostFacts, NANOS_PER_SECOND, monotonic_ns, unix_ns};
@@ -95,6 +95,8 @@ pub struct Setup {
     pub facts: Box<dyn FactReader + Send>,
     /// What tells about control groups.
     pub cgroups: Box<dyn CgroupReader + Send>,
+    /// What tells about sockets.
+    pub sockets: Box<dyn SocketReader + Send>,
     /// What the host allows, besides what the source says of itself.
     pub features: Vec<Feature>,
     /// Rules and limits.
@@ -116,6 +118,7 @@ pub struct Collector {
     source: Box<dyn Source + Send>,
     facts: Box<dyn FactReader + Send>,
     cgroups: Box<dyn CgroupReader + Send>,
+    sockets: Box<dyn SocketReader + Send>,
     features: Arc<[Feature]>,
     aggregate: Aggregate,
     publisher: Publisher,
@@ -139,6 +142,7 @@ impl Collector {
             source,
             facts,
             cgroups,
+            sockets,
             mut features,
             config,
             config_loaded_unix_ns,
@@ -151,6 +155,7 @@ impl Collector {
             source,
             facts,
             cgroups,
+            sockets,
             features: features.into(),
             aggregate: Aggregate::new(config, host, Governor::new(setup.overhead_budget)),
             publisher,
@@ -238,6 +243,7 @@ impl Collector {
         let (aggregate, release) = (&mut self.aggregate, &mut self.release);
         self.source.pass(&mut |input| aggregate.apply(input, release));
         self.aggregate.compare_cgroups(now, &*self.source, &mut *self.cgroups);
+        self.aggregate.read_accept_queues(now, &mut *self.sockets);
         self.give_back();
         self.aggregate.read_schedules(&mut *self.source);
         self.passes += 1;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use collector_ebpf::schedule::KINDS;
 
-use crate::input::{ExitStatus, Profile, Sender, TaskState};
+use crate::input::{ExitStatus, Profile, Sender, SocketFamily, TaskState};
 use crate::units::{CpuTime, Pid};
 use crate::worker::runs;
 use crate::worker::schedule::WorkerSchedule;
@@ -142,6 +142,9 @@ pub struct Pool {
     pub schedule: Option<Schedule>,
     /// Its workers' lives as runs; `None` where they are not its work.
     pub runs: Option<runs::View>,
+    /// Where its masters and workers listen, by address; empty if they do not, or not in our network namespace, and where
+    /// that cannot be told.
+    pub accept_queues: Arc<[AcceptQueue]>,
     /// CPU that was charged to the pool's control group and that neither workers nor masters have used, ns,
     /// while all of its processes were those of the pool; `None` until they have been.
     pub unattributed_cgroup_cpu_ns: Option<u64>,
@@ -228,6 +231,21 @@ pub struct Schedule {
     pub unattributed_cpu_ns: u64,
     /// Lengths of intervals in seconds, by kind of time; `None` where they are not measured.
     pub intervals: Option<[Arc<Distribution>; KINDS]>,
+}
+
+/// The sockets of a pool that listen at one address, and what waits there to be accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AcceptQueue {
+    /// As [`crate::input::SocketAddress`] is shown.
+    pub address: Arc<str>,
+    /// What they are.
+    pub family: SocketFamily,
+    /// How many; with SO_REUSEPORT there can be several.
+    pub sockets: u32,
+    /// Established connections that nobody has accepted, at all of them.
+    pub length: u64,
+    /// The backlogs of all of them.
+    pub limit: u64,
 }
 
 /// A process that forks the workers of a pool.

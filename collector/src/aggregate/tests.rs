@@ -1,5 +1,6 @@
 //! The aggregator against the host of [`world`].
 
+mod accept_queues;
 mod cgroups;
 mod losses;
 mod masters;

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use collector_ebpf::schedule::{KINDS, ON_CPU, POLL, RUNNABLE};
 
 use crate::histogram::Scratch;
-use crate::input::{Comm, ExitStatus, Interval, Profile, Rss, ScheduleReading, Sender, TaskState};
+use crate::input::{
+    Comm, ExitStatus, Interval, Profile, Rss, ScheduleReading, Sender, SocketFamily, TaskState,
+};
 use crate::snapshot::{
-    DeathCertificate, Distribution, EventCounts, ExitCounts, Feature, MapFill, Master, Own, Pool,
-    ProgramCost, Reading, SchedulerCost, Snapshot, StateCounts, WindowQuantiles, Worker, WorkerState,
+    AcceptQueue, DeathCertificate, Distribution, EventCounts, ExitCounts, Feature, MapFill, Master, Own,
+    Pool, ProgramCost, Reading, SchedulerCost, Snapshot, StateCounts, WindowQuantiles, Worker, WorkerState,
     Workers,
 };
 use crate::units::CpuTime;
@@ -74,9 +76,14 @@ pub(crate) fn pool(name: &str) -> Pool {
         lifetime_seconds: empty(&[1.0]),
         schedule: None,
         runs: None,
+        accept_queues: Arc::default(),
         unattributed_cgroup_cpu_ns: None,
         workers: Workers::default(),
     }
+}
+
+fn accept_queue(address: &str, family: SocketFamily, sockets: u32, length: u64, limit: u64) -> AcceptQueue {
+    AcceptQueue { address: address.into(), family, sockets, length, limit }
 }
 
 pub(crate) fn worker(slot: u32) -> Worker {
@@ -209,6 +216,11 @@ pub(crate) fn snapshot() -> Snapshot {
     web.cpu_utilization = distribution(&[0.001, 0.05, 0.1, 0.5, 1.0], 0.25);
     web.worker_rss_bytes = distribution(&[1_048_576.0, 16_777_216.0, 1_073_741_824.0], 52_428_800.0);
     web.unattributed_cgroup_cpu_ns = Some(1_250_000_000);
+    web.accept_queues = [
+        accept_queue("0.0.0.0:8080", SocketFamily::Tcp, 4, 3, 8192),
+        accept_queue("[::]:8080", SocketFamily::Tcp6, 1, 0, 511),
+    ]
+    .into();
     web.lifetime_seconds = distribution(&[0.00001, 1.0, 60.0, 86_400.0, 1_000_000.0], 40.0);
     let creating = Worker {
         generation: 1,
@@ -226,6 +238,7 @@ pub(crate) fn snapshot() -> Snapshot {
     hostile.size = 5;
     hostile.states.running = 5;
     hostile.unlisted = 4;
+    hostile.accept_queues = [accept_queue(HOSTILE, SocketFamily::Unix, 1, 129, 128)].into();
     hostile.workers = vec![Worker { comm: HOSTILE.into(), app: Some(HOSTILE.into()), ..worker(0) }].into();
 
     let mut xargs = pool("xargs");

@@ -233,6 +233,8 @@ struct PoolStats<'a> {
     summary: PoolSummary<'a>,
     totals: Totals,
     masters: Vec<Master<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    accept_queues: Vec<AcceptQueue<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     schedule: Option<Schedule>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -271,6 +273,7 @@ impl<'a> PoolStats<'a> {
                 storage: Storage::of(pool.read_bytes, pool.written_bytes),
             },
             masters: pool.masters.iter().map(Master::of).collect(),
+            accept_queues: pool.accept_queues.iter().map(AcceptQueue::of).collect(),
             schedule: pool.schedule.as_ref().map(Schedule::of_pool),
             runs: pool.runs.as_ref().map(Runs::of),
             unattributed_cpu_seconds: pool.unattributed_cpu_ns().map(|(by, ns)| (by, Seconds(ns))).collect(),
@@ -320,6 +323,28 @@ impl<'a> Master<'a> {
             started: Time(master.started_unix_ns),
             cpu: master.cpu.map(Cpu::of),
             rss_bytes: master.rss_bytes,
+        }
+    }
+}
+
+/// Where a pool listens.
+#[derive(Serialize)]
+struct AcceptQueue<'a> {
+    address: &'a str,
+    family: &'static str,
+    sockets: u32,
+    length: u64,
+    limit: u64,
+}
+
+impl<'a> AcceptQueue<'a> {
+    fn of(queue: &'a snapshot::AcceptQueue) -> Self {
+        Self {
+            address: &queue.address,
+            family: queue.family.as_str(),
+            sockets: queue.sockets,
+            length: queue.length,
+            limit: queue.limit,
         }
     }
 }

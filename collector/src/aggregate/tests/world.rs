@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::super::*;
 use crate::governor::Governor;
 use crate::input::{
-    Cgroup, CgroupReader, Comm, Exec, Exit, ExitStatus, FactReader, Fork, Listed, Needs, Reap, Rename, Rss,
-    Sample, SlotRecord, TaskState,
+    Cgroup, CgroupReader, Comm, Exec, Exit, ExitStatus, FactReader, Fork, Listed, ListeningSocket, Needs,
+    Reap, Rename, Rss, Sample, SlotRecord, SocketAddress, SocketFamily, SocketReader, TaskState,
 };
 use crate::snapshot::{EventCounts, Feature};
 use crate::units::{CpuTime, NANOS_PER_SECOND as SECOND};
@@ -68,6 +68,16 @@ pub(super) struct Host {
     pub(super) charged: BTreeMap<Vec<u8>, u64>,
     /// Accounts and lists of members that were read.
     pub(super) cgroup_reads: (usize, usize),
+    /// Sockets that listen, by inode: where, how many wait, of how many.
+    pub(super) listening: BTreeMap<u32, (SocketFamily, String, u32, u32)>,
+    /// Who has which of them open, and others.
+    pub(super) open: BTreeMap<Pid, Vec<u32>>,
+    /// No socket is listed now.
+    pub(super) unlisted_sockets: bool,
+    /// Families that were listed.
+    pub(super) socket_lists: Vec<SocketFamily>,
+    /// Whose descriptors were looked at.
+    pub(super) looked_at: Vec<Pid>,
 }
 
 impl Host {
@@ -399,6 +409,29 @@ impl CgroupReader for Fake {
     }
 }
 
+impl SocketReader for Fake {
+    fn listening(&mut self, family: SocketFamily, out: &mut dyn FnMut(ListeningSocket<'_>)) -> bool {
+        let mut host = self.host();
+        host.socket_lists.push(family);
+        for (inode, (of, name, length, limit)) in &host.listening {
+            let address = SocketAddress::Unix(name.as_bytes());
+            if *of == family {
+                out(ListeningSocket { inode: *inode, address, length: *length, limit: *limit });
+            }
+        }
+        !host.unlisted_sockets
+    }
+
+    fn held(&mut self, process: ProcessKey, at_most: usize, out: &mut Vec<u32>) -> usize {
+        let mut host = self.host();
+        assert!(host.processes.get(&process.pid).is_none_or(|real| real.key == process));
+        host.looked_at.push(process.pid);
+        out.clear();
+        out.extend(host.open.get(&process.pid).into_iter().flatten().take(at_most));
+        out.len()
+    }
+}
+
 /// The aggregator, the host and the time, turned as the collecting thread turns them.
 pub(super) struct World {
     pub(super) aggregate: Aggregate,
@@ -436,6 +469,7 @@ impl World {
         let (aggregate, mut release) = (&mut self.aggregate, Vec::new());
         self.fake.pass(&mut |input| aggregate.apply(input, &mut release));
         self.aggregate.compare_cgroups(now, &self.fake.clone(), &mut self.fake.clone());
+        self.aggregate.read_accept_queues(now, &mut self.fake.clone());
         release.into_iter().for_each(|record| self.fake.release(record));
         next
     }

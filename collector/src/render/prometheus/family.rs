@@ -113,6 +113,10 @@ families! {
             "Bytes that workers caused to be read from storage while watched.";
         POOL_WRITTEN = Counter "worker_pool_written_bytes_total" ["pool"] "bytes"
             "Bytes that workers caused to be written to storage while watched.";
+        POOL_ACCEPT_QUEUE = Gauge "worker_pool_accept_queue_length" ["pool", "address"] ""
+            "Established connections that wait to be accepted where the pool listens; those of sockets with one address together.";
+        POOL_ACCEPT_QUEUE_LIMIT = Gauge "worker_pool_accept_queue_limit" ["pool", "address"] ""
+            "Backlog of the sockets with this address together; the kernel lets one connection more wait at each.";
         POOL_UTILIZATION = Histogram "worker_pool_cpu_utilization_ratio" ["pool"] "ratio"
             "CPU of one worker in one interval as a share of one CPU, one value per worker and interval.";
         POOL_UTILIZATION_QUANTILE = Summary "worker_pool_cpu_utilization_ratio_quantile" ["pool", "quantile", "window"] ""

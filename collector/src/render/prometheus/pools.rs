@@ -5,7 +5,8 @@ use super::family::*;
 use super::text::{Nanos, One};
 use super::writer::{LabelWriter, Labels, Name, Place, Variants, Writer};
 use super::{COMM, MODE, PID, POOL, REASON, Series};
-use crate::snapshot::{Distribution, Master, Pool};
+
+use crate::snapshot::{AcceptQueue, Distribution, Master, Pool};
 use crate::worker::runs::View;
 
 /// Masters of a pool with series of their own; more than two are alive only while upgrades overlap.
@@ -65,6 +66,7 @@ pub(super) fn write(writer: &mut Writer<'_>, series: &Series<'_>) {
     each(writer, &POOL_RSS, |pool| pool.rss_bytes);
     each(writer, &POOL_READ, |pool| pool.read_bytes);
     each(writer, &POOL_WRITTEN, |pool| pool.written_bytes);
+    write_accept_queues(writer, series);
 
     let distribution = |writer: &mut Writer<'_>, families, of: fn(&Pool) -> &Distribution| {
         write_distributions(writer, families, || series.pools().map(|(pool, labels)| (labels, of(pool))));
@@ -103,6 +105,22 @@ pub(super) fn write_runs(writer: &mut Writer<'_>, series: &Series<'_>) {
     each(writer, &POOL_SHORTEST_RUN, |runs| Some(runs.totals.extremes_ns?.0));
     each(writer, &POOL_LONGEST_RUN, |runs| Some(runs.totals.extremes_ns?.1));
     each(writer, &POOL_LAST_RUN, |runs| runs.last_unix_ns);
+}
+
+fn write_accept_queues(writer: &mut Writer<'_>, series: &Series<'_>) {
+    const ADDRESS: Name = Name::new("address");
+    let each = |writer: &mut Writer<'_>, family: &Family, value: fn(&AcceptQueue) -> u64| {
+        writer.family(family, |samples| {
+            for (pool, labels) in series.pools() {
+                for queue in &*pool.accept_queues {
+                    let address = |labels: &mut LabelWriter<'_>| labels.text(&ADDRESS, &queue.address);
+                    samples.add_labelled(labels, address, value(queue));
+                }
+            }
+        });
+    };
+    each(writer, &POOL_ACCEPT_QUEUE, |queue| queue.length);
+    each(writer, &POOL_ACCEPT_QUEUE_LIMIT, |queue| queue.limit);
 }
 
 /// Writes a histogram, its quantiles and what was left out of it.
