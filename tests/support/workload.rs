@@ -13,7 +13,10 @@
 //! Behaviours: `sleep`, `burn MS` (one core, then sleep), `duty PERCENT MS`, `touch BYTES` (then sleep),
 //! `touch-in CGROUP_PROCS BYTES` (joins a control group first), `burn-in CGROUP_PROCS MS` (does so, and ends
 //! when it has burnt), `name HEX` (sets its comm to these bytes), `exec PROGRAM ARGS…`, `exit CODE`, `abort`,
-//! `job MS CODE` (sleeps, then exits), `dump-core DIRECTORY`, `threads COUNT BURN_MS`, `last-thread MS CODE` (the main thread ends first),
+//! `job MS CODE` (sleeps, then exits), `dump-core DIRECTORY`, `threads COUNT BURN_MS`, `last-thread MS CODE` (the main
+//! thread ends first),
+//! `listen ADDRESS BACKLOG FILE` (accepts nothing before the file is there, then everything; an address is `IP:PORT`,
+//! which others may share, `unix:PATH` or `unix:@NAME`),
 //! `wait KIND … FILE` (waits for a known reason and writes to the file for how long; see `waits.rs`),
 //! `thread-exec PROGRAM ARGS…` (execve from another thread than the main one). A worker dies with its master,
 //! but `orphan BEHAVIOUR…` does not.
@@ -203,6 +206,7 @@ fn behave(words: &[&str]) {
                 });
             }
         }
+        "listen" => listen(words[1], number(words, 2) as i32, std::path::Path::new(words[3])),
         "wait" => waits::wait(&words[1..]),
         "last-thread" => {
             let (time, code) = (ms(1), number(words, 2) as i32);
@@ -219,6 +223,33 @@ fn behave(words: &[&str]) {
             std::thread::spawn(move || exec(&words.iter().map(String::as_str).collect::<Vec<_>>()));
         }
         other => panic!("unknown behaviour {other:?}"),
+    }
+}
+
+fn listen(address: &str, backlog: i32, go: &std::path::Path) {
+    use socket2::{Domain, SockAddr, Socket, Type};
+    let (domain, address) = match address.strip_prefix("unix:") {
+        Some(name) => (Domain::UNIX, SockAddr::unix(name.replacen('@', "\0", 1)).expect("a name")),
+        None => {
+            let address: std::net::SocketAddr = address.parse().expect("an address");
+            (Domain::for_address(address), address.into())
+        }
+    };
+    let socket = Socket::new(domain, Type::STREAM, None).expect("a socket");
+    if domain != Domain::UNIX {
+        socket.set_reuse_port(true).expect("SO_REUSEPORT");
+    }
+    if domain == Domain::IPV6 {
+        socket.set_only_v6(true).expect("IPV6_V6ONLY");
+    }
+    socket.bind(&address).expect("a free address");
+    socket.listen(backlog).expect("it listens");
+    while !go.exists() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let mut accepted = Vec::new();
+    loop {
+        accepted.push(socket.accept().expect("a connection"));
     }
 }
 

@@ -1,5 +1,6 @@
 //! What must hold on every kernel of the matrix.
 
+mod accept_queues;
 mod cgroup;
 mod cpu;
 mod ends;
