@@ -114,6 +114,8 @@ offsets! {
     mm_rss_stride,
     /// `kernel_siginfo.si_code`: int
     siginfo_code,
+    /// `task_struct.jobctl`: unsigned long
+    task_jobctl,
     /// `task_struct.files`
     task_files,
     /// `files_struct.fdt`

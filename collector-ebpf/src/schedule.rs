@@ -46,6 +46,10 @@ pub const UNKNOWN: u32 = 0xff;
 /// system calls; never a kind of time.
 pub const BY_DESCRIPTOR: u8 = 0xfe;
 
+/// A system call that locks the address space, where a thread that is blocked uninterruptibly waits for threads of its
+/// own process. Only in the table of system calls; never a kind of time.
+pub const ADDRESS_SPACE: u8 = 0xfd;
+
 /// System calls in the table of reasons; those with higher numbers are [`OTHER`].
 pub const SYSCALLS: usize = 512;
 

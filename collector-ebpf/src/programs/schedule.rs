@@ -17,10 +17,10 @@ use collector_ebpf::histogram::{SUB_BUCKETS, index};
 use collector_ebpf::limits::{MAX_CHUNKS, THREAD_SETS};
 use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::schedule::{
-    BY_DESCRIPTOR, CHILD, CHUNK_WORDS, COMING, Chunk, DIRECTORIES, DISK, FRESH, KINDS, NETWORK, ON_CPU,
-    OTHER, PAGE_FAULT, PIPE, POLL, PROFILE_COUNTERS, PROFILE_HISTOGRAMS, RUNNABLE, STOPPED, SYSCALLS,
-    THREAD_HISTOGRAMS, THREAD_PARTIAL, TIMED_RUNS, Thread, Times, UNKNOWN, WAYS, directory_of, entry_of,
-    shift_of,
+    ADDRESS_SPACE, BY_DESCRIPTOR, CHILD, CHUNK_WORDS, COMING, Chunk, DIRECTORIES, DISK, FRESH, KINDS, LOCK,
+    NETWORK, ON_CPU, OTHER, PAGE_FAULT, PIPE, POLL, PROFILE_COUNTERS, PROFILE_HISTOGRAMS, RUNNABLE, STOPPED,
+    SYSCALLS, THREAD_HISTOGRAMS, THREAD_PARTIAL, TIMED_RUNS, Thread, Times, UNKNOWN, WAYS, directory_of,
+    entry_of, shift_of,
 };
 use collector_ebpf::slot::Tag;
 
@@ -31,6 +31,9 @@ use crate::{CHUNKS, CONTROL, FREE_CHUNKS, THREADS, TIMES, count, count_by, free_
 const TASK_UNINTERRUPTIBLE: u32 = 0x2;
 /// `__TASK_STOPPED | __TASK_TRACED`
 const TASK_STOPPED_OR_TRACED: u32 = 0x4 | 0x8;
+/// `JOBCTL_TRAP_FREEZE` of `include/linux/sched/jobctl.h` (5.2+): the thread is frozen with its cgroup of version 2, or
+/// will be as soon as it has left the kernel.
+const JOBCTL_TRAP_FREEZE: u64 = 1 << 23;
 /// `TASK_DEAD`: the last switch of a thread.
 const TASK_DEAD: u32 = 0x80;
 /// `TASK_NEW`: between its making and its first wake-up.
@@ -505,9 +508,10 @@ fn add_u32(to: *mut u32, value: u32) {
 ///
 /// | state | in | reason |
 /// |---|---|---|
-/// | stopped or traced | | `STOPPED` |
+/// | stopped or traced, or frozen with its cgroup | | `STOPPED` |
 /// | any | no system call | `PAGE_FAULT` |
 /// | uninterruptible | clone, fork, vfork, wait | `CHILD` |
+/// | uninterruptible | mmap, munmap and the like, exit | `LOCK`: other threads hold the address space |
 /// | uninterruptible | any other | `DISK` |
 /// | interruptible | a call of the table | its reason there |
 /// | interruptible | read, write and the like | by what the descriptor is open on |
@@ -516,6 +520,12 @@ fn add_u32(to: *mut u32, value: u32) {
 fn reason(task: Task, state: u32) -> u32 {
     if state & TASK_STOPPED_OR_TRACED != 0 {
         return STOPPED;
+    }
+    if offset!(task_jobctl) != ABSENT {
+        let jobctl: u64 = read!(task.0, task_jobctl);
+        if jobctl & JOBCTL_TRAP_FREEZE != 0 {
+            return STOPPED;
+        }
     }
     let uninterruptible = state & TASK_UNINTERRUPTIBLE != 0 && state & TASK_NOLOAD == 0;
     let flags: u32 = read!(task.0, task_flags);
@@ -537,7 +547,14 @@ fn reason(task: Task, state: u32) -> u32 {
         OTHER as u8
     };
     if uninterruptible {
-        return if u32::from(listed) == CHILD { CHILD } else { DISK };
+        return match listed {
+            ADDRESS_SPACE => LOCK,
+            _ if u32::from(listed) == CHILD => CHILD,
+            _ => DISK,
+        };
+    }
+    if listed == ADDRESS_SPACE {
+        return OTHER;
     }
     if listed == BY_DESCRIPTOR {
         return by_descriptor(task, read!(registers, regs_argument));

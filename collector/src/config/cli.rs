@@ -64,7 +64,7 @@ pub struct Flags {
     )]
     pub listen_addresses: Vec<SocketAddr>,
 
-    /// CPU that the scheduler probes may take, percent of one CPU: above it they record less, in steps. 0 is no limit
+    /// CPU that the scheduler probes may take for followed threads, percent of one CPU: above it they record less, in steps. 0 is no limit
     #[arg(
         long = "probes.overhead-budget",
         env = "COLLECTOR_PROBES_OVERHEAD_BUDGET",

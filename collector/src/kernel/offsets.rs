@@ -107,6 +107,7 @@ pub fn resolve(btf: &Btf<'_>, cast: Option<u32>) -> Result<Offsets, OffsetsError
         mm_rss_first,
         mm_rss_stride,
         siginfo_code: required("kernel_siginfo", siginfo, "si_code", 4)?,
+        task_jobctl: optional(task, "jobctl", 8),
         task_files: of_task("files", 8)?,
         files_fdt: of(4, "fdt", 8),
         fdtable_max_fds: of(5, "max_fds", 4),

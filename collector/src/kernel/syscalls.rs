@@ -3,14 +3,16 @@
 //! Numbers differ by architecture and come from libc, so the table is right for the one we are built for. A 32-bit
 //! program on a 64-bit kernel has other numbers; its reasons are wrong.
 
-use collector_ebpf::schedule::{BY_DESCRIPTOR, CHILD, DISK, LOCK, NETWORK, OTHER, POLL, SLEEP, SYSCALLS};
+use collector_ebpf::schedule::{
+    ADDRESS_SPACE, BY_DESCRIPTOR, CHILD, DISK, LOCK, NETWORK, OTHER, POLL, SLEEP, SYSCALLS,
+};
 
 macro_rules! calls {
     ($($name:ident)*) => { &[$(libc::$name),*] };
 }
 
 /// Reasons with their calls, on every architecture.
-const CALLS: [(u8, &[libc::c_long]); 8] = [
+const CALLS: [(u8, &[libc::c_long]); 9] = [
     (
         POLL as u8,
         calls!(SYS_epoll_pwait SYS_epoll_pwait2 SYS_ppoll SYS_pselect6 SYS_accept SYS_accept4 SYS_io_uring_enter
@@ -37,6 +39,11 @@ const CALLS: [(u8, &[libc::c_long]); 8] = [
     (
         BY_DESCRIPTOR,
         calls!(SYS_read SYS_write SYS_readv SYS_writev SYS_close SYS_ioctl SYS_sendfile SYS_splice SYS_tee SYS_vmsplice),
+    ),
+    (
+        ADDRESS_SPACE,
+        calls!(SYS_mmap SYS_munmap SYS_mremap SYS_mprotect SYS_pkey_mprotect SYS_madvise SYS_brk SYS_mlock SYS_munlock
+            SYS_exit SYS_exit_group SYS_prctl),
     ),
     (OTHER as u8, &[]),
 ];
@@ -80,5 +87,6 @@ mod tests {
         );
         assert_eq!(u32::from(table[libc::SYS_futex as usize]), LOCK);
         assert_eq!(table[libc::SYS_read as usize], BY_DESCRIPTOR);
+        assert_eq!(table[libc::SYS_munmap as usize], ADDRESS_SPACE);
     }
 }

@@ -11,10 +11,10 @@ use crate::support::{Collector, Workload, eventually, pool_of, worker};
 const BOUND: f64 = 0.02;
 
 /// A control group of version 2, removed at the end.
-struct Cgroup(PathBuf);
+pub(super) struct Cgroup(PathBuf);
 
 impl Cgroup {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         let mount = mounts.lines().find_map(|line| {
             let (mount, file_system) = line.split_once(" - ")?;
@@ -26,7 +26,12 @@ impl Cgroup {
         Self(path)
     }
 
-    fn procs(&self) -> PathBuf {
+    /// Freezes all that is in it, or lets it go on.
+    pub(super) fn freeze(&self, frozen: bool) {
+        std::fs::write(self.0.join("cgroup.freeze"), if frozen { "1" } else { "0" }).unwrap();
+    }
+
+    pub(super) fn procs(&self) -> PathBuf {
         self.0.join("cgroup.procs")
     }
 }

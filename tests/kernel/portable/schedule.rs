@@ -6,6 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use super::cgroup::Cgroup;
 use crate::support::{Collector, Workload, eventually, pool_of, worker};
 
 /// A file that a worker writes what it measured to.
@@ -241,4 +242,31 @@ fn probes_that_cost_more_than_they_may_step_back_and_say_so() {
     assert!(stats["collector"]["cost"]["scheduler_probes"]["cpu_ratio"].as_f64().unwrap() > 1e-5);
     assert!(collector.log().contains("the budget is 0.001 %"), "{}", collector.log());
     kill(busy, Signal::SIGKILL).unwrap();
+}
+
+#[test]
+fn a_frozen_worker_is_stopped() {
+    let (mut master, collector) = start();
+    let cgroup = Cgroup::new("frozen");
+    let idle = master.spawn(&format!("touch-in {} 1", cgroup.procs().display()));
+    let busy = master.spawn(&format!("burn-in {} 600000", cgroup.procs().display()));
+    let seconds_of = |pid: Pid, kind: &str| {
+        let stats = collector.stats();
+        worker(pool_of(&stats, master.pid())?, pid)?["schedule"]["seconds"][kind].as_f64()
+    };
+    eventually("both do what they do", || {
+        (seconds_of(busy, "on_cpu")? > 0.2 && seconds_of(idle, "sleep")? > 0.2).then_some(())
+    });
+    cgroup.freeze(true);
+    for pid in [idle, busy] {
+        eventually("it is frozen", || (seconds_of(pid, "stopped")? > 2.0).then_some(()));
+    }
+    let before = [seconds_of(idle, "sleep"), seconds_of(busy, "on_cpu"), seconds_of(busy, "pagefault")];
+    let stopped = seconds_of(busy, "stopped").unwrap();
+    eventually("time goes on", || (seconds_of(busy, "stopped")? > stopped + 1.0).then_some(()));
+    let after = [seconds_of(idle, "sleep"), seconds_of(busy, "on_cpu"), seconds_of(busy, "pagefault")];
+    assert_eq!(before, after);
+    cgroup.freeze(false);
+    let on_cpu = seconds_of(busy, "on_cpu").unwrap();
+    eventually("it goes on", || (seconds_of(busy, "on_cpu")? > on_cpu).then_some(()));
 }

@@ -242,9 +242,9 @@ families! {
         PROGRAM_RUNS = Counter "collector_bpf_program_runs_total" ["program"] ""
             "Runs of a BPF program; absent unless kernel.bpf_stats_enabled is set.";
         PROBE_CPU = Gauge "collector_probe_cpu_ratio" [] ""
-            "CPU the scheduler probes took in the last second, as a share of one CPU, from a sample of their runs.";
+            "CPU the scheduler probes took for followed threads in the last second, as a share of one CPU, from a sample of their runs.";
         PROBE_BUDGET = Gauge "collector_probe_cpu_budget_ratio" [] ""
-            "CPU the scheduler probes may take, as a share of one CPU; absent without a limit.";
+            "CPU the scheduler probes may take for followed threads, as a share of one CPU; absent without a limit.";
         DEGRADED = Gauge "collector_degraded" ["step"] ""
             "1 for each step taken to keep the scheduler probes within their budget: no histograms, then no probes.";
         MAP_ENTRIES = Gauge "collector_map_entries" ["map"] ""
@@ -252,7 +252,7 @@ families! {
         MAP_CAPACITY = Gauge "collector_map_capacity_entries" ["map"] ""
             "Entries that a BPF map has.";
         MAP_MEMORY = Gauge "collector_kernel_map_memory_bytes" [] "bytes"
-            "Kernel memory of the collector's BPF maps, which its resident memory does not show.";
+            "Kernel memory of the collector's BPF maps. What is mapped of them is in its resident memory, too.";
         PROCESSES = Gauge "collector_processes" [] ""
             "Processes the collector knows now.";
         RELOAD_SUCCESSFUL = Gauge "collector_config_last_reload_successful" [] ""
