@@ -23,8 +23,11 @@ const KERNELS: [(&str, &str); 2] =
 /// that is off fails the run: a feature that quietly stops loading is what this matrix is for.
 const KNOWN_OFF: [(&str, &str, &str); 1] = [("6.1", "task_walk", "programs may walk over tasks since 6.10")];
 
-/// Boot and tests take about ten seconds under emulation; the rest is for a loaded machine.
-const TIMEOUT_SECONDS: u32 = 300;
+/// What a host would load by itself when it is asked for, each after those that it needs; paths below a release's `kernel`.
+const MODULES: [&str; 3] = ["net/ipv4/inet_diag.ko", "net/ipv4/tcp_diag.ko", "net/unix/unix_diag.ko"];
+
+/// Boot takes about ten seconds under emulation and the tests some five minutes; the rest is for a loaded machine.
+const TIMEOUT_SECONDS: u32 = 600;
 
 const MARK: &str = "@@@@ ";
 
@@ -39,6 +42,7 @@ mount -t tracefs tracefs /sys/kernel/tracing
 mount -t bpf bpf /sys/fs/bpf
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 ip link set lo up
+for module in /modules/$(uname -r)/*; do insmod "$module"; done
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/tmp RUST_BACKTRACE=1
 export COLLECTOR_BINARY=/tests/collector WORKLOAD_BINARY=/tests/workload
 # Into files first, so that no kernel message lands in the middle of a line.
@@ -59,11 +63,16 @@ pub(crate) fn run() -> Result<()> {
     packages::ensure(Need::Vm)?;
     let dir = command::target().join("vm");
     fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
-    let initramfs = initramfs(&dir)?;
-    let mut reports = Vec::new();
+    let mut kernels = Vec::new();
     for (name, metapackage) in KERNELS {
         let package = newest(metapackage)?;
         let image = kernel_image(&dir, &package)?;
+        kernels.push((name, package, image));
+    }
+    let packages = kernels.iter().map(|(_, package, _)| dir.join(package));
+    let initramfs = initramfs(&dir, packages)?;
+    let mut reports = Vec::new();
+    for (name, package, image) in kernels {
         println!("booting {package}");
         let console = boot(&dir, name, &image, &initramfs)?;
         let report = Report::parse(&console).with_context(|| {
@@ -129,8 +138,8 @@ fn kernel_image(dir: &Path, package: &str) -> Result<PathBuf> {
     Ok(image)
 }
 
-/// Builds the binaries and packs them with their libraries.
-fn initramfs(dir: &Path) -> Result<PathBuf> {
+/// Builds the binaries and packs them with their libraries, and the modules of the kernels.
+fn initramfs(dir: &Path, kernels: impl Iterator<Item = PathBuf>) -> Result<PathBuf> {
     let test = ["test", "--package", "collector", "--locked", "--test", "kernel", "--no-run"];
     let kernel_tests = executable(&mut command::cargo(test), "test", "kernel")?;
     let build = ["build", "--package", "collector", "--locked", "--bin", "collector"];
@@ -156,6 +165,9 @@ fn initramfs(dir: &Path) -> Result<PathBuf> {
         // Debug information is most of a file that the guest has to unpack.
         command::run(command::program("strip", ["--strip-debug", "-o"]).arg(root.join(name)).arg(&binary))?;
     }
+    for kernel in kernels {
+        copy_modules(&kernel, &root.join("modules"))?;
+    }
     let init = root.join("init");
     fs::write(&init, INIT).context("writing the guest's init")?;
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
@@ -168,6 +180,28 @@ fn initramfs(dir: &Path) -> Result<PathBuf> {
     pack.args(["-c", "find . | cpio --quiet --create --format=newc"]).current_dir(&root).stdout(file);
     command::run(&mut pack)?;
     Ok(image)
+}
+
+/// Copies [`MODULES`] of the releases in an unpacked package, numbered in their order, to a directory for each release.
+fn copy_modules(kernel: &Path, to: &Path) -> Result<()> {
+    for release in fs::read_dir(kernel.join("lib/modules")).context("a kernel has modules")? {
+        let release = release?;
+        let to = to.join(release.file_name());
+        fs::create_dir_all(&to)?;
+        for (number, module) in MODULES.iter().enumerate() {
+            let from = release.path().join("kernel").join(module);
+            let packed = from.with_extension("ko.xz");
+            let copy = to.join(format!("{number}.ko"));
+            if packed.is_file() {
+                let file = fs::File::create(&copy).with_context(|| format!("creating {}", copy.display()))?;
+                let mut unpack = Command::new("/bin/busybox");
+                command::run(unpack.arg("xzcat").arg(&packed).stdout(file))?;
+            } else {
+                fs::copy(&from, &copy).with_context(|| format!("copying {}", from.display()))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The executable of a target that a cargo command builds, from its JSON messages.
