@@ -25,8 +25,8 @@ impl Runner {
         let collector = Collector::start(&[source, &format!("--config.file={}", path.display())]);
         let runner = Self { master, collector, config };
         eventually("the runner is known", || {
-            let pool = runner.pool();
-            (pool["masters"][0]["pid"] == runner.master.pid().as_raw()).then_some(())
+            let masters = runner.pool()["masters"].as_array()?.clone();
+            masters.iter().any(|master| master["pid"] == runner.master.pid().as_raw()).then_some(())
         });
         runner
     }
