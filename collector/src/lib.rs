@@ -34,6 +34,7 @@
 //! | [`render`] | snapshot to Prometheus text, OpenMetrics, protobuf, JSON. The only home of wire types |
 //! | [`auth`], [`http`] | who may ask; the server |
 //! | [`config`] | what was typed, what the files say, the validated result |
+//! | [`files`] | reads what an operator names, without waiting and within a limit |
 //! | [`privileges`], [`heap`] | giving up rights, and memory |
 //! | [`app`], [`doctor`] | wiring; the report of what works here |
 //!
@@ -71,6 +72,7 @@ pub mod auth;
 pub mod collect;
 pub mod config;
 pub mod doctor;
+pub mod files;
 pub mod governor;
 pub mod heap;
 pub mod histogram;

@@ -7,13 +7,11 @@ use regex::bytes::{Regex, RegexBuilder};
 use serde::Deserialize;
 use thiserror::Error;
 
+use crate::files;
 use crate::input::Profile;
 use crate::render::prometheus::Groups;
 use crate::units::NANOS_PER_SECOND;
 use crate::worker::matcher::{Conditions, MAX_NAME, Matcher, Rule, Work};
-
-/// Larger files are refused; a thousand rules need a tenth.
-const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Compiled size of one regular expression at most.
 const MAX_REGEX_BYTES: usize = 1 << 20;
@@ -26,19 +24,8 @@ const LONGEST_INTERVAL_NS: u64 = 3600 * NANOS_PER_SECOND;
 #[derive(Debug, Error)]
 pub enum FileError {
     /// It cannot be read.
-    #[error("reading {path}")]
-    Read {
-        /// The file.
-        path: String,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// It is longer than any configuration.
-    #[error("{path} has more than {MAX_FILE_BYTES} bytes: this is no configuration")]
-    TooLong {
-        /// The file.
-        path: String,
-    },
+    #[error(transparent)]
+    Read(#[from] files::Error),
     /// It is not YAML of this shape.
     #[error("{path}: {message}")]
     Syntax {
@@ -202,16 +189,7 @@ enum User {
 
 /// Reads and validates a file.
 pub fn load(path: &Path) -> Result<FileConfig, FileError> {
-    let shown = path.display().to_string();
-    let read = |source| FileError::Read { path: shown.clone(), source };
-    let file = std::fs::File::open(path).map_err(read)?;
-    let mut text = String::new();
-    std::io::Read::read_to_string(&mut std::io::Read::take(file, MAX_FILE_BYTES + 1), &mut text)
-        .map_err(read)?;
-    if text.len() as u64 > MAX_FILE_BYTES {
-        return Err(FileError::TooLong { path: shown });
-    }
-    parse(&text, &shown)
+    parse(&files::read_text(path)?, &path.display().to_string())
 }
 
 /// Validates the text of a file called `path`.
@@ -448,6 +426,14 @@ pools:
         check("colour: red", "unknown field");
         check("pools: [{name: a, match: {com: b}}]", "unknown field");
         check("pools: {", "c.yml");
+    }
+
+    #[test]
+    fn a_name_that_is_no_file_is_refused_at_once() {
+        for name in ["/dev/zero", "/"] {
+            let error = load(Path::new(name)).map(|_| ()).unwrap_err().to_string();
+            assert_eq!(error, format!("{name} is no regular file"));
+        }
     }
 
     #[test]

@@ -15,19 +15,15 @@ use tokio_rustls::rustls::SupportedProtocolVersion;
 use tokio_rustls::rustls::version::{TLS12, TLS13};
 
 use crate::auth::Users;
+use crate::files;
 use crate::http::{AccessConfig, RateLimit, tls};
 
 /// Why a file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It cannot be read.
-    #[error("{path}: {error}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        error: std::io::Error,
-    },
+    #[error(transparent)]
+    Read(#[from] files::Error),
     /// It is not YAML, or has a key that nobody knows.
     #[error("{path}: {error}")]
     Parse {
@@ -83,8 +79,7 @@ impl WebConfig {
 
 /// Reads a file, and the certificates it names.
 pub fn load(path: &Path) -> Result<WebConfig, Error> {
-    let text = std::fs::read_to_string(path).map_err(|error| Error::Read { path: path.to_owned(), error })?;
-    parse(&text, path)
+    parse(&files::read_text(path)?, path)
 }
 
 fn parse(text: &str, path: &Path) -> Result<WebConfig, Error> {
@@ -431,6 +426,8 @@ mod tests {
         }
         let missing = load(Path::new("/nonexistent/web.yml")).unwrap_err().to_string();
         assert!(missing.starts_with("/nonexistent/web.yml: "), "{missing}");
+        let endless = load(Path::new("/dev/zero")).unwrap_err().to_string();
+        assert_eq!(endless, "/dev/zero is no regular file");
     }
 
     #[test]

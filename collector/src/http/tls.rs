@@ -1,5 +1,6 @@
 //! TLS of the server: certificates from files that may change while we run, and who may connect.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,13 +18,18 @@ use tokio_rustls::rustls::{
     ServerConfig, SignatureScheme, SupportedProtocolVersion,
 };
 
+use crate::files;
+
 /// How often files are looked at, at most; only when connections come.
 const CHECK_EVERY: Duration = Duration::from_secs(5);
 
 /// What keeps TLS from working.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file cannot be read, or holds something else.
+    /// A file cannot be read.
+    #[error(transparent)]
+    Read(#[from] files::Error),
+    /// A file holds something else.
     #[error("{what}: {source}")]
     Pem {
         /// Which file or key of the configuration.
@@ -95,23 +101,23 @@ impl Pem {
         }
     }
 
+    fn bytes(&self) -> Result<Cow<'_, [u8]>, Error> {
+        Ok(match self {
+            Self::File(path) => files::read(path)?.into(),
+            Self::Inline(_, text) => text.as_bytes().into(),
+        })
+    }
+
     fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, Error> {
-        let read = || -> Result<Vec<_>, _> {
-            match self {
-                Self::File(path) => CertificateDer::pem_file_iter(path)?.collect(),
-                Self::Inline(_, text) => CertificateDer::pem_slice_iter(text.as_bytes()).collect(),
-            }
-        };
-        let found = read().map_err(|source| Error::Pem { what: self.what(), source })?;
+        let found: Vec<_> = CertificateDer::pem_slice_iter(&self.bytes()?)
+            .collect::<Result<_, _>>()
+            .map_err(|source| Error::Pem { what: self.what(), source })?;
         if found.is_empty() { Err(Error::Empty(self.what())) } else { Ok(found) }
     }
 
     fn key(&self) -> Result<PrivateKeyDer<'static>, Error> {
-        match self {
-            Self::File(path) => PrivateKeyDer::from_pem_file(path),
-            Self::Inline(_, text) => PrivateKeyDer::from_pem_slice(text.as_bytes()),
-        }
-        .map_err(|source| Error::Pem { what: self.what(), source })
+        PrivateKeyDer::from_pem_slice(&self.bytes()?)
+            .map_err(|source| Error::Pem { what: self.what(), source })
     }
 }
 

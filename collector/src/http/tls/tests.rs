@@ -223,6 +223,20 @@ async fn the_server_speaks_tls_and_nothing_else() {
     server.await.unwrap();
 }
 
+#[test]
+fn a_certificate_that_is_no_file_is_refused_at_once() {
+    let authority = Authority::with_server();
+    let fifo = authority.path("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let pem = || Pem::File(fifo.clone());
+    for config in
+        [Config { certificate: pem(), ..authority.config() }, Config { key: pem(), ..authority.config() }]
+    {
+        let error = Tls::new(Some(config)).unwrap_err().to_string();
+        assert_eq!(error, format!("{} is no regular file", fifo.display()));
+    }
+}
+
 #[tokio::test]
 async fn suites_and_curves_go_by_their_names_in_go() {
     let authority = Authority::with_server();
