@@ -34,7 +34,8 @@ fn main() -> ExitCode {
 fn check_config(file: &std::path::Path) -> anyhow::Result<bool> {
     let config = config::file::load(file)?;
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{}: valid, {} pools", file.display(), config.matcher.rules().len())?;
+    let count = config.matcher.rules().len();
+    writeln!(out, "{}: valid, {count} {}", file.display(), if count == 1 { "pool" } else { "pools" })?;
     for rule in config.matcher.rules() {
         writeln!(out, "  {}", rule.name)?;
     }

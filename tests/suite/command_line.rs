@@ -63,7 +63,7 @@ fn a_good_configuration_is_shown() {
     let file = file("pools: [{name: web, match: {comm: nginx}}]\n");
     let output = collector_command(&["check-config", file.path().to_str().unwrap()]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && said.contains("valid, 1 pool") && said.contains("web"), "{said}");
+    assert!(output.status.success() && said.contains("valid, 1 pool\n") && said.contains("web"), "{said}");
 }
 
 #[test]

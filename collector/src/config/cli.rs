@@ -71,6 +71,7 @@ pub struct Flags {
         value_name = "PERCENT",
         default_value = "1",
         value_parser = percent,
+        allow_negative_numbers = true,
         global = true
     )]
     pub overhead_budget: f64,
@@ -173,6 +174,7 @@ pub enum ReportFormat {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
     use clap::CommandFactory;
@@ -180,6 +182,15 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_no_percentage_is_told_so() {
+        for text in ["-1", "-0.5", "100001", "NaN", "much"] {
+            let refused = Cli::try_parse_from(["collector", "--probes.overhead-budget", text]);
+            let error = refused.map(|_| ()).unwrap_err().to_string();
+            assert!(error.contains(&format!("{text:?} is no percentage such as 1 or 0.5")), "{error}");
+        }
     }
 
     #[test]

@@ -89,9 +89,10 @@ struct Written {
     interval: Option<String>,
     scheduler: Option<WrittenProfile>,
     zero_config: Option<bool>,
-    limits: Limits,
-    metrics: WrittenMetrics,
-    pools: Vec<WrittenPool>,
+    // A key with nothing under it is null, neither a mapping nor a list.
+    limits: Option<Limits>,
+    metrics: Option<WrittenMetrics>,
+    pools: Option<Vec<WrittenPool>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -151,31 +152,59 @@ impl From<WrittenProfile> for Profile {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct WrittenConditions {
-    comm: OneOrMany<String>,
-    exe: OneOrMany<String>,
+    comm: Texts,
+    exe: Texts,
     cmdline: Option<String>,
-    user: OneOrMany<User>,
+    user: Users,
     cgroup: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum OneOrMany<T> {
-    One(T),
-    Many(Vec<T>),
+#[serde(
+    untagged,
+    expecting = "a text or a list of texts is expected here; what YAML reads as a boolean or a number, such as y, no or 12, has to be quoted"
+)]
+enum Texts {
+    One(String),
+    Many(Vec<String>),
 }
 
-impl<T> Default for OneOrMany<T> {
+impl Default for Texts {
     fn default() -> Self {
         Self::Many(Vec::new())
     }
 }
 
-impl<T> OneOrMany<T> {
-    fn into_vec(self) -> Vec<T> {
+impl Texts {
+    fn into_vec(self) -> Vec<String> {
         match self {
             Self::One(value) => vec![value],
             Self::Many(values) => values,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "the name of a user, an id from 0 on, or a list of these is expected here; a name that YAML reads as a boolean or a number, such as y, no or 12, has to be quoted"
+)]
+enum Users {
+    One(User),
+    Many(Vec<User>),
+}
+
+impl Default for Users {
+    fn default() -> Self {
+        Self::Many(Vec::new())
+    }
+}
+
+impl Users {
+    fn into_vec(self) -> Vec<User> {
+        match self {
+            Self::One(user) => vec![user],
+            Self::Many(users) => users,
         }
     }
 }
@@ -201,7 +230,7 @@ pub fn parse(text: &str, path: &str) -> Result<FileConfig, FileError> {
     let at =
         |place: &str, message: String| FileError::Value { path: path.into(), place: place.into(), message };
 
-    let limits = written.limits;
+    let limits = written.limits.unwrap_or_default();
     for (place, value, range) in [
         ("limits.pools", limits.pools, 1..=10_000),
         ("limits.workers_per_pool", limits.workers_per_pool, 0..=100_000),
@@ -216,15 +245,16 @@ pub fn parse(text: &str, path: &str) -> Result<FileConfig, FileError> {
         Some(text) => interval(text).map_err(|e| at("interval", e))?,
         None => NANOS_PER_SECOND,
     };
-    let groups = match &written.metrics.collect {
+    let groups = match &written.metrics.unwrap_or_default().collect {
         Some(names) => {
             Groups::named(names.iter().map(String::as_str)).map_err(|e| at("metrics.collect", e))?
         }
         None => Groups::default(),
     };
     let mut names = HashSet::new();
-    let mut rules = Vec::with_capacity(written.pools.len());
-    for (index, pool) in written.pools.into_iter().enumerate() {
+    let pools = written.pools.unwrap_or_default();
+    let mut rules = Vec::with_capacity(pools.len());
+    for (index, pool) in pools.into_iter().enumerate() {
         let place = if pool.name.is_empty() {
             format!("pools[{index}]")
         } else {
@@ -304,7 +334,7 @@ fn conditions(written: WrittenConditions, under: &str) -> Result<Conditions, (St
             },
         });
     }
-    let bytes = |values: OneOrMany<String>| values.into_vec().into_iter().map(String::into_bytes);
+    let bytes = |values: Texts| values.into_vec().into_iter().map(String::into_bytes);
     let comm: Vec<Vec<u8>> = bytes(written.comm).collect();
     if let Some(long) = comm.iter().find(|name| name.len() >= crate::input::COMM_LEN) {
         let message = format!(
@@ -354,7 +384,7 @@ mod tests {
 
     #[test]
     fn nothing_written_is_the_default() {
-        for text in ["", "# only a comment\n", "pools: []\n"] {
+        for text in ["", "# only a comment\n", "pools: []\n", "pools:\n", "pools:\nlimits:\nmetrics:\n"] {
             let config = parse(text, "c.yml").unwrap();
             assert!(config.zero_config);
             assert_eq!(config.interval_ns, NANOS_PER_SECOND);
@@ -412,6 +442,15 @@ pools:
         check("pools: [{name: 'x${app', match: {cmdline: a}}]", "without `}`");
         check("pools: [{name: a, match: {comm: sixteen-byte-nam}}]", "15 bytes");
         check("pools: [{name: a, match: {user: nobody-has-this-name}}]", "there is no user");
+        for condition in ["comm: y", "comm: 12", "comm: [a, no]", "exe: 1.5", "exe: {a: b}"] {
+            let text = format!("pools: [{{name: a, match: {{{condition}}}}}]");
+            check(&text, "a text or a list of texts is expected here");
+            check(&text, "has to be quoted");
+        }
+        for condition in ["user: -1", "user: yes", "user: [0, 4294967296]", "user: 1.5"] {
+            let text = format!("pools: [{{name: a, match: {{{condition}}}}}]");
+            check(&text, "an id from 0 on, or a list of these is expected here");
+        }
         check("interval: 5", "interval");
         check("interval: soon", "no duration");
         check("interval: 1ms", "outside 100ms to 1h");
