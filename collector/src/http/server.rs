@@ -1,18 +1,21 @@
 //! Takes connections and serves the router on each, within limits: `axum::serve` has none.
 
+use std::collections::VecDeque;
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
 use super::access::Crowded;
@@ -52,7 +55,8 @@ impl Default for Limits {
 const BUDGET: usize = 512;
 
 /// Connections beyond that for questions after health and readiness, one for each connection: whoever holds all others
-/// open must not make an orchestrator think that we are dead.
+/// open must not make an orchestrator think that we are dead. Nor whoever holds these by saying nothing: the one that has
+/// been silent for longest makes room.
 const HEALTH_BUDGET: usize = 16;
 
 /// Who may connect; shared by all listeners.
@@ -60,7 +64,39 @@ const HEALTH_BUDGET: usize = 16;
 pub struct Connections {
     budget: Arc<Semaphore>,
     health: Arc<Semaphore>,
+    silent: Arc<SilentOnes>,
     refused: Arc<AtomicU64>,
+}
+
+/// Connections beyond the budget whose request has not come yet, the oldest first, each with what tells it to leave.
+type SilentOnes = Mutex<VecDeque<Arc<Notify>>>;
+
+/// A place among the silent ones, until the request comes or the connection ends.
+#[derive(Debug)]
+struct Silent {
+    ones: Arc<SilentOnes>,
+    leave: Arc<Notify>,
+}
+
+impl Silent {
+    fn end(&self) {
+        let mut ones = self.ones.lock().unwrap_or_else(PoisonError::into_inner);
+        ones.retain(|one| !Arc::ptr_eq(one, &self.leave));
+    }
+}
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Room for a connection.
+enum Room {
+    /// One of the common budget.
+    Common(OwnedSemaphorePermit),
+    /// One of those for health and readiness; another had to leave for it if it is not there yet.
+    Health(Option<OwnedSemaphorePermit>, Silent),
 }
 
 impl Default for Connections {
@@ -75,6 +111,7 @@ impl Connections {
         Self {
             budget: Arc::new(Semaphore::new(budget)),
             health: Arc::new(Semaphore::new(health)),
+            silent: Arc::default(),
             refused: Arc::default(),
         }
     }
@@ -89,10 +126,21 @@ impl Connections {
         Arc::clone(&self.refused)
     }
 
-    /// Room for one more, and whether it is of the common budget.
-    fn admit(&self) -> Option<(OwnedSemaphorePermit, bool)> {
-        let common = Arc::clone(&self.budget).try_acquire_owned().map(|permit| (permit, true));
-        common.or_else(|_| Arc::clone(&self.health).try_acquire_owned().map(|permit| (permit, false))).ok()
+    /// Room for one more.
+    fn admit(&self) -> Option<Room> {
+        if let Ok(permit) = Arc::clone(&self.budget).try_acquire_owned() {
+            return Some(Room::Common(permit));
+        }
+        let permit = Arc::clone(&self.health).try_acquire_owned().ok();
+        let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        if permit.is_none() {
+            // Its place goes to the one that comes now, as places go to those who wait in their order.
+            silent.pop_front()?.notify_one();
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        let leave = Arc::new(Notify::new());
+        silent.push_back(Arc::clone(&leave));
+        Some(Room::Health(permit, Silent { ones: Arc::clone(&self.silent), leave }))
     }
 }
 
@@ -126,7 +174,7 @@ pub async fn serve(
                 }
             },
         };
-        let Some((permit, common)) = connections.admit() else {
+        let Some(room) = connections.admit() else {
             connections.refused.fetch_add(1, Ordering::Relaxed);
             continue;
         };
@@ -135,22 +183,65 @@ pub async fn serve(
         let tls = tls.acceptor();
         let watcher = graceful.watcher();
         let mut builder = builder.clone();
-        let service = TowerToHyperService::new(if common { router.clone() } else { crowded.clone() });
-        tokio::spawn(async move {
-            let _permit = permit;
-            if common {
-                return attend(stream, tls, &builder, watcher, service, limits).await;
+        let (permit, silent) = match room {
+            Room::Common(permit) => {
+                let service = Service { router: TowerToHyperService::new(router.clone()), silent: None };
+                tokio::spawn(async move {
+                    let _permit = permit;
+                    attend(stream, tls, &builder, watcher, service, limits).await;
+                });
+                continue;
             }
+            Room::Health(permit, silent) => (permit, silent),
+        };
+        let places = Arc::clone(&connections.health);
+        let leave = Arc::clone(&silent.leave);
+        let service = Service { router: TowerToHyperService::new(crowded.clone()), silent: Some(silent) };
+        let made_room = permit.is_none();
+        tokio::spawn(async move {
             builder.keep_alive(false);
-            let attended = attend(stream, tls, &builder, watcher, service, limits);
-            if tokio::time::timeout(limits.crowded_wait, attended).await.is_err() {
-                tracing::debug!("a connection beyond the budget took too long");
+            let attended = async {
+                let _permit = match permit {
+                    Some(permit) => Ok(permit),
+                    None => places.acquire_owned().await,
+                };
+                attend(stream, tls, &builder, watcher, service, limits).await;
+            };
+            tokio::select! {
+                () = attended => {}
+                () = leave.notified() => tracing::debug!("a silent connection beyond the budget made room"),
+                () = tokio::time::sleep(limits.crowded_wait) => {
+                    tracing::debug!("a connection beyond the budget took too long");
+                }
             }
         });
+        if made_room {
+            // Whoever has spoken already is heard before the next one takes a place.
+            tokio::task::yield_now().await;
+        }
     }
     drop(listener);
     if tokio::time::timeout(limits.drain, graceful.shutdown()).await.is_err() {
         tracing::warn!("some answers were cut off by the shutdown");
+    }
+}
+
+/// The router, for one connection.
+struct Service {
+    router: TowerToHyperService<Router>,
+    silent: Option<Silent>,
+}
+
+impl hyper::service::Service<Request<Incoming>> for Service {
+    type Response = <TowerToHyperService<Router> as hyper::service::Service<Request<Incoming>>>::Response;
+    type Error = <TowerToHyperService<Router> as hyper::service::Service<Request<Incoming>>>::Error;
+    type Future = <TowerToHyperService<Router> as hyper::service::Service<Request<Incoming>>>::Future;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        if let Some(silent) = &self.silent {
+            silent.end();
+        }
+        self.router.call(request)
     }
 }
 
@@ -160,7 +251,7 @@ async fn attend(
     tls: Option<TlsAcceptor>,
     builder: &http1::Builder,
     watcher: Watcher,
-    service: TowerToHyperService<Router>,
+    service: Service,
     limits: Limits,
 ) {
     let served = match tls {
@@ -181,7 +272,7 @@ async fn exchange(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     builder: &http1::Builder,
     watcher: Watcher,
-    service: TowerToHyperService<Router>,
+    service: Service,
     limits: Limits,
 ) -> hyper::Result<()> {
     let io = TokioIo::new(Guard::new(io, limits.answer_wait));

@@ -500,11 +500,42 @@ async fn health_is_told_while_others_hold_all_connections() {
 async fn nobody_holds_the_connections_for_health() {
     let limits =
         Limits { crowded_wait: Duration::from_millis(300), drain: Duration::ZERO, ..Limits::default() };
-    let server = running(site().router, limits, Connections::new(0, 1)).await;
+    let server = running(site().router, limits, Connections::new(0, 4)).await;
     let mut idle = tokio::net::TcpStream::connect(server.address).await.unwrap();
-    assert!(ask(&server, "/readyz").await.is_empty());
+    let started = std::time::Instant::now();
     assert!(read_all(&mut idle).await.is_empty());
-    assert!(ask(&server, "/readyz").await.contains("200 OK"));
+    assert!(started.elapsed() >= Duration::from_millis(200), "nobody needed its place");
+    assert_eq!(server.connections.refused(), 0);
+    server.stop.send(()).unwrap();
+    server.server.await.unwrap();
+}
+
+#[tokio::test]
+async fn health_is_told_while_others_hold_its_connections_and_say_nothing() {
+    let limits = Limits { crowded_wait: Duration::from_secs(60), drain: Duration::ZERO, ..Limits::default() };
+    let site = site();
+    let server = running(site.router, limits, Connections::new(0, 4)).await;
+    let mut silent = std::collections::VecDeque::new();
+    for round in 0..20 {
+        for at in 0..12 {
+            let mut stream = tokio::net::TcpStream::connect(server.address).await.unwrap();
+            if at % 2 == 0 {
+                stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: ").await.unwrap();
+            }
+            silent.push_back(stream);
+        }
+        for path in ["/healthz", "/readyz"] {
+            let answer = ask(&server, path).await;
+            assert!(answer.contains("200 OK"), "round {round}: {answer:?}");
+        }
+    }
+    // The first to come made room first; the last is still there.
+    let mut first = silent.pop_front().unwrap();
+    let _ = read_all(&mut first).await;
+    let mut last = silent.pop_back().unwrap();
+    let waited = tokio::time::timeout(Duration::from_millis(100), last.read(&mut [0])).await;
+    assert!(waited.is_err(), "{waited:?}");
+    assert!(server.connections.refused() >= 20 * 12 - 4);
     server.stop.send(()).unwrap();
     server.server.await.unwrap();
 }
