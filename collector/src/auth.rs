@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine as _;
 use ring::hmac;
@@ -79,7 +79,7 @@ pub enum Decision {
 #[derive(Debug, Default)]
 pub struct Policy {
     users: Users,
-    memory: Memory,
+    memory: Arc<Memory>,
 }
 
 /// Tags of verified credentials. A tag is a keyed digest: it neither reveals a password nor can anyone who does not
@@ -112,9 +112,15 @@ impl fmt::Debug for Memory {
 }
 
 impl Policy {
-    /// Starts without memory, also of who was right before.
+    /// Starts without memory.
     pub fn new(users: Users) -> Self {
-        Self { users, memory: Memory::default() }
+        Self { users, memory: Arc::default() }
+    }
+
+    /// For other users, with the memory of this one: outcomes are remembered of a user with a hash, so whoever has the
+    /// same hash as before need not be verified again, and everyone else is.
+    pub fn with_users(&self, users: Users) -> Self {
+        Self { users, memory: Arc::clone(&self.memory) }
     }
 
     /// Judges the value of an `Authorization` header.
@@ -127,7 +133,7 @@ impl Policy {
         let own_hash = self.users.0.get(&name);
         let Some(hash) = own_hash.or_else(|| self.users.0.values().next()) else { return Decision::Deny };
         let check = Check {
-            tag: self.memory.tag(&name, hash, &password),
+            tag: self.memory.tag(own_hash.is_some(), &name, hash, &password),
             password,
             hash: hash.clone(),
             user_exists: own_hash.is_some(),
@@ -173,8 +179,10 @@ impl Memory {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tag(&self, name: &str, hash: &str, password: &[u8]) -> Option<Tag> {
+    /// A user who is gone is a stranger, even to a hash that stands in and is the one that the user had.
+    fn tag(&self, user_exists: bool, name: &str, hash: &str, password: &[u8]) -> Option<Tag> {
         let mut context = hmac::Context::with_key(self.key.as_ref()?);
+        context.update(&[u8::from(user_exists)]);
         for part in [name.as_bytes(), hash.as_bytes(), password] {
             // With its length, so that no part can pretend to be the end of another.
             context.update(&(part.len() as u64).to_le_bytes());
@@ -284,6 +292,29 @@ mod tests {
         }
         assert_eq!(ask(&policy, &basic("alice:secret")), (true, false));
         assert_eq!(policy.memory.known().wrong.len(), KEPT_WRONG);
+    }
+
+    #[test]
+    fn other_users_leave_the_memory_of_those_who_stay_the_same() {
+        let hash = |password: &str| bcrypt::hash(password, 4).unwrap();
+        let users = |users: &[(&str, &String)]| {
+            let users = users.iter().map(|(name, hash)| ((*name).to_owned(), (*hash).clone()));
+            Users::new(users.collect()).unwrap()
+        };
+        let (secret, other) = (hash("secret"), hash("other"));
+        let first = Policy::new(users(&[("alice", &secret), ("bob", &secret)]));
+        for credentials in ["alice:secret", "bob:secret"] {
+            assert_eq!(ask(&first, &basic(credentials)), (true, true));
+        }
+        assert_eq!(ask(&first, &basic("carol:secret")), (false, true));
+        let changed = first.with_users(users(&[("alice", &secret), ("bob", &other), ("carol", &secret)]));
+        assert_eq!(ask(&changed, &basic("alice:secret")), (true, false));
+        assert_eq!(ask(&changed, &basic("bob:secret")), (false, true), "another hash");
+        assert_eq!(ask(&changed, &basic("carol:secret")), (true, true), "was a stranger");
+        // Alice's hash, which was also Bob's, stands in for his.
+        let without = changed.with_users(users(&[("alice", &secret)]));
+        assert_eq!(ask(&without, &basic("bob:secret")), (false, true), "no user any more");
+        assert_eq!(ask(&without, &basic("alice:secret")), (true, false));
     }
 
     #[test]

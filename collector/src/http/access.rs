@@ -42,25 +42,51 @@ pub(super) struct Access {
     policy: Policy,
     headers: Vec<(HeaderName, Option<HeaderValue>)>,
     bucket: Option<Bucket>,
-    /// Hashes are computed one at a time: guessers get one core at most, and wait for each other.
-    computing: Semaphore,
+    computing: Arc<Computing>,
 }
+
+/// Hashes are computed one at a time: guessers get one core at most, and wait for each other.
+#[derive(Debug)]
+struct Computing {
+    turn: Semaphore,
+    /// Places to wait for a turn: who comes when all are taken is told to come again, or guessers would have everyone wait
+    /// for as long as they like.
+    places: Semaphore,
+}
+
+impl Default for Computing {
+    fn default() -> Self {
+        Self { turn: Semaphore::new(1), places: Semaphore::new(MOST_WAITING) }
+    }
+}
+
+/// Requests whose credentials are being verified, at most. A browser opens six connections at once; a hash of the usual
+/// cost takes less than 100 ms.
+const MOST_WAITING: usize = 16;
 
 impl Access {
     pub(super) fn new(config: AccessConfig) -> Self {
-        Self {
-            policy: Policy::new(config.users),
-            headers: config.headers,
-            bucket: config.rate_limit.map(|limit| Bucket::new(limit, Instant::now())),
-            computing: Semaphore::new(1),
-        }
+        let policy = Policy::new(config.users.clone());
+        Self::with(config, policy, Arc::default())
     }
 
-    async fn compute(&self, check: Check) -> bool {
-        let Ok(_permit) = self.computing.acquire().await else { return false };
+    /// Another configuration in the place of this one. Who was verified stays so while the hash is the same.
+    pub(super) fn replaced(&self, config: AccessConfig) -> Self {
+        let policy = self.policy.with_users(config.users.clone());
+        Self::with(config, policy, Arc::clone(&self.computing))
+    }
+
+    fn with(config: AccessConfig, policy: Policy, computing: Arc<Computing>) -> Self {
+        let bucket = config.rate_limit.map(|limit| Bucket::new(limit, Instant::now()));
+        Self { policy, headers: config.headers, bucket, computing }
+    }
+
+    async fn compute(&self, check: Check) -> Result<bool, Error> {
+        let Ok(_place) = self.computing.places.try_acquire() else { return Err(Error::Verifying) };
+        let Ok(_turn) = self.computing.turn.acquire().await else { return Ok(false) };
         // Eight connections that open at once bring the same credentials; the first has answered for all.
         if let Some(outcome) = self.policy.recall(&check) {
-            return outcome;
+            return Ok(outcome);
         }
         let Ok((check, outcome)) = tokio::task::spawn_blocking(move || {
             let outcome = check.run();
@@ -68,10 +94,10 @@ impl Access {
         })
         .await
         else {
-            return false;
+            return Ok(false);
         };
         self.policy.remember(&check, outcome);
-        outcome
+        Ok(outcome)
     }
 
     pub(super) fn set_headers(&self, response: &mut Response) {
@@ -105,11 +131,15 @@ pub(super) async fn admit(State(shared): State<Arc<Shared>>, request: Request, n
     }
     let authorization = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
     let allowed = match access.policy.decide(authorization) {
-        Decision::Allow => true,
-        Decision::Deny => false,
+        Decision::Allow => Ok(true),
+        Decision::Deny => Ok(false),
         Decision::Unknown(check) => access.compute(check).await,
     };
-    if allowed { next.run(request).await } else { Error::Unauthorized.into_response() }
+    match allowed {
+        Ok(true) => next.run(request).await,
+        Ok(false) => Error::Unauthorized.into_response(),
+        Err(error) => error.into_response(),
+    }
 }
 
 /// A token bucket, kept as the time when it will be full again.

@@ -45,6 +45,9 @@ pub enum Error {
     /// More than the configured rate.
     #[error("more requests than the configured rate; ask again later, or less often")]
     TooManyRequests,
+    /// Too many wait for their credentials to be verified.
+    #[error("too many credentials are being verified; ask again in a moment")]
+    Verifying,
     /// Too many connections are open.
     #[error("too many connections are open; ask again in a moment, and close what is not used")]
     Crowded,
@@ -70,7 +73,7 @@ pub enum Error {
 impl Error {
     fn status(&self) -> StatusCode {
         match self {
-            Self::NotReady | Self::Crowded | Self::ReloadBusy | Self::ShuttingDown => {
+            Self::NotReady | Self::Crowded | Self::Verifying | Self::ReloadBusy | Self::ShuttingDown => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::UnknownPool(_) | Self::UnknownWorker { .. } => StatusCode::NOT_FOUND,
@@ -87,7 +90,7 @@ impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let mut response = json_response(self.status(), &json!({ "error": self.to_string() }));
         let hint = match self {
-            Self::NotReady | Self::Crowded | Self::ReloadBusy | Self::TooManyRequests => {
+            Self::NotReady | Self::Crowded | Self::Verifying | Self::ReloadBusy | Self::TooManyRequests => {
                 (header::RETRY_AFTER, "1")
             }
             Self::Unauthorized => (header::WWW_AUTHENTICATE, "Basic realm=\"collector\", charset=\"UTF-8\""),

@@ -131,9 +131,10 @@ impl Shared {
         *self.groups.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From the next request on; who was verified before is verified again.
+    /// From the next request on; who was verified before is verified again only if the hash is another.
     pub fn set_access(&self, access: AccessConfig) {
-        *self.access.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Access::new(access));
+        let mut current = self.access.write().unwrap_or_else(PoisonError::into_inner);
+        *current = Arc::new(current.replaced(access));
     }
 
     /// Drops the answers of snapshots that are gone. For when another one has come.

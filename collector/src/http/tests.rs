@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
 use axum::http::{Method, Request, StatusCode};
+use base64::Engine as _;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tower::ServiceExt as _;
@@ -391,6 +392,41 @@ async fn users_are_asked_for_everywhere_but_at_health() {
     }
     site.shared.set_access(AccessConfig::default());
     assert_eq!(get(&site.router, "/metrics").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn guessers_do_not_keep_out_who_is_right() {
+    const RIGHT: &str = "Basic YWxpY2U6c2VjcmV0";
+    let site = site();
+    // Hard enough that none is done before all have come.
+    let hash = bcrypt::hash("secret", 6).unwrap();
+    let users = crate::auth::Users::new([("alice".to_owned(), hash)].into()).unwrap();
+    let access = AccessConfig { users, ..AccessConfig::default() };
+    site.shared.set_access(access.clone());
+    assert_eq!(get_with(&site.router, "/metrics", &[("authorization", RIGHT)]).await.status, StatusCode::OK);
+    let mut guesses = tokio::task::JoinSet::new();
+    for guess in 0..60 {
+        // Every other user does not exist, and is answered alike.
+        let credentials = format!("{}:{guess}", ["alice", "mallory"][guess % 2]);
+        let credentials = base64::engine::general_purpose::STANDARD.encode(credentials);
+        let router = site.router.clone();
+        guesses.spawn(async move {
+            let guess = format!("Basic {credentials}");
+            get_with(&router, "/metrics", &[("authorization", &guess)]).await
+        });
+    }
+    tokio::task::yield_now().await;
+    site.shared.set_access(access);
+    let answer = get_with(&site.router, "/metrics", &[("authorization", RIGHT)]).await;
+    assert_eq!(answer.status, StatusCode::OK, "verified before the reload");
+    let answers = guesses.join_all().await;
+    let told = |status| answers.iter().filter(|answer| answer.status == status).count();
+    let (judged, sent_away) = (told(StatusCode::UNAUTHORIZED), told(StatusCode::SERVICE_UNAVAILABLE));
+    // More may have been judged, where one was done before all had come.
+    assert!(judged >= 16 && sent_away > 0 && judged + sent_away == 60, "{judged} {sent_away}");
+    let turned_away = answers.iter().find(|answer| answer.status == StatusCode::SERVICE_UNAVAILABLE).unwrap();
+    assert_eq!(turned_away.header("retry-after"), "1");
+    assert!(turned_away.error().contains("being verified"));
 }
 
 #[tokio::test]
