@@ -1,0 +1,196 @@
+//! Pools: alone, with their workers, and what is added up over these.
+
+use std::collections::BTreeMap;
+
+use serde::{Serialize, Serializer};
+
+use super::runs::Runs;
+use super::times::{Intervals, Quantiles, Schedule, recorded, windows};
+use super::worker::{Cpu, Storage, Worker};
+use super::{Seconds, Time, finite};
+use crate::histogram::Scratch;
+use crate::snapshot::{self, Snapshot};
+use crate::units::Pid;
+
+/// States that need more than the life cycle (`ready`, `active`, `idle` and with them `utilization`) are absent
+/// until a source tells them.
+#[derive(Serialize)]
+pub(super) struct PoolSummary<'a> {
+    name: &'a str,
+    origin: &'a str,
+    size: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    configured_size: Option<u32>,
+    creating: u32,
+    running: u32,
+    total: u32,
+    defunct: u32,
+    awaiting_final_cpu: u32,
+    unused: u32,
+    unlisted: u32,
+    /// CPUs the workers used together in the last interval.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu_utilization: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rss_bytes: Option<u64>,
+    spawns_total: u64,
+    exits_total: u64,
+}
+
+impl<'a> PoolSummary<'a> {
+    pub(super) fn of(pool: &'a snapshot::Pool) -> Self {
+        let total = pool.states.creating + pool.states.running;
+        Self {
+            name: &pool.name,
+            origin: &pool.origin,
+            size: pool.size,
+            configured_size: pool.configured_size,
+            creating: pool.states.creating,
+            running: pool.states.running,
+            total,
+            defunct: pool.defunct,
+            awaiting_final_cpu: pool.awaiting_final_cpu,
+            unused: pool.size.saturating_sub(total),
+            unlisted: pool.unlisted,
+            cpu_utilization: pool_utilization(pool),
+            rss_bytes: pool.rss_bytes,
+            spawns_total: pool.spawns_total,
+            exits_total: pool.exits.total(),
+        }
+    }
+}
+
+/// The sum over workers: 0 without any, unknown if not all are listed or none has been read twice.
+fn pool_utilization(pool: &snapshot::Pool) -> Option<f64> {
+    if pool.unlisted > 0 {
+        return None;
+    }
+    let mut known = pool.workers.iter().filter_map(|w| w.reading.as_ref()?.cpu_utilization).peekable();
+    if known.peek().is_none() && !pool.workers.is_empty() {
+        return None;
+    }
+    // An empty sum of floats is -0.0.
+    finite(known.fold(0.0, |sum, share| sum + share))
+}
+
+#[derive(Serialize)]
+pub(super) struct PoolStats<'a> {
+    #[serde(flatten)]
+    summary: PoolSummary<'a>,
+    totals: Totals,
+    masters: Vec<Master<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    accept_queues: Vec<AcceptQueue<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    schedule: Option<Schedule>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    runs: Option<Runs<'a>>,
+    /// By account of the kernel's that has it while ours has not.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    unattributed_cpu_seconds: BTreeMap<&'static str, Seconds>,
+    quantiles: Quantiles,
+    workers: Workers<'a>,
+}
+
+/// Turned into wire types one by one while they are written: a list of all would be larger than the snapshot.
+struct Workers<'a> {
+    pool: &'a snapshot::Pool,
+    snapshot: &'a Snapshot,
+}
+
+impl Serialize for Workers<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let workers = &self.pool.workers;
+        let mut scratch = Scratch::new();
+        let worker = |worker| Worker::of(&self.pool.name, worker, self.snapshot, &mut scratch);
+        serializer.collect_seq(workers.iter().map(worker))
+    }
+}
+
+impl<'a> PoolStats<'a> {
+    pub(super) fn of(pool: &'a snapshot::Pool, snapshot: &'a Snapshot) -> Self {
+        Self {
+            summary: PoolSummary::of(pool),
+            totals: Totals {
+                spawns: pool.spawns_total,
+                exits: pool.exits.by_reason().into_iter().collect(),
+                cpu: Cpu::of(pool.cpu),
+                run_delay_seconds: pool.run_delay_ns.map(Seconds),
+                storage: Storage::of(pool.read_bytes, pool.written_bytes),
+            },
+            masters: pool.masters.iter().map(Master::of).collect(),
+            accept_queues: pool.accept_queues.iter().map(AcceptQueue::of).collect(),
+            schedule: pool.schedule.as_ref().map(Schedule::of_pool),
+            runs: pool.runs.as_ref().map(Runs::of),
+            unattributed_cpu_seconds: pool.unattributed_cpu_ns().map(|(by, ns)| (by, Seconds(ns))).collect(),
+            quantiles: Quantiles {
+                cpu_utilization: windows(&pool.cpu_utilization),
+                worker_rss_bytes: windows(&pool.worker_rss_bytes),
+                lifetime_seconds: windows(&pool.lifetime_seconds),
+                intervals: pool
+                    .schedule
+                    .as_ref()
+                    .and_then(|schedule| schedule.intervals.as_ref())
+                    .map(|of_kinds| Intervals::of(|kind| recorded(of_kinds.get(kind)?))),
+            },
+            workers: Workers { pool, snapshot },
+        }
+    }
+}
+
+/// Since the collector started.
+#[derive(Serialize)]
+pub(super) struct Totals {
+    spawns: u64,
+    exits: BTreeMap<&'static str, u64>,
+    cpu: Cpu,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run_delay_seconds: Option<Seconds>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    storage: Option<Storage>,
+}
+
+#[derive(Serialize)]
+struct Master<'a> {
+    pid: Pid,
+    comm: &'a str,
+    started: Time,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu: Option<Cpu>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rss_bytes: Option<u64>,
+}
+
+impl<'a> Master<'a> {
+    pub(super) fn of(master: &'a snapshot::Master) -> Self {
+        Self {
+            pid: master.pid,
+            comm: &master.comm,
+            started: Time(master.started_unix_ns),
+            cpu: master.cpu.map(Cpu::of),
+            rss_bytes: master.rss_bytes,
+        }
+    }
+}
+
+/// Where a pool listens.
+#[derive(Serialize)]
+struct AcceptQueue<'a> {
+    address: &'a str,
+    family: &'static str,
+    sockets: u32,
+    length: u64,
+    limit: u64,
+}
+
+impl<'a> AcceptQueue<'a> {
+    pub(super) fn of(queue: &'a snapshot::AcceptQueue) -> Self {
+        Self {
+            address: &queue.address,
+            family: queue.family.as_str(),
+            sockets: queue.sockets,
+            length: queue.length,
+            limit: queue.limit,
+        }
+    }
+}
