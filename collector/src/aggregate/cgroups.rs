@@ -157,6 +157,8 @@ impl Aggregate {
                 Some(Held { cgroup, membership: Membership::default(), comparison: None, usage_ns: None });
         }
         let Some(held) = &mut watched.held else { return true };
+        // As soon as can be after the figures of the pool: what it uses in between will be lacking.
+        let begins_with = if held.comparison.is_none() { held.cgroup.usage_ns() } else { None };
         let verdict = match held.cgroup.members(processes.len() + MAX_STRANGERS, members) {
             true => held.membership.look(members, processes),
             false => Verdict::Different,
@@ -164,7 +166,7 @@ impl Aggregate {
         match verdict {
             Verdict::Unsure => return false,
             Verdict::Same if held.comparison.is_some() => {}
-            Verdict::Same => match held.cgroup.usage_ns() {
+            Verdict::Same => match begins_with {
                 // It was rounded down.
                 Some(usage_ns) => {
                     tracing::debug!(pool = &*pool.name, "the pool is a cgroup");
