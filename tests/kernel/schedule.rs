@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::portable::cgroup::{Begins, agrees_with_the_cgroup};
 use crate::portable::schedule::{answer_file, at_rest, waited};
 use crate::support::{Collector, Workload};
 
@@ -76,4 +77,9 @@ fn threads_that_share_a_cpu_wait_for_it_as_long_as_they_notice() {
     // Three threads on one CPU wait two thirds of the time.
     let seconds = |kind: &str| schedule["seconds"][kind].as_f64().unwrap();
     assert!(seconds("runnable") > 1.5 * seconds("on_cpu"), "{schedule}");
+}
+
+#[test]
+fn a_pool_that_is_busy_from_the_begin_agrees_with_its_cgroup() {
+    agrees_with_the_cgroup("ebpf", true, Begins::Busy);
 }

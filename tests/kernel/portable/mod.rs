@@ -1,7 +1,7 @@
 //! What must hold on every kernel of the matrix.
 
 mod accept_queues;
-mod cgroup;
+pub(crate) mod cgroup;
 mod cpu;
 mod ends;
 mod identity;
