@@ -17,7 +17,9 @@ pub(crate) struct Runner {
 
 impl Runner {
     pub(crate) fn start(source: &str) -> Self {
-        let master = Workload::start();
+        let mut master = Workload::start();
+        // Whoever answers has executed its program: the kernel lets the parent go on before that shows (`exec_mm_release`).
+        master.ask("reap");
         let config = tempfile::tempdir().unwrap();
         let path = config.path().join("collector.yml");
         let rules = Self::rules(&master, "work: runs");
