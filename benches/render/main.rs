@@ -13,10 +13,11 @@ use collector::input::{Rss, TaskState};
 use collector::render::json;
 use collector::render::prometheus::{Buffer, Format, Groups, render};
 use collector::snapshot::{
-    Distribution, ExitCounts, Own, Pool, Reading, Schedule, Snapshot, StateCounts, WindowQuantiles, Worker,
-    WorkerState,
+    Distribution, ExitCounts, Own, Pool, Reading, Schedule, Snapshot, StateCounts, WindowQuantiles, Work,
+    Worker, WorkerState,
 };
 use collector::units::CpuTime;
+use collector::worker::state::TIMED;
 use collector_ebpf::schedule::KINDS;
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -190,6 +191,13 @@ fn snapshot(pools: u32) -> Snapshot {
         lived_ns: 12 * 123_456_789_012,
         unattributed_cpu_ns: 12_345,
         intervals: Some(std::array::from_fn(|_| Arc::clone(&intervals))),
+        work: Work {
+            state_ns: [123_456_789_012; TIMED.len()],
+            spans: 1_234_567,
+            span_seconds: Some(Arc::clone(&intervals)),
+            spawn_to_ready_seconds: Arc::clone(&intervals),
+            utilization: vec![("1m", 0.5), ("5m", 0.5), ("start", 0.5)],
+        },
     });
     let workers = WORKERS / pools;
     let pool = |number: u32| Pool {
@@ -202,7 +210,8 @@ fn snapshot(pools: u32) -> Snapshot {
         masters: Vec::new(),
         configured_size: Some(workers),
         size: workers,
-        states: StateCounts { creating: 0, running: workers },
+        states: StateCounts { active: workers, ..StateCounts::default() },
+        work_known: pools > 1,
         defunct: 0,
         awaiting_final_cpu: 0,
         unlisted: 0,

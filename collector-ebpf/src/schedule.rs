@@ -5,9 +5,12 @@
 //! histograms, to the bucket of its length ([`crate::histogram`]).
 //!
 //! Buckets are kept in [`Chunk`]s of 64, one power of two each, handed out when the first value falls into one: a
-//! worker's waits lie in a dozen of the 444 that there could be. The numbers of a slot's chunks are in chunks, too, its
-//! directories: one for every three kinds, found in [`Times`]. A slot keeps its chunks when another worker takes it, so a
-//! fork storm hands out none.
+//! worker's waits lie in a dozen of the 481 that there could be. The numbers of a slot's chunks are in chunks, too, its
+//! directories: one for every three measures, found in [`Times`]. A slot keeps its chunks when another worker takes it,
+//! so a fork storm hands out none.
+//!
+//! A thread is *parked* while it waits for work: while it is blocked in one of the kinds of time that its pool counts as
+//! such. A worker is busy while at least one of its threads is not parked; each stretch of that is a span ([`Work`]).
 
 use crate::histogram::{BUCKETS, SUB_BUCKETS};
 
@@ -38,6 +41,18 @@ pub const OTHER: u32 = 11;
 
 /// Number of kinds of time. Kinds from [`DISK`] on are reasons to be off CPU.
 pub const KINDS: usize = 12;
+
+/// Number of what there is a histogram of: the kinds of time, and [`SPAN`].
+pub const MEASURES: usize = KINDS + 1;
+
+/// How long a worker was busy, from the moment in which the first of its threads ceased to be parked to the one in which
+/// all of them were again.
+pub const SPAN: u32 = KINDS as u32;
+
+/// Among the kinds in [`Times::parks`], which are bits by their number: a thread that is blocked in [`LOCK`] is parked if
+/// it is not the only one of its worker. A thread of a pool waits for work so, and one that waits for another thread of
+/// its own process finds that one busy; a lone thread waits for another process.
+pub const PARKS_IN_SHARED_LOCK: u32 = 1 << 15;
 
 /// The thread was found running: what it does is known from its next switch on.
 pub const UNKNOWN: u32 = 0xff;
@@ -72,6 +87,8 @@ pub const LET_GO: u32 = u32::MAX;
 pub const THREAD_PARTIAL: u32 = 1 << 24;
 /// In [`Thread::place`]: its pool wants histograms.
 pub const THREAD_HISTOGRAMS: u32 = 1 << 25;
+/// In [`Thread::place`]: it is one of [`Times::busy`].
+pub const THREAD_BUSY: u32 = 1 << 26;
 
 impl Thread {
     /// Packs a place.
@@ -104,30 +121,58 @@ pub struct ThreadSet {
     pub threads: [Thread; WAYS],
 }
 
-/// Where the time of a worker's threads went. 168 bytes.
+/// Where the time of a worker's threads went. 240 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Times {
     /// Intervals that ended, by kind, ns.
     pub ended_ns: [u64; KINDS],
-    /// By kind, intervals that are in no histogram: begun before the thread was followed, negative, or without a chunk.
-    pub discarded: [u32; KINDS],
+    /// By measure, values that are in no histogram: begun before the thread was followed, negative, or without a chunk.
+    pub discarded: [u32; MEASURES],
+    /// Threads that are followed now. While there are any the slot may not have another worker: they still write here.
+    pub followed: u32,
     /// Sum of the times at which threads ended less the sum of the times at which they were first followed, ns,
     /// wrapping: with the times of now added for those that live it is how long all of them have lived.
     pub lived_ns: u64,
     /// Chunk numbers of the slot's directories, two to a word, the first in the low half; 0 where there is none yet.
     pub directories: [u32; DIRECTORIES / 2],
-    /// Threads that are followed now. While there are any the slot may not have another worker: they still write here.
-    pub followed: u32,
+    /// Kinds of time in which a thread waits for work, as bits by number, and `PARKS_IN_SHARED_LOCK`.
+    pub parks: u32,
+    /// Threads that are not parked.
+    pub busy: u32,
     /// Zero.
     pub padding: u32,
+    /// What came of that.
+    pub work: Work,
 }
 
-/// Powers of two that values can have; chunks per kind.
+/// When a worker was busy. Times are `CLOCK_MONOTONIC` ns, 0 for what has not happened; while it was not followed, time
+/// stood still for the first ones that happened before. 56 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Sum of the times at which it ceased to be busy less the sum of the times at which it began to, ns, wrapping: with
+    /// the time of now added if it is busy, it is how long it has been.
+    pub busy_ns: u64,
+    /// When it last began or ceased to be busy.
+    pub since_ns: u64,
+    /// When its first thread was followed.
+    pub begin_ns: u64,
+    /// When all its threads were parked for the first time; as `begin_ns` for a worker that had lived before that.
+    pub ready_ns: u64,
+    /// When it was busy for the first time after that; as `begin_ns` for a worker that had lived before that.
+    pub worked_ns: u64,
+    /// When a thread of it last ended, or ceased to be followed.
+    pub end_ns: u64,
+    /// Spans that have ended, after it was ready.
+    pub spans: u64,
+}
+
+/// Powers of two that values can have; chunks per measure.
 pub const ROWS: usize = BUCKETS / SUB_BUCKETS as usize;
 
 /// Directories of a slot.
-pub const DIRECTORIES: usize = 4;
+pub const DIRECTORIES: usize = 6;
 
 /// Words of a chunk.
 pub const CHUNK_WORDS: usize = SUB_BUCKETS as usize;
@@ -147,26 +192,26 @@ pub struct Chunk {
 pub const COMING: u32 = 0xffff;
 
 /// Words of a directory from here on are bits, by entry.
-pub const FRESH: usize = CHUNK_WORDS - (KINDS / DIRECTORIES * ROWS).div_ceil(32);
+pub const FRESH: usize = CHUNK_WORDS - (MEASURES_PER_DIRECTORY as usize * ROWS).div_ceil(32);
 
-/// The directory that a kind of time is in. The division is by three, which BPF would do by the slowest of instructions.
+/// The directory that a measure is in. The division is by three, which BPF would do by the slowest of instructions.
 #[inline(always)]
-pub const fn directory_of(kind: u32) -> u32 {
-    (kind * 11) >> 5
+pub const fn directory_of(measure: u32) -> u32 {
+    (measure * 11) >> 5
 }
 
-/// Where in its directory the number of a kind's chunk for a power of two is.
+/// Where in its directory the number of a measure's chunk for a power of two is.
 #[inline(always)]
-pub const fn entry_of(kind: u32, row: u32) -> u32 {
-    (kind - directory_of(kind) * KINDS_PER_DIRECTORY) * ROWS as u32 + row
+pub const fn entry_of(measure: u32, row: u32) -> u32 {
+    (measure - directory_of(measure) * MEASURES_PER_DIRECTORY) * ROWS as u32 + row
 }
 
-/// The kind and the power of two that an entry of a directory is for.
-pub const fn kind_and_row_of(directory: u32, entry: u32) -> (u32, u32) {
-    (directory * KINDS_PER_DIRECTORY + entry / ROWS as u32, entry % ROWS as u32)
+/// The measure and the power of two that an entry of a directory is for.
+pub const fn measure_and_row_of(directory: u32, entry: u32) -> (u32, u32) {
+    (directory * MEASURES_PER_DIRECTORY + entry / ROWS as u32, entry % ROWS as u32)
 }
 
-const KINDS_PER_DIRECTORY: u32 = (KINDS / DIRECTORIES) as u32;
+const MEASURES_PER_DIRECTORY: u32 = 3;
 
 /// How far the number at this place is to be shifted in its word.
 #[inline(always)]
@@ -185,20 +230,40 @@ pub const PROFILE_COUNTERS: u32 = 1;
 /// What a pool wants to know: that and how long intervals were.
 pub const PROFILE_HISTOGRAMS: u32 = 2;
 
+/// Packs what a pool wants to know, one of `PROFILE_…`, and the kinds in which its workers wait for work
+/// ([`Times::parks`]).
+pub const fn wishes(profile: u32, parks: u32) -> u32 {
+    profile & 0xffff | parks << 16
+}
+
+/// What a pool wants to know, of its wishes.
+#[inline(always)]
+pub const fn profile_of(wishes: u32) -> u32 {
+    wishes & 0xffff
+}
+
+/// The kinds in which its workers wait for work, of its wishes.
+#[inline(always)]
+pub const fn parks_of(wishes: u32) -> u32 {
+    wishes >> 16
+}
+
 const _: () = {
     assert!(size_of::<Thread>() == 16);
     assert!(size_of::<ThreadSet>() == 64);
-    assert!(size_of::<Times>() == 168);
+    assert!(size_of::<Times>() == 240);
+    assert!(size_of::<Work>() == 56);
     assert!(size_of::<Chunk>() == 256);
-    assert!(KINDS.is_multiple_of(DIRECTORIES) && DIRECTORIES.is_multiple_of(2));
-    assert!(KINDS / DIRECTORIES * ROWS <= FRESH * 2);
-    let mut kind = 0;
-    while kind < KINDS as u32 {
-        assert!(directory_of(kind) == kind / KINDS_PER_DIRECTORY);
-        let (same_kind, row) = kind_and_row_of(directory_of(kind), entry_of(kind, ROWS as u32 - 1));
-        assert!(same_kind == kind && row == ROWS as u32 - 1);
-        kind += 1;
+    assert!(DIRECTORIES.is_multiple_of(2) && DIRECTORIES * MEASURES_PER_DIRECTORY as usize >= MEASURES);
+    assert!(MEASURES_PER_DIRECTORY as usize * ROWS <= FRESH * 2);
+    let mut measure = 0;
+    while measure < MEASURES as u32 {
+        assert!(directory_of(measure) == measure / MEASURES_PER_DIRECTORY);
+        let (same, row) = measure_and_row_of(directory_of(measure), entry_of(measure, ROWS as u32 - 1));
+        assert!(same == measure && row == ROWS as u32 - 1);
+        measure += 1;
     }
+    assert!(PARKS_IN_SHARED_LOCK >> KINDS != 0 && PARKS_IN_SHARED_LOCK < 1 << 16);
     assert!(crate::limits::MAX_SLOTS <= 1 << 16);
     assert!(crate::limits::MAX_CHUNKS < COMING as usize);
 };

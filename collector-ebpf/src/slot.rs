@@ -41,8 +41,8 @@ pub struct Tag {
     pub kill: SentSignal,
     /// The last other signal whose default is to end the process.
     pub other: SentSignal,
-    /// What its pool wants to know of the scheduler: one of [`crate::schedule`]'s `PROFILE_…`.
-    pub profile: u32,
+    /// What its pool wants to know of the scheduler ([`crate::schedule::wishes`]).
+    pub wishes: u32,
     /// 1 while a sender writes `kill` or `other`, so that two do not write into each other.
     pub sending: u32,
     /// Number of the pass that last told the figures of the process. In a second run of that pass they are left out, also
@@ -52,9 +52,9 @@ pub struct Tag {
     pub padding: u32,
 }
 
-/// In [`TagAccess::operation`]: read pool, role, slot and profile of the tag.
+/// In [`TagAccess::operation`]: read pool, role, slot and wishes of the tag.
 pub const ACCESS_GET: u32 = 0;
-/// In [`TagAccess::operation`]: give the process the tag, or change pool, role, slot and profile of the one it has.
+/// In [`TagAccess::operation`]: give the process the tag, or change pool, role, slot and wishes of the one it has.
 pub const ACCESS_SET: u32 = 1;
 /// In [`TagAccess::operation`]: remove the tag, if there is one.
 pub const ACCESS_DELETE: u32 = 2;
@@ -86,7 +86,7 @@ pub struct TagAccess {
     pub outcome: u32,
     /// Zero.
     pub padding: u32,
-    /// Pool, role, slot and profile to be set, or as they were read; the rest is zero.
+    /// Pool, role, slot and wishes to be set, or as they were read; the rest is zero.
     pub tag: Tag,
 }
 

@@ -17,7 +17,7 @@ use self::accept_queues::AcceptQueues;
 use self::cgroups::Cgroups;
 use crate::governor::Governor;
 use crate::histogram::Scratch;
-use crate::input::{Input, Profile, ProgramFacts, Reap, Role, Sample, Source};
+use crate::input::{Input, Profile, ProgramFacts, Reap, Role, Sample, ScheduleReading, Source, Wishes};
 use crate::snapshot::{self, Own, Snapshot};
 use crate::units::{
     ByProcess, CpuTime, HostFacts, NANOS_PER_SECOND, Pid, ProcessKey, Processes, boottime_ns, monotonic_ns,
@@ -26,6 +26,7 @@ use crate::units::{
 use crate::worker::matcher::{Facts, Matcher};
 use crate::worker::pool::{Pool, PoolId};
 use crate::worker::process::ProcessTable;
+use crate::worker::recognize;
 use crate::worker::registry::{Arrival, Registry, Vanished};
 use crate::worker::schedule::Schedules;
 
@@ -218,9 +219,14 @@ impl Aggregate {
             "config" => self.config.matcher.rules().iter().find(|rule| rule.could_name(&pool.name)),
             _ => None,
         };
+        let in_runs = pool.runs.is_some();
         pool.measure(rule.and_then(|rule| rule.work), monotonic_ns(), unix_ns());
-        let profile = rule.and_then(|rule| rule.profile).unwrap_or(self.config.profile);
-        if std::mem::replace(&mut pool.profile, profile) != profile {
+        let idle_in = pool.program.and_then(recognize::idle_in).unwrap_or_default();
+        let wishes = Wishes {
+            profile: rule.and_then(|rule| rule.profile).unwrap_or(self.config.profile),
+            idle_in: rule.and_then(|rule| rule.idle_in).unwrap_or(idle_in),
+        };
+        if std::mem::replace(&mut pool.wishes, wishes) != wishes || in_runs != pool.runs.is_some() {
             self.vanished.extend(pool.holders().map(|(_, key)| Vanished::Missed(key, id)));
             self.untagged_masters.extend(&pool.masters);
         }
@@ -276,7 +282,7 @@ impl Aggregate {
     }
 
     fn drop_pool(&mut self, id: PoolId, source: &mut dyn Source) {
-        source.set_profile(id, Profile::default());
+        source.set_wishes(id, Wishes::default());
         let masters: Vec<ProcessKey> =
             self.masters.iter().filter(|(_, master)| master.pool == id).map(|(k, _)| *k).collect();
         for key in masters {
@@ -305,7 +311,8 @@ impl Aggregate {
     pub fn read_schedules(&mut self, source: &mut dyn Source) {
         self.schedules.retain_pools(|id| self.registry.pools.contains_key(&id));
         let wanted = |pool: &Pool| pool.living() > 0 || !pool.masters.is_empty();
-        let ceiling = self.registry.pools.values().filter(|pool| wanted(pool)).map(|pool| pool.profile).max();
+        let ceiling =
+            self.registry.pools.values().filter(|pool| wanted(pool)).map(|pool| pool.wishes.profile).max();
         let cost_ns = source.probe_cost_ns();
         if let Some(cost_ns) = cost_ns {
             self.governor.observe(monotonic_ns(), cost_ns);
@@ -314,9 +321,11 @@ impl Aggregate {
         source.limit_profiles(ceiling);
         if cost_ns.is_some() {
             for pool in self.registry.pools.values() {
-                self.schedules.watch(pool.id, pool.profile, ceiling, monotonic_ns());
+                let in_runs = pool.runs.is_some();
+                self.schedules.watch(pool.id, pool.wishes.profile, ceiling, in_runs, monotonic_ns());
             }
         }
+        self.note_unwatched(if cost_ns.is_some() { ceiling } else { Profile::None });
         // Once more after it was detached: what came since the last reading.
         let before = std::mem::replace(&mut self.scheduler_ceiling, ceiling);
         if ceiling.max(before) == Profile::None {
@@ -325,7 +334,24 @@ impl Aggregate {
         }
         // Who has ended adds no more, and it may be long before it is reaped.
         let records = self.ended.drain(..).filter_map(|key| self.registry.worker(key)?.record);
-        self.schedules.read(records, source);
+        let records: Vec<u32> = records.collect();
+        let (registry, unix_minus_monotonic) = (&mut self.registry, self.unix_minus_monotonic);
+        let mut tell = |reading: &ScheduleReading| registry.worked(reading, unix_minus_monotonic);
+        self.schedules.read(records.into_iter(), source, &mut tell);
+    }
+
+    /// Pools whose scheduler was watched, and is not with this ceiling: nobody knows any more who works.
+    fn note_unwatched(&mut self, ceiling: Profile) {
+        let mut unwatched = Vec::new();
+        for pool in self.registry.pools.values_mut() {
+            let watched = pool.wishes.profile.min(ceiling) > Profile::None;
+            if std::mem::replace(&mut pool.watched, watched) && !watched {
+                unwatched.push(pool.id);
+            }
+        }
+        for id in unwatched {
+            self.registry.unwatched(id, unix_ns());
+        }
     }
 
     /// Takes the last figures of a record that is no worker's any more, and gives it back to the source.
@@ -636,14 +662,16 @@ impl Aggregate {
         let pool = self.registry.pools.get(&id)?;
         let living = pool.living();
         let masters = pool.masters.iter().filter_map(|key| self.master_view(*key)).collect();
-        let schedule = self.schedules.pool_view(id, pool.cpu, &mut self.scratch);
+        let size = pool.configured_size.unwrap_or(living);
+        let schedule = self.schedules.pool_view(id, pool.cpu, size, &mut self.scratch);
         Some(snapshot::Pool {
             name: Arc::clone(&pool.name),
             origin: Arc::clone(&pool.origin),
             masters,
             configured_size: pool.configured_size,
-            size: pool.configured_size.unwrap_or(living),
+            size,
             states,
+            work_known: pool.watched,
             defunct,
             awaiting_final_cpu: pool.unreaped,
             unlisted: living.saturating_sub(workers.len() as u32),

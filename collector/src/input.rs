@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use collector_ebpf::schedule::KINDS;
+use collector_ebpf::schedule::{DISK, KINDS, MEASURES, PARKS_IN_SHARED_LOCK, POLL, Work};
 
 use crate::units::{CpuTime, Pid, ProcessKey};
 
@@ -106,11 +106,11 @@ pub const TIME_KINDS: [&str; KINDS] = [
     "other",
 ];
 
-/// Values of one bucket of one kind of time.
+/// Values of one bucket of one measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interval {
-    /// Index into [`TIME_KINDS`].
-    pub kind: u8,
+    /// Index into [`TIME_KINDS`], or [`SPAN`](collector_ebpf::schedule::SPAN).
+    pub measure: u8,
     /// Bucket of its length in ns ([`collector_ebpf::histogram`]).
     pub bucket: u16,
     /// How many.
@@ -122,6 +122,8 @@ pub struct Interval {
 pub struct ScheduleReading {
     /// Pool of the worker.
     pub pool: u32,
+    /// The worker.
+    pub process: ProcessKey,
     /// When this was read, `CLOCK_MONOTONIC` ns.
     pub at_ns: u64,
     /// Time by kind, ns, intervals that are not over included.
@@ -133,10 +135,53 @@ pub struct ScheduleReading {
     pub lived_ns: u64,
     /// Threads followed now.
     pub living: u32,
-    /// Intervals by kind that are in no histogram; wraps around.
-    pub discarded: [u32; KINDS],
+    /// Values by measure that are in no histogram; wraps around.
+    pub discarded: [u32; MEASURES],
     /// What was recorded since the last reading.
     pub intervals: Vec<Interval>,
+    /// It is busy: a thread of it is not parked.
+    pub busy: bool,
+    /// When it was.
+    pub work: Work,
+}
+
+/// What a pool wants to know of the scheduler, and what it counts as waiting for work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wishes {
+    /// How much is watched.
+    pub profile: Profile,
+    /// Where a worker waits for work.
+    pub idle_in: IdleIn,
+}
+
+/// The kinds of time in which a thread waits for work, as bits by number; with [`PARKS_IN_SHARED_LOCK`] also in a lock,
+/// but for the only thread of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdleIn(pub u16);
+
+impl IdleIn {
+    /// These kinds ([`TIME_KINDS`]).
+    pub const fn kinds(kinds: &[u32]) -> Self {
+        let mut bits = 0;
+        let mut index = 0;
+        while index < kinds.len() {
+            bits |= 1 << kinds[index];
+            index += 1;
+        }
+        Self(bits)
+    }
+
+    /// The kind with this name, if it is one that a thread is blocked in.
+    pub fn kind_named(name: &str) -> Option<u32> {
+        let kind = TIME_KINDS.iter().position(|kind| *kind == name)? as u32;
+        (kind >= DISK).then_some(kind)
+    }
+}
+
+impl Default for IdleIn {
+    fn default() -> Self {
+        Self(1 << POLL | PARKS_IN_SHARED_LOCK as u16)
+    }
 }
 
 /// What a pool wants to know of the scheduler.
@@ -212,9 +257,9 @@ pub trait Source {
     /// Gives back the record of a worker whose final figures were taken.
     fn release(&mut self, record: u32);
 
-    /// Says what a pool wants to know of the scheduler, before any of its processes is tracked; everything if it never
+    /// Says what a pool wants to know of the scheduler, before any of its processes is tracked; the default if it never
     /// says.
-    fn set_profile(&mut self, _pool: u32, _profile: Profile) {}
+    fn set_wishes(&mut self, _pool: u32, _wishes: Wishes) {}
 
     /// The most that any pool wants, and may have, of the scheduler. The probes run while this is not
     /// [`Profile::None`].

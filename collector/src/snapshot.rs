@@ -11,6 +11,7 @@ use crate::input::{ExitStatus, Profile, Sender, SocketFamily, TaskState};
 use crate::units::{CpuTime, Pid};
 use crate::worker::runs;
 use crate::worker::schedule::WorkerSchedule;
+use crate::worker::state::TIMED;
 
 /// Everything there is to show at one moment.
 #[derive(Clone, Debug)]
@@ -50,13 +51,50 @@ pub struct Feature {
     pub remedy: String,
 }
 
-/// Number of workers by state; a worker is in exactly one.
+/// Number of living workers by state; a worker is in exactly one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StateCounts {
-    /// Forked, and not yet seen to run on its own.
+    /// [`WorkerState::Creating`]
     pub creating: u32,
-    /// Alive.
+    /// [`WorkerState::Ready`]
+    pub ready: u32,
+    /// [`WorkerState::Active`]
+    pub active: u32,
+    /// [`WorkerState::Idle`]
+    pub idle: u32,
+    /// [`WorkerState::Running`]
     pub running: u32,
+}
+
+impl StateCounts {
+    /// One more in this state. The dead are not counted.
+    pub fn add(&mut self, state: WorkerState) {
+        let count = match state {
+            WorkerState::Creating => &mut self.creating,
+            WorkerState::Ready => &mut self.ready,
+            WorkerState::Active => &mut self.active,
+            WorkerState::Idle => &mut self.idle,
+            WorkerState::Running => &mut self.running,
+            WorkerState::Terminated => return,
+        };
+        *count += 1;
+    }
+
+    /// Those of some workers and those of others.
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            creating: self.creating + other.creating,
+            ready: self.ready + other.ready,
+            active: self.active + other.active,
+            idle: self.idle + other.idle,
+            running: self.running + other.running,
+        }
+    }
+
+    /// All of them.
+    pub fn total(&self) -> u32 {
+        self.creating + self.ready + self.active + self.idle + self.running
+    }
 }
 
 /// Why workers left, counted since start.
@@ -110,6 +148,8 @@ pub struct Pool {
     pub size: u32,
     /// Living workers by state.
     pub states: StateCounts,
+    /// It is known when they wait for work: the scheduler is watched for them now.
+    pub work_known: bool,
     /// Workers that ended and that their parent has not reaped.
     pub defunct: u32,
     /// Workers that ended and whose final figures have not come: those that are not reaped, and those that the kernel is
@@ -153,6 +193,12 @@ pub struct Pool {
 }
 
 impl Pool {
+    /// Which part of its places works now, from 0; above 1 if there are more workers than that. `None` where it is not
+    /// known when they wait for work, and for a pool of no size.
+    pub fn utilization(&self) -> Option<f64> {
+        (self.work_known && self.size > 0).then(|| f64::from(self.states.active) / f64::from(self.size))
+    }
+
     /// CPU that an account of the kernel's has and ours has not, ns, by account, where the two are compared.
     pub fn unattributed_cpu_ns(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let process = self.schedule.as_ref().map(|schedule| schedule.unattributed_cpu_ns);
@@ -231,6 +277,23 @@ pub struct Schedule {
     pub unattributed_cpu_ns: u64,
     /// Lengths of intervals in seconds, by kind of time; `None` where they are not measured.
     pub intervals: Option<[Arc<Distribution>; KINDS]>,
+    /// How much of the time they worked.
+    pub work: Work,
+}
+
+/// What a pool's workers have done while they were watched, living and dead, since start.
+#[derive(Clone, Debug)]
+pub struct Work {
+    /// Time in the states of [`TIMED`], ns, all workers together.
+    pub state_ns: [u64; TIMED.len()],
+    /// Spans that have ended: from the moment in which a worker ceases to wait for work until it waits again.
+    pub spans: u64,
+    /// How long they were, seconds; `None` where that is not measured.
+    pub span_seconds: Option<Arc<Distribution>>,
+    /// From fork to the first wait for work, seconds.
+    pub spawn_to_ready_seconds: Arc<Distribution>,
+    /// Time that workers were active over the size of the pool, by window; absent before a collection lies in it.
+    pub utilization: Vec<(&'static str, f64)>,
 }
 
 /// The sockets of a pool that listen at one address, and what waits there to be accepted.
@@ -263,12 +326,18 @@ pub struct Master {
     pub rss_bytes: Option<u64>,
 }
 
-/// The life of a worker; finer states belong between `Running` and the end.
+/// The life of a worker. [`crate::worker::state`] says what leads from one state to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WorkerState {
-    /// Forked, and not yet seen to run on its own.
+    /// Forked, and has not waited for work yet; where nobody watches what it waits for: not yet seen to run on its own.
     Creating,
-    /// Alive.
+    /// Waits for its first work.
+    Ready,
+    /// Works.
+    Active,
+    /// Waits for more work.
+    Idle,
+    /// Alive; nobody watches whether it works.
     Running,
     /// Ended.
     Terminated,
@@ -279,6 +348,9 @@ impl WorkerState {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Creating => "creating",
+            Self::Ready => "ready",
+            Self::Active => "active",
+            Self::Idle => "idle",
             Self::Running => "running",
             Self::Terminated => "terminated",
         }

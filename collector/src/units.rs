@@ -15,7 +15,7 @@ pub type Pid = u32;
 pub const NANOS_PER_TICK: u64 = NANOS_PER_SECOND / 100;
 
 /// The identity of a process. Pids come back, so the start time is part of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProcessKey {
     /// The thread group id.
     pub pid: Pid,

@@ -5,8 +5,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::portable::cgroup::{Begins, agrees_with_the_cgroup};
-use crate::portable::schedule::{answer_file, at_rest, waited};
-use crate::support::{Collector, Workload};
+use crate::portable::schedule::{answer_file, at_rest, measured, waited};
+use crate::support::{Collector, Workload, eventually, pool_of, worker};
 
 /// Shorter waits are not noticed by those who wait.
 const SHORTEST_NS: u64 = 20_000;
@@ -62,6 +62,25 @@ fn waits_are_as_long_as_the_waiting_measured() {
     let _ = std::fs::remove_file(&data);
     let schedule = at_rest(&collector, master.pid(), pid);
     check("disk", &schedule["quantiles"]["off_cpu_seconds"]["disk"], truth);
+}
+
+#[test]
+fn spans_are_as_long_as_the_worker_measured() {
+    const SPANS: usize = 300;
+    let mut master = Workload::start();
+    master.spawn("sleep");
+    master.spawn("sleep");
+    let collector = Collector::start(&["--source=ebpf", "--probes.overhead-budget=0"]);
+    collector.pool_of(master.pid(), 2);
+    let file = answer_file("spans");
+    let (pid, truth) = measured(&mut master, &format!("spans {SPANS} {}", file.display()), &file);
+    let work = eventually("it was read", || {
+        let stats = collector.stats();
+        let work = worker(pool_of(&stats, master.pid())?, pid)?.get("work")?.clone();
+        (work["spans"] == SPANS).then_some(work)
+    });
+    assert_eq!(work["span_seconds"]["start"]["coverage"], 1.0);
+    check("spans", &work["span_seconds"], truth);
 }
 
 #[test]

@@ -41,8 +41,12 @@ pub(crate) fn wait(words: &[&str]) {
         }
         other => panic!("unknown wait {other:?}"),
     };
-    let file = words.last().expect("a file");
-    let text: String = waits.iter().map(|ns| format!("{ns}\n")).collect();
+    answer(words.last().expect("a file"), &waits);
+}
+
+/// Writes what was measured, ns one a line.
+pub(crate) fn answer(file: &str, measured: &[u64]) {
+    let text: String = measured.iter().map(|ns| format!("{ns}\n")).collect();
     // Under another name first: whoever finds the file finds all of it.
     let unfinished = format!("{file}.part");
     std::fs::write(&unfinished, text).expect("a writable file");
@@ -54,13 +58,14 @@ fn now(clock: ClockId) -> u64 {
     Duration::from(time).as_nanos() as u64
 }
 
-/// Time that a call was blocked: all but what this thread spent on a CPU, and waiting for one as the kernel accounts it
-/// (second field of `schedstat`).
+/// Time that this thread has waited for a CPU, ns, as the kernel accounts it (second field of `schedstat`).
+pub(crate) fn waited_for_cpu() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("CONFIG_SCHED_INFO");
+    text.split(' ').nth(1).and_then(|field| field.parse().ok()).expect("a number")
+}
+
+/// Time that a call was blocked: all but what this thread spent on a CPU, and waiting for one.
 fn measured(call: impl FnOnce()) -> u64 {
-    let waited_for_cpu = || -> u64 {
-        let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("CONFIG_SCHED_INFO");
-        text.split(' ').nth(1).and_then(|field| field.parse().ok()).expect("a number")
-    };
     let runnable = waited_for_cpu();
     let (wall, cpu) = (now(ClockId::CLOCK_MONOTONIC), now(ClockId::CLOCK_THREAD_CPUTIME_ID));
     call();

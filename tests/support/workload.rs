@@ -18,6 +18,8 @@
 //! `listen ADDRESS BACKLOG FILE` (accepts nothing before the file is there, then everything; an address is `IP:PORT`,
 //! which others may share, `unix:PATH` or `unix:@NAME`),
 //! `wait KIND … FILE` (waits for a known reason and writes to the file for how long; see `waits.rs`),
+//! `park poll|lock|locks THREADS|pipe|stdin` (waits for ever so), `spans COUNT FILE` (waits for work and works at
+//! known times, see `work.rs`),
 //! `thread-exec PROGRAM ARGS…` (execve from another thread than the main one). A worker dies with its master,
 //! but `orphan BEHAVIOUR…` does not.
 #![allow(
@@ -29,6 +31,8 @@
 
 #[path = "waits.rs"]
 mod waits;
+#[path = "work.rs"]
+mod work;
 
 use std::ffi::CString;
 use std::io::{BufRead, Write};
@@ -208,6 +212,8 @@ fn behave(words: &[&str]) {
         }
         "listen" => listen(words[1], number(words, 2) as i32, std::path::Path::new(words[3])),
         "wait" => waits::wait(&words[1..]),
+        "park" => work::park(&words[1..]),
+        "spans" => work::spans(number(words, 1), words[2]),
         "last-thread" => {
             let (time, code) = (ms(1), number(words, 2) as i32);
             std::thread::spawn(move || {

@@ -101,10 +101,10 @@ fn process_fork(ctx: BtfTracePointContext) -> i32 {
             }
             publish(slot, LIVE);
         }
-        let profile = tag.profile;
-        let mut tag = Tag { pool, role: ROLE_WORKER, slot: slot_number, profile, ..Tag::default() };
+        let wishes = tag.wishes;
+        let mut tag = Tag { pool, role: ROLE_WORKER, slot: slot_number, wishes, ..Tag::default() };
         if child.set_tag(&mut tag) {
-            let owner = Followed { slot: slot_number, profile };
+            let owner = Followed { slot: slot_number, wishes };
             schedule::follow(child.tid(), owner, RUNNABLE, false, at_ns);
         } else {
             count(Counter::NO_TAG);
@@ -151,8 +151,8 @@ fn tag_again(task: Task, followed: &Followed) {
     let Some(slot) = own_slot(followed.slot, task) else { return };
     // SAFETY: a pointer into the array.
     let pool = unsafe { (*slot).pool };
-    let (slot, profile) = (followed.slot, followed.profile);
-    let mut tag = Tag { pool, role: ROLE_WORKER, slot, profile, ..Tag::default() };
+    let (slot, wishes) = (followed.slot, followed.wishes);
+    let mut tag = Tag { pool, role: ROLE_WORKER, slot, wishes, ..Tag::default() };
     if task.tag().is_none() && !task.set_tag(&mut tag) {
         count(Counter::NO_TAG);
     }

@@ -18,9 +18,9 @@ use collector_ebpf::limits::{MAX_CHUNKS, THREAD_SETS};
 use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::schedule::{
     ADDRESS_SPACE, BY_DESCRIPTOR, CHILD, CHUNK_WORDS, COMING, Chunk, DIRECTORIES, DISK, FRESH, KINDS, LOCK,
-    NETWORK, ON_CPU, OTHER, PAGE_FAULT, PIPE, POLL, PROFILE_COUNTERS, PROFILE_HISTOGRAMS, RUNNABLE, STOPPED,
-    SYSCALLS, THREAD_HISTOGRAMS, THREAD_PARTIAL, TIMED_RUNS, Thread, Times, UNKNOWN, WAYS, directory_of,
-    entry_of, shift_of,
+    NETWORK, ON_CPU, OTHER, PAGE_FAULT, PARKS_IN_SHARED_LOCK, PIPE, POLL, PROFILE_COUNTERS,
+    PROFILE_HISTOGRAMS, RUNNABLE, SPAN, STOPPED, SYSCALLS, THREAD_BUSY, THREAD_HISTOGRAMS, THREAD_PARTIAL,
+    TIMED_RUNS, Thread, Times, UNKNOWN, WAYS, directory_of, entry_of, parks_of, profile_of, shift_of, wishes,
 };
 use collector_ebpf::slot::Tag;
 
@@ -49,6 +49,9 @@ const S_IFMT: u16 = 0o170_000;
 const S_IFSOCK: u16 = 0o140_000;
 const S_IFIFO: u16 = 0o010_000;
 const S_IFCHR: u16 = 0o020_000;
+
+/// Descriptor of the standard input.
+const STDIN: u32 = 0;
 
 /// Reasons by system call number, set by the loader: a kind of time, or [`BY_DESCRIPTOR`].
 #[unsafe(no_mangle)]
@@ -151,17 +154,17 @@ pub(crate) fn follow(tid: u32, owner: Followed, kind: u32, partial: bool, now: u
     // SAFETY: a valid pointer into the array; user space sets it.
     let ceiling = unsafe { (*control).ceiling };
     if owner.slot == NONE
-        || owner.profile < PROFILE_COUNTERS
+        || owner.profile() < PROFILE_COUNTERS
         || ceiling < PROFILE_COUNTERS
         || find(tid).is_some()
     {
         return;
     }
     let mut flags = if partial { THREAD_PARTIAL } else { 0 };
-    if owner.profile >= PROFILE_HISTOGRAMS {
+    if owner.profile() >= PROFILE_HISTOGRAMS {
         flags |= THREAD_HISTOGRAMS;
     }
-    enter(tid, Thread::place(owner.slot, kind, flags), now);
+    enter(tid, Thread::place(owner.slot, kind, flags), parks_of(owner.wishes), now);
 }
 
 /// A thread that has lived before it was followed, as an iteration finds it. False if it moved meanwhile, so that
@@ -170,7 +173,10 @@ pub(crate) fn follow(tid: u32, owner: Followed, kind: u32, partial: bool, now: u
 pub(crate) fn follow_found(task: Task, owner: Followed, now: u64) -> bool {
     let tid = task.tid();
     let (state, on_cpu) = state_of(task);
-    if owner.slot == NONE || owner.profile < PROFILE_COUNTERS || state & TASK_DEAD != 0 || find(tid).is_some()
+    if owner.slot == NONE
+        || owner.profile() < PROFILE_COUNTERS
+        || state & TASK_DEAD != 0
+        || find(tid).is_some()
     {
         return true;
     }
@@ -216,7 +222,8 @@ fn state_of(task: Task) -> (u32, i32) {
 #[derive(Clone, Copy)]
 pub(crate) struct Followed {
     pub(crate) slot: u32,
-    pub(crate) profile: u32,
+    /// [`collector_ebpf::schedule::wishes`]
+    pub(crate) wishes: u32,
 }
 
 impl Followed {
@@ -228,9 +235,14 @@ impl Followed {
         unsafe {
             Self {
                 slot: (&raw const (*tag).slot).read_volatile(),
-                profile: (&raw const (*tag).profile).read_volatile(),
+                wishes: (&raw const (*tag).wishes).read_volatile(),
             }
         }
+    }
+
+    #[inline(always)]
+    fn profile(self) -> u32 {
+        profile_of(self.wishes)
     }
 }
 
@@ -249,19 +261,23 @@ pub(crate) fn take_over(old_tid: u32, tid: u32, kind: u32, now: u64) -> Option<F
     }
     let place = place?;
     let (slot, flags) = (Thread::slot_of(place), place & THREAD_HISTOGRAMS);
-    enter(tid, Thread::place(slot, kind, flags | THREAD_PARTIAL), now);
-    Some(Followed { slot, profile: if flags != 0 { PROFILE_HISTOGRAMS } else { PROFILE_COUNTERS } })
+    let profile = if flags != 0 { PROFILE_HISTOGRAMS } else { PROFILE_COUNTERS };
+    // SAFETY: a pointer into the array.
+    let parks = unsafe { (*TIMES.get_ptr(slot)?).parks };
+    enter(tid, Thread::place(slot, kind, flags | THREAD_PARTIAL), parks, now);
+    Some(Followed { slot, wishes: wishes(profile, parks) })
 }
 
 /// Gives a thread an entry.
 #[inline(always)]
-fn enter(tid: u32, place: u32, now: u64) {
+fn enter(tid: u32, place: u32, parks: u32, now: u64) {
     let Some(set) = THREADS.get_ptr_mut(tid % THREAD_SETS as u32) else { return };
     let Some(times) = TIMES.get_ptr_mut(Thread::slot_of(place)) else { return };
     // SAFETY: a pointer into the array.
     let followed = unsafe { &raw mut (*times).followed };
     // Before it has an entry, because it may leave as soon as it has.
-    add_u32(followed, 1);
+    // SAFETY: an aligned integer of the map.
+    let others = unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(followed, 1) };
     // SAFETY: a pointer into the array, checked by the verifier.
     let first = unsafe { (&raw mut (*set).threads).cast::<Thread>() };
     for way in 0..WAYS {
@@ -277,6 +293,10 @@ fn enter(tid: u32, place: u32, now: u64) {
         };
         if free {
             begin_change(thread);
+            if others == 0 {
+                begin_work(times, parks, place & THREAD_PARTIAL != 0, now);
+            }
+            let place = turn(times, place, Thread::kind_of(place), now);
             // SAFETY: the entry is this thread's now; volatile, so that the order of the stores stays.
             unsafe { (&raw mut (*thread).place).write_volatile(place) };
             lived(Thread::slot_of(place), now.wrapping_neg());
@@ -308,10 +328,11 @@ fn leave(thread: &mut Thread, now: u64) -> bool {
     if !ours {
         return false;
     }
-    account(place, since_ns, now);
+    let Some(times) = TIMES.get_ptr_mut(slot) else { return false };
+    account(times, place, since_ns, now);
+    end_work(times, place, now);
     lived(slot, now);
     count_change();
-    let Some(times) = TIMES.get_ptr_mut(slot) else { return false };
     // SAFETY: a pointer into the array. After all that is written for this thread.
     unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(&raw mut (*times).followed, u32::MAX) == 1 }
 }
@@ -358,49 +379,164 @@ fn begin_change(thread: *mut Thread) {
 fn change(thread: &mut Thread, kind: u32, now: u64) {
     let (place, since_ns) = (thread.place, thread.since_ns);
     begin_change(thread);
-    account(place, since_ns, now);
-    let flags = place & THREAD_HISTOGRAMS;
+    let mut next = Thread::place(Thread::slot_of(place), kind, place & (THREAD_HISTOGRAMS | THREAD_BUSY));
+    if let Some(times) = TIMES.get_ptr_mut(Thread::slot_of(place)) {
+        account(times, place, since_ns, now);
+        next = turn(times, next, kind, now);
+    }
     // SAFETY: as above.
-    unsafe { (&raw mut thread.place).write_volatile(Thread::place(Thread::slot_of(place), kind, flags)) };
+    unsafe { (&raw mut thread.place).write_volatile(next) };
     // SAFETY: as above.
     unsafe { (&raw mut thread.since_ns).write_volatile(now) };
 }
 
 #[inline(always)]
-fn account(place: u32, since_ns: u64, now: u64) {
-    let (slot, kind) = (Thread::slot_of(place), Thread::kind_of(place));
+fn account(times: *mut Times, place: u32, since_ns: u64, now: u64) {
+    let kind = Thread::kind_of(place);
     if kind >= KINDS as u32 {
         return;
     }
-    let Some(times) = TIMES.get_ptr_mut(slot) else { return };
-    let kind = kind as usize;
     // SAFETY: a pointer into the array, and an index below its length.
-    let (ended_ns, discarded) =
-        unsafe { (&raw mut (*times).ended_ns[kind], &raw mut (*times).discarded[kind]) };
+    let ended_ns = unsafe { &raw mut (*times).ended_ns[kind as usize] };
     if now < since_ns {
         count(Counter::NEGATIVE);
-        add_u32(discarded, 1);
+        discard(times, kind);
         return;
     }
     let duration_ns = now - since_ns;
     add_u64(ended_ns, duration_ns);
     let known = place & THREAD_PARTIAL == 0;
-    let recorded = known && (place & THREAD_HISTOGRAMS == 0 || record(times, kind as u32, duration_ns));
+    let recorded = known && (place & THREAD_HISTOGRAMS == 0 || record(times, kind, duration_ns));
     if !recorded {
-        add_u32(discarded, 1);
+        discard(times, kind);
+    }
+}
+
+/// A value of a measure is in no histogram.
+#[inline(always)]
+fn discard(times: *mut Times, measure: u32) {
+    // SAFETY: callers pass a pointer into the array, and a measure below the length.
+    add_u32(unsafe { &raw mut (*times).discarded[measure as usize] }, 1);
+}
+
+/// A worker begins to be followed, or does again.
+#[inline(always)]
+fn begin_work(times: *mut Times, parks: u32, partial: bool, now: u64) {
+    // SAFETY: callers pass a pointer into the array.
+    let work = unsafe { &raw mut (*times).work };
+    // SAFETY: fields of the map.
+    unsafe {
+        (*times).parks = parks;
+        if (*work).begin_ns == 0 {
+            (*work).begin_ns = now;
+            if partial {
+                // What it did before nobody has seen: it is taken for one that has worked.
+                (*work).ready_ns = now;
+                (*work).worked_ns = now;
+            }
+            return;
+        }
+        let gap_ns = now - (*work).end_ns;
+        (*work).begin_ns += gap_ns;
+        if (*work).ready_ns != 0 {
+            (*work).ready_ns += gap_ns;
+        }
+        if (*work).worked_ns != 0 {
+            (*work).worked_ns += gap_ns;
+        }
+    }
+}
+
+/// A thread whose place says what it was is now in a kind of time: it may have ceased to be parked, or begun to. The
+/// worker is busy while any is not. Returns the place with what it is now.
+///
+/// Threads on other CPUs do the same at the same time. Whoever takes the count from zero or to it has the time added, and
+/// the adds come to the same in any order.
+#[inline(always)]
+fn turn(times: *mut Times, place: u32, kind: u32, now: u64) -> u32 {
+    // SAFETY: callers pass a pointer into the array.
+    let parks = unsafe { (*times).parks };
+    let mut parked = parks >> (kind & 31) & 1 != 0;
+    if kind == LOCK && parks & PARKS_IN_SHARED_LOCK != 0 {
+        // SAFETY: as above; others change it.
+        parked |= unsafe { (&raw const (*times).followed).read_volatile() } > 1;
+    }
+    if parked == (place & THREAD_BUSY == 0) {
+        return place;
+    }
+    // SAFETY: as above.
+    let (busy, work) = unsafe { (&raw mut (*times).busy, &raw mut (*times).work) };
+    if !parked {
+        // SAFETY: an aligned integer of the map.
+        if unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(busy, 1) } == 0 {
+            // SAFETY: fields of the map.
+            unsafe {
+                add_u64(&raw mut (*work).busy_ns, now.wrapping_neg());
+                (*work).since_ns = now;
+                if (*work).ready_ns != 0 && (*work).worked_ns == 0 {
+                    (*work).worked_ns = now;
+                }
+            }
+        }
+        return place | THREAD_BUSY;
+    }
+    // SAFETY: as above.
+    if unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(busy, u32::MAX) } == 1 {
+        end_span(times, place & THREAD_HISTOGRAMS != 0, now);
+    }
+    place & !THREAD_BUSY
+}
+
+/// All threads of a worker are parked.
+#[inline(always)]
+fn end_span(times: *mut Times, wanted: bool, now: u64) {
+    // SAFETY: callers pass a pointer into the array.
+    let work = unsafe { &raw mut (*times).work };
+    // SAFETY: fields of the map.
+    unsafe {
+        let since_ns = (*work).since_ns;
+        add_u64(&raw mut (*work).busy_ns, now);
+        (*work).since_ns = now;
+        if (*work).ready_ns == 0 {
+            (*work).ready_ns = now;
+            return;
+        }
+        add_u64(&raw mut (*work).spans, 1);
+        // The first one of a worker that was busy already when it began to be followed.
+        let known = since_ns != (*work).begin_ns && since_ns <= now;
+        if !known || wanted && !record(times, SPAN, now - since_ns) {
+            discard(times, SPAN);
+        }
+    }
+}
+
+/// A thread is gone: what it left undone is no span.
+#[inline(always)]
+fn end_work(times: *mut Times, place: u32, now: u64) {
+    // SAFETY: callers pass a pointer into the array.
+    let (busy, work) = unsafe { (&raw mut (*times).busy, &raw mut (*times).work) };
+    // SAFETY: fields of the map.
+    unsafe {
+        (*work).end_ns = now;
+        if place & THREAD_BUSY != 0
+            && atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(busy, u32::MAX) == 1
+        {
+            add_u64(&raw mut (*work).busy_ns, now);
+            (*work).since_ns = now;
+        }
     }
 }
 
 /// Adds one to the bucket of a value. False if it is not wanted now, or there was no chunk for it.
 #[inline(always)]
-fn record(times: *mut Times, kind: u32, value: u64) -> bool {
+fn record(times: *mut Times, measure: u32, value: u64) -> bool {
     let Some(control) = CONTROL.get_ptr(0) else { return false };
     // SAFETY: a valid pointer into the array; user space sets it.
     if unsafe { (*control).ceiling } < PROFILE_HISTOGRAMS {
         return false;
     }
     let bucket = unforeseen(index(value) as u64, control) as u32;
-    let (directory, entry) = (directory_of(kind), entry_of(kind, bucket / SUB_BUCKETS as u32));
+    let (directory, entry) = (directory_of(measure), entry_of(measure, bucket / SUB_BUCKETS as u32));
     // SAFETY: a pointer into the array, and an index below its length.
     let word = unsafe { &raw mut (*times).directories[(directory / 2) as usize % (DIRECTORIES / 2)] };
     let Some(directory) = chunk(word, shift_of(directory)) else { return false };
@@ -562,7 +698,7 @@ fn reason(task: Task, state: u32) -> u32 {
     u32::from(listed)
 }
 
-/// What a descriptor is open on.
+/// What a descriptor is open on. Who reads the pipe or socket that is its standard input waits for what it is there for.
 #[inline(always)]
 fn by_descriptor(task: Task, descriptor: u64) -> u32 {
     // The kernel takes an `unsigned int`.
@@ -576,6 +712,7 @@ fn by_descriptor(task: Task, descriptor: u64) -> u32 {
         mode_by_casts(task, descriptor)
     };
     match mode.map(|mode| mode & S_IFMT) {
+        Some(S_IFSOCK | S_IFIFO) if descriptor == STDIN => POLL,
         Some(S_IFSOCK) => NETWORK,
         Some(S_IFIFO) => PIPE,
         // An anonymous inode has no type: event descriptors, timers, signals, inotify.

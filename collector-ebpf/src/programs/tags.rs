@@ -53,12 +53,12 @@ fn apply(task: Task, access: *mut TagAccess) -> u32 {
         return ACCESS_DONE;
     }
     let (pool, role) = (context!(access, tag.pool), context!(access, tag.role));
-    let (slot, profile) = (context!(access, tag.slot), context!(access, tag.profile));
+    let (slot, wishes) = (context!(access, tag.slot), context!(access, tag.wishes));
     let Some(tag) = task.tag() else {
         if operation != ACCESS_SET {
             return ACCESS_NONE;
         }
-        let mut tag = Tag { pool, role, slot, profile, ..Tag::default() };
+        let mut tag = Tag { pool, role, slot, wishes, ..Tag::default() };
         return if task.set_tag(&mut tag) { ACCESS_DONE } else { ACCESS_FAILED };
     };
     let tag = tag.as_ptr();
@@ -68,7 +68,7 @@ fn apply(task: Task, access: *mut TagAccess) -> u32 {
         unsafe {
             (&raw mut (*tag).pool).write_volatile(pool);
             (&raw mut (*tag).slot).write_volatile(slot);
-            (&raw mut (*tag).profile).write_volatile(profile);
+            (&raw mut (*tag).wishes).write_volatile(wishes);
             (&raw mut (*tag).role).write_volatile(role);
         }
     } else {
@@ -76,7 +76,7 @@ fn apply(task: Task, access: *mut TagAccess) -> u32 {
         unsafe {
             (&raw mut (*access).tag.pool).write_volatile((&raw const (*tag).pool).read_volatile());
             (&raw mut (*access).tag.slot).write_volatile((&raw const (*tag).slot).read_volatile());
-            (&raw mut (*access).tag.profile).write_volatile((&raw const (*tag).profile).read_volatile());
+            (&raw mut (*access).tag.wishes).write_volatile((&raw const (*tag).wishes).read_volatile());
             (&raw mut (*access).tag.role).write_volatile((&raw const (*tag).role).read_volatile());
         }
     }

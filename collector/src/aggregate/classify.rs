@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::{Aggregate, MAX_REFUSED, Master, Refused, as_facts};
-use crate::input::{FactReader, Needs, Profile, ProgramFacts, Reap, Role, SlotRecord, Source};
+use crate::input::{FactReader, Needs, Profile, ProgramFacts, Reap, Role, SlotRecord, Source, Wishes};
 use crate::units::{NANOS_PER_SECOND, Pid, ProcessKey, Processes, monotonic_ns};
 use crate::worker::pool::PoolId;
 use crate::worker::process::ProcessTable;
@@ -145,8 +145,9 @@ impl Aggregate {
 
     /// Has a process followed, as its pool wants it.
     fn track(&self, key: ProcessKey, pool: PoolId, role: Role, source: &mut dyn Source) -> SlotRecord {
-        let profile = self.registry.pools.get(&pool).map_or(Profile::None, |pool| pool.profile);
-        source.set_profile(pool, profile);
+        let unknown = Wishes { profile: Profile::None, ..Wishes::default() };
+        let wishes = self.registry.pools.get(&pool).map_or(unknown, |pool| pool.wishes);
+        source.set_wishes(pool, wishes);
         source.track(key, pool, role)
     }
 

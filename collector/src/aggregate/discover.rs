@@ -203,6 +203,7 @@ impl Aggregate {
                 pool.configured_size = size;
             }
         }
+        self.apply_rule(id);
         Some((id, works))
     }
 

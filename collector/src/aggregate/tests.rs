@@ -40,6 +40,7 @@ fn by_comm(name: &str, comm: &str) -> Rule {
         interval_ns: None,
         profile: None,
         work: None,
+        idle_in: None,
     }
 }
 
@@ -593,7 +594,11 @@ fn a_snapshot_lists_up_to_the_ceiling_and_counts_the_rest() {
     let pool = world.pool("jobs");
     assert_eq!(pool.workers.iter().map(|w| (w.slot, w.pid)).collect::<Vec<_>>(), [(0, 11), (1, 12), (2, 13)]);
     assert_eq!((pool.unlisted, pool.size, pool.defunct), (1, 4, 1));
-    assert_eq!(pool.states, StateCounts { creating: 2, running: 2 }, "all that live");
+    assert_eq!(
+        pool.states,
+        StateCounts { creating: 2, running: 2, ..StateCounts::default() },
+        "all that live"
+    );
     assert_eq!(pool.rss_bytes, Some(4 * 8192), "those without a series count, too");
     assert_eq!(pool.masters.iter().map(|m| m.pid).collect::<Vec<_>>(), [10]);
     let snapshot = world.snapshot();

@@ -3,12 +3,13 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use collector_ebpf::schedule::DISK;
 use regex::bytes::{Regex, RegexBuilder};
 use serde::Deserialize;
 use thiserror::Error;
 
 use crate::files;
-use crate::input::Profile;
+use crate::input::{IdleIn, Profile, TIME_KINDS};
 use crate::render::prometheus::Groups;
 use crate::units::NANOS_PER_SECOND;
 use crate::worker::matcher::{Conditions, MAX_NAME, Matcher, Rule, Work};
@@ -128,6 +129,7 @@ struct WrittenPool {
     interval: Option<String>,
     scheduler: Option<WrittenProfile>,
     work: Option<String>,
+    idle_in: Option<Vec<String>>,
 }
 
 /// `scheduler`
@@ -310,7 +312,8 @@ fn rule(pool: WrittenPool) -> Result<Rule, (String, String)> {
         pool.interval.as_deref().map(interval).transpose().map_err(|e| ("interval".to_owned(), e))?;
     let profile = pool.scheduler.map(Profile::from);
     let work = pool.work.as_deref().map(work).transpose().map_err(|e| ("work".to_owned(), e))?;
-    Ok(Rule { name: pool.name, worker, parent, size: pool.size, interval_ns, profile, work })
+    let idle_in = pool.idle_in.as_deref().map(idle_in).transpose().map_err(|e| ("idle_in".to_owned(), e))?;
+    Ok(Rule { name: pool.name, worker, parent, size: pool.size, interval_ns, profile, work, idle_in })
 }
 
 fn conditions(written: WrittenConditions, under: &str) -> Result<Conditions, (String, String)> {
@@ -352,6 +355,17 @@ fn conditions(written: WrittenConditions, under: &str) -> Result<Conditions, (St
     })
 }
 
+/// Where workers wait for work, by the names of kinds of time. A lock is one for good where it is named.
+fn idle_in(names: &[String]) -> Result<IdleIn, String> {
+    let kinds = names.iter().map(|name| {
+        IdleIn::kind_named(name).ok_or_else(|| {
+            let known = TIME_KINDS[DISK as usize..].join(", ");
+            format!("{name:?} is no reason to be blocked; what there is: {known}")
+        })
+    });
+    Ok(IdleIn::kinds(&kinds.collect::<Result<Vec<u32>, String>>()?))
+}
+
 /// How work is measured, by its name.
 fn work(name: &str) -> Result<Work, String> {
     Work::ALL.into_iter().find(|work| work.as_str() == name).ok_or_else(|| {
@@ -374,6 +388,7 @@ fn interval(text: &str) -> Result<u64, String> {
 #[allow(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
+    use collector_ebpf::schedule::{PIPE, POLL};
     use proptest::prelude::*;
 
     fn check(text: &str, expected: &str) {
@@ -412,6 +427,7 @@ pools:
   - name: jobs
     parent: {exe: [/usr/bin/runner]}
     work: runs
+    idle_in: [poll, pipe]
 ",
             "c.yml",
         )
@@ -425,6 +441,7 @@ pools:
         assert_eq!((first.size, first.interval_ns), (Some(4), Some(500 * MILLISECOND)));
         assert_eq!((first.profile, second.profile), (Some(Profile::Counters), None));
         assert_eq!((first.work, second.work), (None, Some(Work::Runs)));
+        assert_eq!((first.idle_in, second.idle_in), (None, Some(IdleIn::kinds(&[POLL, PIPE]))));
         assert!(second.worker.is_empty());
         assert_eq!(second.parent.exe, [b"/usr/bin/runner"]);
     }
@@ -459,8 +476,13 @@ pools:
         check("metrics: {collect: []}", "metrics.collect: name at least one");
         check("metrics: {collects: [pools]}", "unknown field");
         check("scheduler: some", "unknown variant");
-        check("pools: [{name: a, match: {comm: b}, work: spans}]", "pools[0] (a): work: \"spans\" is no way");
-        check("pools: [{name: a, match: {comm: b}, work: Runs}]", "what there is: runs");
+        check("pools: [{name: a, match: {comm: b}, work: jobs}]", "pools[0] (a): work: \"jobs\" is no way");
+        check(
+            "pools: [{name: a, match: {comm: b}, idle_in: [poll, on_cpu]}]",
+            "idle_in: \"on_cpu\" is no reason",
+        );
+        check("pools: [{name: a, match: {comm: b}, idle_in: poll}]", "expected sequence");
+        check("pools: [{name: a, match: {comm: b}, work: Runs}]", "what there is: runs, spans");
         check("work: runs", "unknown field");
         check("colour: red", "unknown field");
         check("pools: [{name: a, match: {com: b}}]", "unknown field");

@@ -1,14 +1,15 @@
 //! What the scheduler probes have counted, read from the arrays that they write.
 
 use std::io::{self, Read};
+use std::mem::offset_of;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use aya::maps::MapData;
 use collector_ebpf::limits::{MAX_CHUNKS, MAX_SLOTS, THREAD_SETS};
 use collector_ebpf::schedule::{
-    CHUNK_WORDS, Chunk, DIRECTORIES, FRESH, KINDS, LET_GO, Thread, ThreadSet, Times, WAYS, kind_and_row_of,
-    shift_of,
+    CHUNK_WORDS, Chunk, DIRECTORIES, FRESH, KINDS, LET_GO, THREAD_BUSY, Thread, ThreadSet, Times, WAYS,
+    measure_and_row_of, shift_of,
 };
 
 use super::free_list::FreeList;
@@ -229,7 +230,7 @@ impl ScheduleTable {
     ) -> Option<Seen> {
         let signature = self.signature(threads, slot)?;
         // Else one that came and went while the times were copied could be in some of them.
-        let lived_ns = self.times(slot)?.lived_ns;
+        let before = self.times(slot)?;
         let at_ns = now();
         let mut open_ns = [0u64; KINDS];
         out.open = [0; KINDS];
@@ -252,13 +253,19 @@ impl ScheduleTable {
         fence(Ordering::Acquire);
         if self.signature(threads, slot)? != signature
             || times.followed != out.living
-            || times.lived_ns != lived_ns
+            || times.lived_ns != before.lived_ns
+            || (times.busy, times.work) != (before.busy, before.work)
         {
             return None;
         }
         out.at_ns = at_ns;
         out.lived_ns = times.lived_ns.wrapping_add(at_ns.wrapping_mul(u64::from(out.living)));
         out.discarded = times.discarded;
+        out.busy = times.busy != 0;
+        out.work = times.work;
+        if out.busy {
+            out.work.busy_ns = out.work.busy_ns.wrapping_add(at_ns);
+        }
         for ((time, ended), open) in out.time_ns.iter_mut().zip(times.ended_ns).zip(open_ns) {
             *time = ended.wrapping_add(open);
         }
@@ -288,7 +295,7 @@ impl ScheduleTable {
     fn take_chunk(&self, directory_number: u32, directory: u32, entry: u32, out: &mut Vec<Interval>) {
         let Some(numbers) = self.word(directory_number, (entry / 2) as usize) else { return };
         let number = number_in(numbers.load(Ordering::Relaxed), entry);
-        let (kind, row) = kind_and_row_of(directory, entry);
+        let (measure, row) = measure_and_row_of(directory, entry);
         for within in 0..CHUNK_WORDS {
             let Some(count) = self.word(number, within) else { return };
             if count.load(Ordering::Relaxed) == 0 {
@@ -296,7 +303,7 @@ impl ScheduleTable {
             }
             let count = count.swap(0, Ordering::Relaxed);
             let bucket = row as usize * CHUNK_WORDS + within;
-            out.push(Interval { kind: kind as u8, bucket: bucket as u16, count });
+            out.push(Interval { measure: measure as u8, bucket: bucket as u16, count });
         }
     }
 
@@ -353,23 +360,37 @@ impl ScheduleTable {
 
     /// Accounts for what a thread was doing when it was last followed.
     fn close(&self, slot: u32, thread: Thread, now_ns: u64) {
-        let Some(times) = self.times.at(slot as usize) else { return };
-        // SAFETY: a pointer to a field inside the mapping.
-        let followed = unsafe { &raw mut (*times).followed };
-        // SAFETY: mapped, aligned, as long as `self`; the programs add to it by atomic instructions.
-        unsafe { AtomicU32::from_ptr(followed) }.fetch_sub(1, Ordering::SeqCst);
-        // SAFETY: a pointer to a field inside the mapping.
-        let lived = unsafe { &raw mut (*times).lived_ns };
-        // SAFETY: mapped, aligned, as long as `self`; the programs add to it by atomic instructions.
-        unsafe { AtomicU64::from_ptr(lived) }.fetch_add(now_ns, Ordering::Relaxed);
+        let word32 = |offset: usize| {
+            // SAFETY: a field of that type: mapped, aligned, as long as `self`; the programs change it by atomic instructions.
+            self.field(slot, offset).map(|field| unsafe { AtomicU32::from_ptr(field.cast()) })
+        };
+        let word64 = |offset: usize| {
+            // SAFETY: as above.
+            self.field(slot, offset).map(|field| unsafe { AtomicU64::from_ptr(field.cast()) })
+        };
+        let add = |offset: usize, ns: u64| {
+            word64(offset).map(|word| word.fetch_add(ns, Ordering::Relaxed));
+        };
+        if let Some(end_ns) = word64(offset_of!(Times, work.end_ns)) {
+            end_ns.store(now_ns, Ordering::Relaxed);
+        }
+        if thread.place & THREAD_BUSY != 0
+            && word32(offset_of!(Times, busy)).is_some_and(|busy| busy.fetch_sub(1, Ordering::SeqCst) == 1)
+        {
+            add(offset_of!(Times, work.busy_ns), now_ns);
+        }
+        add(offset_of!(Times, lived_ns), now_ns);
         let kind = Thread::kind_of(thread.place) as usize;
         if kind < KINDS && thread.since_ns != 0 {
-            // SAFETY: as above, and an index below the length.
-            let ended = unsafe { &raw mut (*times).ended_ns[kind] };
             let open_ns = now_ns.saturating_sub(thread.since_ns);
-            // SAFETY: as above.
-            unsafe { AtomicU64::from_ptr(ended) }.fetch_add(open_ns, Ordering::Relaxed);
+            add(offset_of!(Times, ended_ns) + kind * size_of::<u64>(), open_ns);
         }
+        word32(offset_of!(Times, followed)).map(|followed| followed.fetch_sub(1, Ordering::SeqCst));
+    }
+
+    /// A field of the times of a slot, by its offset in [`Times`].
+    fn field(&self, slot: u32, offset: usize) -> Option<*mut u8> {
+        Some(self.times.at(slot as usize)?.cast::<u8>().wrapping_add(offset))
     }
 
     /// Makes a slot ready for another worker. Its counts were taken; it keeps its chunks.

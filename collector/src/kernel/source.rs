@@ -9,7 +9,9 @@ use aya::maps::MapData;
 use aya::util::nr_cpus;
 use collector_ebpf::event::{Counter, EXEC, EXIT, FORK, KINDS, NONE, REAP, RENAME};
 use collector_ebpf::limits::{MAX_CHUNKS, MAX_SLOTS, THREAD_SETS};
-use collector_ebpf::schedule::{PROFILE_COUNTERS, PROFILE_HISTOGRAMS, PROFILE_NONE, TIMED_RUNS, WAYS};
+use collector_ebpf::schedule::{
+    PROFILE_COUNTERS, PROFILE_HISTOGRAMS, PROFILE_NONE, TIMED_RUNS, WAYS, wishes,
+};
 use collector_ebpf::slot::{EXITED, FINAL, FREE, REAPED, ROLE_MASTER, ROLE_WORKER, Slot, Tag};
 
 use super::events::{self, EventReader};
@@ -20,7 +22,7 @@ use super::support::Support;
 use super::sys;
 use super::tags::Tags;
 use super::tasks::{Missing, TaskReader};
-use crate::input::{self, Comm, Input, Listed, Profile, Role, ScheduleReading, SlotRecord, Source};
+use crate::input::{self, Comm, Input, Listed, Profile, Role, ScheduleReading, SlotRecord, Source, Wishes};
 use crate::procfs::parse::stat::Stat;
 use crate::procfs::root::{Buffer, ReadError, Root};
 use crate::snapshot::{EventCounts, Feature, MapFill, ProgramCost};
@@ -50,8 +52,8 @@ pub struct KernelSource {
     /// There may be workers whose threads are not followed.
     follow_wanted: bool,
     schedule: ScheduleTable,
-    /// What pools want to know of the scheduler, where it is not everything.
-    profiles: HashMap<u32, Profile>,
+    /// What pools want to know of the scheduler, where it is not the default.
+    wishes: HashMap<u32, Wishes>,
     tags: Tags,
     counters: MapData,
     /// CPUs for which there is a value of each counter.
@@ -97,7 +99,7 @@ impl KernelSource {
             scheduler_attached: false,
             follow_wanted: false,
             schedule: loaded.schedule,
-            profiles: HashMap::new(),
+            wishes: HashMap::new(),
             tags: loaded.tags,
             counters: loaded.counters,
             cpus: nr_cpus().map_err(|(_, error)| LoadError::Shared(error))?,
@@ -165,8 +167,9 @@ impl KernelSource {
         }
     }
 
-    fn profile_of(&self, pool: u32) -> u32 {
-        profile_number(self.profiles.get(&pool).copied().unwrap_or_default())
+    fn wishes_of(&self, pool: u32) -> u32 {
+        let pool = self.wishes.get(&pool).copied().unwrap_or_default();
+        wishes(profile_number(pool.profile), pool.idle_in.0.into())
     }
 
     /// `/proc/PID/stat`; `None` if there is no such process.
@@ -186,7 +189,7 @@ impl KernelSource {
         let before = self.tags.get(&tagged)?.unwrap_or_default();
         // Whoever follows it from here has none of its figures.
         self.tasks.forget(process.pid);
-        let before = Tag { profile: self.profile_of(pool), ..before };
+        let before = Tag { wishes: self.wishes_of(pool), ..before };
         let (tag, slot) = match role {
             Role::Master if before.role & ROLE_WORKER != 0 => {
                 (Tag { pool, role: ROLE_MASTER | ROLE_WORKER, ..before }, None)
@@ -383,11 +386,11 @@ impl Source for KernelSource {
         self.slots.release(record);
     }
 
-    fn set_profile(&mut self, pool: u32, profile: Profile) {
-        if profile == Profile::default() {
-            self.profiles.remove(&pool);
+    fn set_wishes(&mut self, pool: u32, wishes: Wishes) {
+        if wishes == Wishes::default() {
+            self.wishes.remove(&pool);
         } else {
-            self.profiles.insert(pool, profile);
+            self.wishes.insert(pool, wishes);
         }
     }
 
@@ -454,6 +457,7 @@ impl Source for KernelSource {
         let slot = self.slots.get(record).filter(|slot| slot.phase != FREE)?;
         let read = self.schedule.read(record, monotonic_ns, out)?;
         out.pool = slot.pool;
+        out.process = ProcessKey { pid: slot.pid, start_ns: slot.start_ns };
         Some(read)
     }
 

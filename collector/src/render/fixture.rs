@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use collector_ebpf::schedule::{KINDS, ON_CPU, POLL, RUNNABLE};
+use collector_ebpf::schedule::{KINDS, ON_CPU, POLL, RUNNABLE, SPAN, Work};
 
 use crate::histogram::Scratch;
 use crate::input::{
@@ -13,7 +13,7 @@ use crate::snapshot::{
     Pool, ProgramCost, Reading, SchedulerCost, Snapshot, StateCounts, WindowQuantiles, Worker, WorkerState,
     Workers,
 };
-use crate::units::CpuTime;
+use crate::units::{CpuTime, ProcessKey};
 use crate::worker::runs::{Outcome, Run, Runs};
 use crate::worker::schedule::Schedules;
 
@@ -61,6 +61,7 @@ pub(crate) fn pool(name: &str) -> Pool {
         configured_size: None,
         size: 0,
         states: StateCounts::default(),
+        work_known: false,
         defunct: 0,
         awaiting_final_cpu: 0,
         unlisted: 0,
@@ -102,7 +103,7 @@ pub(crate) fn worker(slot: u32) -> Worker {
     }
 }
 
-/// A tenth of an hour of two threads: 1 ms of each kind of time for every number of it, from 1, the rest polling.
+/// A tenth of an hour of two threads, of which the worker worked for 100 s after one of starting and ten of waiting: 1 ms of each kind of time for every number of it, from 1, the rest polling.
 pub(crate) fn schedule() -> ScheduleReading {
     let mut time_ns: [u64; KINDS] = std::array::from_fn(|kind| (kind as u64 + 1) * 1_000_000);
     time_ns[POLL as usize] = 720 * SECOND - time_ns.iter().sum::<u64>() - 5000;
@@ -115,11 +116,23 @@ pub(crate) fn schedule() -> ScheduleReading {
         living: 2,
         discarded: std::array::from_fn(|kind| u32::from(kind == POLL as usize)),
         intervals: vec![
-            Interval { kind: ON_CPU as u8, bucket: 700, count: 30 },
-            Interval { kind: ON_CPU as u8, bucket: 800, count: 10 },
-            Interval { kind: RUNNABLE as u8, bucket: 500, count: 40 },
-            Interval { kind: POLL as u8, bucket: 1500, count: 39 },
+            Interval { measure: ON_CPU as u8, bucket: 700, count: 30 },
+            Interval { measure: ON_CPU as u8, bucket: 800, count: 10 },
+            Interval { measure: RUNNABLE as u8, bucket: 500, count: 40 },
+            Interval { measure: POLL as u8, bucket: 1500, count: 39 },
+            Interval { measure: SPAN as u8, bucket: 1500, count: 7 },
         ],
+        process: ProcessKey { pid: 4000, start_ns: 1 },
+        busy: false,
+        work: Work {
+            busy_ns: 101 * SECOND,
+            since_ns: SCHEDULES_AT - 2 * SECOND,
+            begin_ns: SCHEDULES_AT - 360 * SECOND,
+            ready_ns: SCHEDULES_AT - 359 * SECOND,
+            worked_ns: SCHEDULES_AT - 349 * SECOND,
+            end_ns: 0,
+            spans: 7,
+        },
     }
 }
 
@@ -204,7 +217,8 @@ pub(crate) fn snapshot() -> Snapshot {
     }];
     web.configured_size = Some(4);
     web.size = 4;
-    web.states = StateCounts { creating: 1, running: 2 };
+    web.states = StateCounts { creating: 1, active: 1, idle: 1, ..StateCounts::default() };
+    web.work_known = true;
     web.defunct = 1;
     web.spawns_total = 20;
     web.exits = ExitCounts { success: 10, error: 2, signal: 3, oom: 1, unknown: 0, reclassified: 1 };
@@ -231,7 +245,12 @@ pub(crate) fn snapshot() -> Snapshot {
         started_unix_ns: AT - SECOND / 10,
         ..worker(2)
     };
-    web.workers = vec![Worker { record: Some(0), ..worker(0) }, worker(1), creating].into();
+    web.workers = vec![
+        Worker { record: Some(0), state: WorkerState::Idle, ..worker(0) },
+        Worker { state: WorkerState::Active, ..worker(1) },
+        creating,
+    ]
+    .into();
 
     let mut hostile = pool(HOSTILE);
     hostile.origin = "zero-config".into();
@@ -285,12 +304,12 @@ pub(crate) fn snapshot() -> Snapshot {
         at_ns: SCHEDULES_AT - seconds * SECOND,
         ..ScheduleReading::default()
     };
-    schedules.watch(1, Profile::Histograms, Profile::Histograms, before(5).at_ns);
+    schedules.watch(1, Profile::Histograms, Profile::Histograms, false, before(5).at_ns);
     for (reading, user_ns) in
         [(before(5), 0), (before(4), 0), (before(3), 3_000_000), (schedule(), 3_000_000)]
     {
         schedules.account(0, &reading, true);
-        web.schedule = schedules.pool_view(1, CpuTime { user_ns, system_ns: 0 }, &mut Scratch::new());
+        web.schedule = schedules.pool_view(1, CpuTime { user_ns, system_ns: 0 }, 4, &mut Scratch::new());
     }
 
     Snapshot {

@@ -5,7 +5,7 @@
 
 use regex::bytes::{Captures, Regex};
 
-use crate::input::{Needs, Profile};
+use crate::input::{IdleIn, Needs, Profile};
 
 /// Longest pool name, in characters.
 pub const MAX_NAME: usize = 128;
@@ -77,16 +77,19 @@ impl Conditions {
 pub enum Work {
     /// The life of a worker: a process per job.
     Runs,
+    /// From the moment in which a worker ceases to wait for work until it waits again.
+    Spans,
 }
 
 impl Work {
     /// All there are.
-    pub const ALL: [Self; 1] = [Self::Runs];
+    pub const ALL: [Self; 2] = [Self::Runs, Self::Spans];
 
     /// As the configuration has it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Runs => "runs",
+            Self::Spans => "spans",
         }
     }
 }
@@ -106,8 +109,10 @@ pub struct Rule {
     pub interval_ns: Option<u64>,
     /// What is watched of the scheduler.
     pub profile: Option<Profile>,
-    /// How its work is measured; `None` for not at all.
+    /// How its work is measured; `None` for the default.
     pub work: Option<Work>,
+    /// Where its workers wait for work.
+    pub idle_in: Option<IdleIn>,
 }
 
 impl Rule {
@@ -273,6 +278,7 @@ mod tests {
             interval_ns: None,
             profile: None,
             work: None,
+            idle_in: None,
         }
     }
 

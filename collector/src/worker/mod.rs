@@ -11,3 +11,4 @@ mod rest;
 pub mod runs;
 pub mod schedule;
 pub mod state;
+pub mod utilization;

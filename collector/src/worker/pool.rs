@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::matcher::Work;
 use super::runs::{Outcome, Runs};
 use crate::histogram::{Scale, Windowed};
-use crate::input::{ExitStatus, Profile, Sample};
+use crate::input::{ExitStatus, Sample, Wishes};
 use crate::snapshot::{self, ExitCounts, StateCounts};
 use crate::units::{CpuTime, ProcessKey};
 
@@ -106,7 +106,9 @@ pub struct Pool {
     /// Nanoseconds between readings.
     pub interval_ns: u64,
     /// What it wants to know of the scheduler.
-    pub profile: Profile,
+    pub wishes: Wishes,
+    /// The scheduler is watched for it.
+    pub watched: bool,
     /// When its workers are read next, `CLOCK_MONOTONIC` ns.
     pub due_ns: u64,
     /// The pass that runs now is for this pool, too.
@@ -161,7 +163,8 @@ impl Pool {
             app: None,
             configured_size: None,
             interval_ns,
-            profile: Profile::default(),
+            wishes: Wishes::default(),
+            watched: false,
             due_ns: now_ns,
             due: false,
             masters: Vec::new(),
@@ -294,14 +297,14 @@ impl Pool {
         *counter += 1;
     }
 
-    /// Its work is measured so from now on, or not at all. What was counted of work that is measured already stays.
+    /// Its work is measured so from now on. What was counted of work that is measured already stays.
     pub fn measure(&mut self, work: Option<Work>, now_ns: u64, now_unix_ns: u64) {
         match work {
             Some(Work::Runs) if self.runs.is_none() => {
                 self.runs = Some(Box::new(Runs::new(now_ns, now_unix_ns)))
             }
             Some(Work::Runs) => {}
-            None => self.runs = None,
+            Some(Work::Spans) | None => self.runs = None,
         }
     }
 

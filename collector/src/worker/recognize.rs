@@ -34,7 +34,10 @@
 
 use std::path::PathBuf;
 
+use collector_ebpf::schedule::{LOCK, PIPE, POLL};
+
 use super::matcher::{Facts, joined, label_text};
+use crate::input::IdleIn;
 
 /// A master.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -228,6 +231,18 @@ pub fn program_of(facts: &Facts<'_>) -> Option<Vec<u8>> {
         program.extend_from_slice(script);
     }
     Some(program)
+}
+
+/// Where the workers of a program wait for work, if it is not where most do.
+///
+/// In uWSGI and prefork httpd one worker at a time waits for connections, the others for a lock that the processes share
+/// (`uwsgi.thunder_lock`, `Mutex mpm-accept`). A child of celery reads its jobs from a pipe (billiard's `SimpleQueue`).
+pub fn idle_in(program: &str) -> Option<IdleIn> {
+    match program {
+        "uwsgi" | "apache2" => Some(IdleIn::kinds(&[POLL, LOCK])),
+        "celery" => Some(IdleIn::kinds(&[POLL, LOCK, PIPE])),
+        _ => None,
+    }
 }
 
 /// The number after one of these options: `-w 4`, `-w4`, `--workers 4`, `--workers=4`.

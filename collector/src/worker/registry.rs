@@ -12,7 +12,7 @@ use super::pool::{Pool, PoolId, VIEW_SLOTS, View};
 use super::rest::{Rest, Resting};
 use super::runs::{Outcome, Run};
 use super::state::{self, Fact};
-use crate::input::{Comm, Exit, ExitStatus, Reap, Sample, SlotRecord, TaskState};
+use crate::input::{Comm, Exit, ExitStatus, Reap, Sample, ScheduleReading, SlotRecord, TaskState};
 use crate::snapshot::{self, DeathCertificate, StateCounts, WorkerState};
 use crate::units::{ByProcess, CpuTime, NANOS_PER_SECOND, Pid, ProcessKey};
 
@@ -46,6 +46,8 @@ pub struct Worker {
     pub app: Option<Arc<str>>,
     /// State.
     pub state: WorkerState,
+    /// The kernel tells when it waits for work, so that its state is known.
+    watched: bool,
     /// When it entered the state, Unix ns.
     pub since_unix_ns: u64,
     /// When it started, Unix ns.
@@ -241,6 +243,7 @@ impl Registry {
                 comm_text,
                 app: arrival.app,
                 state,
+                watched: false,
                 since_unix_ns: if state == WorkerState::Creating {
                     arrival.started_unix_ns
                 } else {
@@ -300,7 +303,7 @@ impl Registry {
         let text = self.text(comm);
         if let Some(worker) = self.worker_mut(key) {
             (worker.comm, worker.comm_text) = (comm, text);
-            if executed {
+            if executed && !worker.watched {
                 worker.moved(Fact::Ran, now_unix_ns);
             }
         }
@@ -401,10 +404,45 @@ impl Registry {
             pool.worker_rss.record(rss.total_bytes as f64);
         }
         worker.last = Some(sample);
-        if sample.cpu.total_ns() > 0 {
+        if sample.cpu.total_ns() > 0 && !worker.watched {
             worker.moved(Fact::Ran, now_unix_ns);
         }
         true
+    }
+
+    /// Takes what the kernel has seen of a worker's waiting for work.
+    pub fn worked(&mut self, reading: &ScheduleReading, unix_minus_monotonic: i64) {
+        let Some(worker) = self.workers.get_mut(&reading.process).filter(|worker| !worker.ended()) else {
+            return;
+        };
+        let Some(pool) = self.pools.get_mut(&worker.pool) else { return };
+        worker.watched = true;
+        let state = match pool.runs {
+            Some(_) => WorkerState::Active,
+            None => state::after(&reading.work, reading.busy),
+        };
+        let since_ns = match pool.runs {
+            Some(_) => reading.work.begin_ns,
+            None => state::since_ns(&reading.work, state),
+        };
+        let since_unix_ns = since_ns.saturating_add_signed(unix_minus_monotonic);
+        if (worker.state, worker.since_unix_ns) != (state, since_unix_ns) {
+            (worker.state, worker.since_unix_ns) = (state, since_unix_ns);
+            pool.touch(worker.slot);
+        }
+    }
+
+    /// Nobody tells any more when the workers of a pool wait for work.
+    pub fn unwatched(&mut self, pool_id: PoolId, now_unix_ns: u64) {
+        let Some(pool) = self.pools.get_mut(&pool_id) else { return };
+        let holders: Vec<(u32, ProcessKey)> = pool.holders().collect();
+        for (slot, key) in holders {
+            if let Some(worker) = self.workers.get_mut(&key).filter(|worker| worker.watched) {
+                worker.watched = false;
+                worker.moved(Fact::Unwatched, now_unix_ns);
+                pool.touch(slot);
+            }
+        }
     }
 
     /// Its last thread ended: it gives up its slot and gets a certificate.
@@ -619,8 +657,7 @@ impl Registry {
                 let workers = holders.filter_map(|(slot, key)| Some((slot, &**self.workers.get(&key)?)));
                 View::of(workers, room)
             });
-            states.creating += view.states.creating;
-            states.running += view.states.running;
+            states = states.plus(view.states);
             rss = (rss.0 + view.rss.0, rss.1 + view.rss.1);
             shown.push(Arc::clone(&view.workers));
             views[part] = Some(view);
@@ -638,10 +675,7 @@ impl View {
         let (mut states, mut rss) = (StateCounts::default(), (0, 0));
         let mut shown = Vec::with_capacity(room);
         for (slot, worker) in workers {
-            match worker.state {
-                WorkerState::Creating => states.creating += 1,
-                WorkerState::Running | WorkerState::Terminated => states.running += 1,
-            }
+            states.add(worker.state);
             if let Some(memory) = worker.last.and_then(|s| s.rss) {
                 rss = (rss.0 + memory.total_bytes, rss.1 + 1);
             }

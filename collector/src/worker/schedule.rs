@@ -6,14 +6,16 @@
 
 use std::sync::Arc;
 
-use collector_ebpf::schedule::{KINDS, ON_CPU};
+use collector_ebpf::schedule::{KINDS, MEASURES, ON_CPU, SPAN, Work};
 
 use crate::histogram::{Scale, Scratch, Windowed};
 use crate::input::{Profile, ScheduleReading, Source};
-use crate::snapshot::{Distribution, Schedule};
+use crate::snapshot::{self, Distribution, Schedule, WorkerState};
 use crate::units::{ByProcess, CpuTime, NANOS_PER_SECOND, monotonic_ns};
 use crate::worker::conservation::Comparison;
 use crate::worker::pool::PoolId;
+use crate::worker::state::{self, TIMED};
+use crate::worker::utilization::Utilization;
 
 /// Seconds, from a microsecond to an hour; 1, 2.5 and 5 of each decade. The classic buckets of every kind of time.
 const SECONDS: Scale = Scale {
@@ -63,20 +65,38 @@ impl Running {
 struct Times {
     kinds: [Running; KINDS],
     lived: Running,
+    /// Of the worker, in the states of [`TIMED`].
+    states: [Running; TIMED.len()],
 }
 
 impl Times {
-    fn of(reading: &ScheduleReading) -> Self {
+    /// `always` is the state that it is in all its life, where its life is its work.
+    fn of(reading: &ScheduleReading, always: Option<WorkerState>) -> Self {
         let mut times = Self::default();
         for (kind, running) in times.kinds.iter_mut().enumerate() {
             *running = Running::new(reading.time_ns[kind], reading.open[kind], reading.at_ns);
         }
         times.lived = Running::new(reading.lived_ns, reading.living, reading.at_ns);
+        let alive = reading.living > 0;
+        let until_ns = if alive { reading.at_ns } else { reading.work.end_ns };
+        let mut state_ns = state::times(&reading.work, until_ns);
+        if let Some(always) = always {
+            let lived_ns = state_ns.iter().sum();
+            state_ns = TIMED.map(|state| if state == always { lived_ns } else { 0 });
+        }
+        let now = always.unwrap_or_else(|| state::after(&reading.work, reading.busy));
+        for ((running, total_ns), state) in times.states.iter_mut().zip(state_ns).zip(TIMED) {
+            *running = Running::new(total_ns, u32::from(alive && state == now), reading.at_ns);
+        }
         times
     }
 
     fn stopped(&self, at_ns: u64) -> Self {
-        Self { kinds: self.kinds.map(|running| running.stopped(at_ns)), lived: self.lived.stopped(at_ns) }
+        Self {
+            kinds: self.kinds.map(|running| running.stopped(at_ns)),
+            lived: self.lived.stopped(at_ns),
+            states: self.states.map(|running| running.stopped(at_ns)),
+        }
     }
 
     fn replace(&mut self, old: &Self, new: &Self) {
@@ -84,16 +104,19 @@ impl Times {
             sum.replace(old, new);
         }
         self.lived.replace(old.lived, new.lived);
+        for ((sum, old), new) in self.states.iter_mut().zip(old.states).zip(new.states) {
+            sum.replace(old, new);
+        }
     }
 }
 
-/// A worker's distributions by kind; `None` until something was recorded: it has few of them.
-type Histograms = [Option<Box<Windowed>>; KINDS];
+/// A worker's distributions by measure; `None` until something was recorded: it has few of them.
+type Histograms = [Option<Box<Windowed>>; MEASURES];
 
-/// A pool's distributions by kind; `None` if it wants none.
-type PoolHistograms = Option<Box<[Windowed; KINDS]>>;
+/// A pool's distributions by measure; `None` if it wants none.
+type PoolHistograms = Option<Box<[Windowed; MEASURES]>>;
 
-fn empty_histograms(now_ns: u64) -> Box<[Windowed; KINDS]> {
+fn empty_histograms(now_ns: u64) -> Box<[Windowed; MEASURES]> {
     Box::new(std::array::from_fn(|_| Windowed::new(SECONDS, now_ns)))
 }
 
@@ -102,28 +125,28 @@ fn record_intervals(
     pool: &mut PoolHistograms,
     mut worker: Option<&mut Histograms>,
     reading: &ScheduleReading,
-    discarded: &[u32; KINDS],
+    discarded: &[u32; MEASURES],
 ) {
     // Without distributions nothing is discarded from them; intervals may be late ones of a pool that wanted them once.
     let Some(pool) = pool else { return };
-    let mut each = |kind: usize, record: &dyn Fn(&mut Windowed)| {
+    let mut each = |measure: usize, record: &dyn Fn(&mut Windowed)| {
         let of_worker = worker.as_deref_mut().and_then(|worker| {
-            let histogram = worker.get_mut(kind)?;
+            let histogram = worker.get_mut(measure)?;
             Some(
                 &mut **histogram
                     .get_or_insert_with(|| Box::new(Windowed::new(WORKER_SECONDS, reading.at_ns))),
             )
         });
-        for histogram in pool.get_mut(kind).into_iter().chain(of_worker) {
+        for histogram in pool.get_mut(measure).into_iter().chain(of_worker) {
             histogram.advance(reading.at_ns);
             record(histogram);
         }
     };
     for interval in &reading.intervals {
-        each(interval.kind.into(), &|histogram| histogram.record_bucket(interval.bucket, interval.count));
+        each(interval.measure.into(), &|histogram| histogram.record_bucket(interval.bucket, interval.count));
     }
-    for (kind, count) in discarded.iter().enumerate().filter(|(_, count)| **count > 0) {
-        each(kind, &|histogram| histogram.discard_many(*count));
+    for (measure, count) in discarded.iter().enumerate().filter(|(_, count)| **count > 0) {
+        each(measure, &|histogram| histogram.discard_many(*count));
     }
 }
 
@@ -132,7 +155,8 @@ fn record_intervals(
 pub struct WorkerSchedule {
     pool: PoolId,
     times: Times,
-    discarded: [u32; KINDS],
+    work: Work,
+    discarded: [u32; MEASURES],
     histograms: Histograms,
 }
 
@@ -147,9 +171,19 @@ impl WorkerSchedule {
         self.times.lived.at(at_ns)
     }
 
-    /// Lengths of the intervals of a kind, in the windows that end at `at_ns`; `None` if none was recorded.
-    pub fn distribution(&self, kind: usize, at_ns: u64, scratch: &mut Scratch) -> Option<Distribution> {
-        let mut histogram = self.histograms.get(kind)?.as_deref()?.clone();
+    /// Time in the states of [`TIMED`] until `at_ns`, ns.
+    pub fn state_ns(&self, at_ns: u64) -> [u64; TIMED.len()] {
+        self.times.states.map(|running| running.at(at_ns))
+    }
+
+    /// Spans that have ended.
+    pub fn spans(&self) -> u64 {
+        self.work.spans
+    }
+
+    /// Values of a measure, in the windows that end at `at_ns`; `None` if none was recorded.
+    pub fn distribution(&self, measure: usize, at_ns: u64, scratch: &mut Scratch) -> Option<Distribution> {
+        let mut histogram = self.histograms.get(measure)?.as_deref()?.clone();
         histogram.advance(at_ns);
         Some(histogram.distribution(scratch))
     }
@@ -161,10 +195,17 @@ pub struct PoolSchedule {
     times: Times,
     histograms: PoolHistograms,
     /// What readers got of them, made anew only where it has changed.
-    shown: Option<[Arc<Distribution>; KINDS]>,
+    shown: Option<[Arc<Distribution>; MEASURES]>,
     /// What was shown last; totals never fall.
     shown_ns: [u64; KINDS],
     shown_lived_ns: u64,
+    shown_state_ns: [u64; TIMED.len()],
+    /// Its workers' lives are its work.
+    works_in_runs: bool,
+    spans: u64,
+    spawn_to_ready: Option<Windowed>,
+    shown_spawn_to_ready: Option<Arc<Distribution>>,
+    utilization: Utilization,
     on_cpu: OnCpu,
     /// Of comparisons that are over, ns.
     unattributed_cpu_ns: u64,
@@ -221,12 +262,47 @@ impl PoolSchedule {
         self.shown_lived_ns
     }
 
-    /// Lengths of intervals by kind, in the windows that end now; `None` if the pool wants none.
+    /// What its workers have done until `at_ns`, of so many that there could be.
+    fn work(
+        &mut self,
+        size: u32,
+        span_seconds: Option<Arc<Distribution>>,
+        at_ns: u64,
+        scratch: &mut Scratch,
+    ) -> snapshot::Work {
+        for (shown, running) in self.shown_state_ns.iter_mut().zip(self.times.states) {
+            *shown = grown(*shown, running.at(at_ns));
+        }
+        let spawn_to_ready = self.spawn_to_ready.get_or_insert_with(|| Windowed::new(SECONDS, at_ns));
+        let moved_on = spawn_to_ready.advance(at_ns);
+        let shown = self.shown_spawn_to_ready.take();
+        let shown = shown.filter(|shown| !moved_on && spawn_to_ready.is_shown_by(shown));
+        let shown = shown.unwrap_or_else(|| Arc::new(spawn_to_ready.distribution(scratch)));
+        self.shown_spawn_to_ready = Some(Arc::clone(&shown));
+        let [_, _, active_ns, _] = self.shown_state_ns;
+        snapshot::Work {
+            state_ns: self.shown_state_ns,
+            spans: self.spans,
+            span_seconds,
+            spawn_to_ready_seconds: shown,
+            utilization: self.utilization.take(active_ns, size, at_ns),
+        }
+    }
+
+    /// A worker that was born under our eyes has become ready since it was last read.
+    fn became_ready(&mut self, before: &Work, now: &Work) {
+        let first = before.ready_ns == 0 && now.ready_ns > now.begin_ns;
+        if let Some(spawn_to_ready) = self.spawn_to_ready.as_mut().filter(|_| first) {
+            spawn_to_ready.record((now.ready_ns - now.begin_ns) as f64 / NANOS_PER_SECOND as f64);
+        }
+    }
+
+    /// Values by measure, in the windows that end now; `None` if the pool wants none.
     pub fn distributions(
         &mut self,
         now_ns: u64,
         scratch: &mut Scratch,
-    ) -> Option<[Arc<Distribution>; KINDS]> {
+    ) -> Option<[Arc<Distribution>; MEASURES]> {
         let histograms = self.histograms.as_deref_mut()?;
         let first = self.shown.is_none();
         let shown = self.shown.get_or_insert_default();
@@ -258,29 +334,38 @@ pub struct Schedules {
 }
 
 impl Schedules {
-    /// Reads the records of workers whose threads have moved, and of those that have ended since.
-    pub fn read(&mut self, ended: impl Iterator<Item = u32>, source: &mut dyn Source) {
+    /// Reads the records of workers whose threads have moved, and of those that have ended since. Those that live are told.
+    pub fn read(
+        &mut self,
+        ended: impl Iterator<Item = u32>,
+        source: &mut dyn Source,
+        tell: &mut dyn FnMut(&ScheduleReading),
+    ) {
         let mut records = std::mem::take(&mut self.moved);
         records.extend(ended);
         source.moved(&mut records);
         for record in records.drain(..) {
-            self.read_one(record, source);
+            self.read_one(record, source, tell);
         }
         self.moved = records;
         self.at_ns = monotonic_ns();
     }
 
-    fn read_one(&mut self, record: u32, source: &mut dyn Source) {
+    fn read_one(&mut self, record: u32, source: &mut dyn Source, tell: &mut dyn FnMut(&ScheduleReading)) {
         let Some(consistent) = source.schedule(record, &mut self.reading) else { return };
         let reading = std::mem::take(&mut self.reading);
         self.account(record, &reading, consistent);
+        if consistent && reading.living > 0 {
+            tell(&reading);
+        }
         self.reading = reading;
     }
 
     /// The scheduler is watched for a pool from now on as far as it wants, if its probes are there, and `ceiling` allows:
     /// what has not happened yet is known not to have happened. What it does not want any more is forgotten; what it may
     /// not have now stays as it was.
-    pub fn watch(&mut self, pool: PoolId, wanted: Profile, ceiling: Profile, now_ns: u64) {
+    /// `in_runs` says that its workers' lives are its work.
+    pub fn watch(&mut self, pool: PoolId, wanted: Profile, ceiling: Profile, in_runs: bool, now_ns: u64) {
         if wanted == Profile::None {
             self.pools.remove(&pool);
             return;
@@ -295,6 +380,8 @@ impl Schedules {
             return;
         }
         let pool = self.pools.entry(pool).or_default();
+        pool.works_in_runs = in_runs;
+        pool.spawn_to_ready.get_or_insert_with(|| Windowed::new(SECONDS, now_ns));
         if matches!(pool.on_cpu, OnCpu::Unwatched) {
             pool.on_cpu = OnCpu::Wanted;
         }
@@ -354,18 +441,32 @@ impl Schedules {
         self.at_ns
     }
 
-    /// A pool's. `cpu` is what the kernel accounted to its workers since they are known.
-    pub fn pool_view(&mut self, pool: PoolId, cpu: CpuTime, scratch: &mut Scratch) -> Option<Schedule> {
+    /// A pool's. `cpu` is what the kernel accounted to its workers since they are known, `size` how many there could be.
+    pub fn pool_view(
+        &mut self,
+        pool: PoolId,
+        cpu: CpuTime,
+        size: u32,
+        scratch: &mut Scratch,
+    ) -> Option<Schedule> {
         let at_ns = self.at_ns;
         let pool = self.pools.get_mut(&pool)?;
         let time_ns = pool.time_ns(at_ns);
         // Read after the CPU, so it contains that, but for workers whose times could not be read this time.
         pool.on_cpu.take(cpu.total_ns(), time_ns[ON_CPU as usize], at_ns);
+        let (intervals, span_seconds) = match pool.distributions(at_ns, scratch) {
+            Some(measures) => {
+                let span_seconds = Arc::clone(&measures[SPAN as usize]);
+                (Some(std::array::from_fn(|kind| Arc::clone(&measures[kind]))), Some(span_seconds))
+            }
+            None => (None, None),
+        };
         Some(Schedule {
             time_ns,
             lived_ns: pool.lived_ns(at_ns),
             unattributed_cpu_ns: pool.unattributed_cpu_ns.saturating_add(pool.on_cpu.unattributed_ns()),
-            intervals: pool.distributions(at_ns, scratch),
+            intervals,
+            work: pool.work(size, span_seconds, at_ns, scratch),
         })
     }
 
@@ -381,17 +482,20 @@ fn account(
     worker: &mut WorkerSchedule,
     reading: &ScheduleReading,
     consistent: bool,
-) -> [u32; KINDS] {
-    let mut discarded = [0; KINDS];
+) -> [u32; MEASURES] {
+    let mut discarded = [0; MEASURES];
     worker.pool = reading.pool;
     if consistent {
-        let times = Times::of(reading);
+        let times = Times::of(reading, pool.works_in_runs.then_some(WorkerState::Active));
         pool.times.replace(&worker.times, &times);
         worker.times = times;
         for ((new, now), before) in discarded.iter_mut().zip(reading.discarded).zip(worker.discarded) {
             *new = now.wrapping_sub(before);
         }
         worker.discarded = reading.discarded;
+        let before = std::mem::replace(&mut worker.work, reading.work);
+        pool.spans += reading.work.spans.wrapping_sub(before.spans);
+        pool.became_ready(&before, &reading.work);
     }
     discarded
 }
@@ -404,24 +508,24 @@ mod tests {
     fn what_has_not_happened_in_a_watched_pool_is_known() {
         let mut schedules = Schedules::default();
         let view =
-            |schedules: &mut Schedules| schedules.pool_view(1, CpuTime::default(), &mut Scratch::new());
-        schedules.watch(1, Profile::None, Profile::Histograms, 0);
+            |schedules: &mut Schedules| schedules.pool_view(1, CpuTime::default(), 1, &mut Scratch::new());
+        schedules.watch(1, Profile::None, Profile::Histograms, false, 0);
         assert!(view(&mut schedules).is_none());
-        schedules.watch(1, Profile::Counters, Profile::Histograms, 0);
+        schedules.watch(1, Profile::Counters, Profile::Histograms, false, 0);
         let counters = view(&mut schedules).unwrap();
         assert_eq!((counters.time_ns, counters.lived_ns), ([0; KINDS], 0));
         assert!(counters.intervals.is_none());
-        schedules.watch(1, Profile::Histograms, Profile::Histograms, 0);
+        schedules.watch(1, Profile::Histograms, Profile::Histograms, false, 0);
         let intervals = view(&mut schedules).unwrap().intervals.unwrap();
         for distribution in intervals {
             assert_eq!((distribution.count, distribution.bounds.len()), (0, SECONDS.bounds.len()));
         }
         // For want of budget it stays, and goes when nobody wants it.
-        schedules.watch(1, Profile::Histograms, Profile::None, 0);
+        schedules.watch(1, Profile::Histograms, Profile::None, false, 0);
         assert!(view(&mut schedules).unwrap().intervals.is_some());
-        schedules.watch(1, Profile::Counters, Profile::Histograms, 0);
+        schedules.watch(1, Profile::Counters, Profile::Histograms, false, 0);
         assert!(view(&mut schedules).unwrap().intervals.is_none());
-        schedules.watch(1, Profile::None, Profile::Histograms, 0);
+        schedules.watch(1, Profile::None, Profile::Histograms, false, 0);
         assert!(view(&mut schedules).is_none());
     }
 
@@ -430,7 +534,7 @@ mod tests {
     #[test]
     fn threads_whose_end_was_not_told_add_nothing_after_their_worker() {
         let mut schedules = Schedules::default();
-        schedules.watch(1, Profile::Counters, Profile::Histograms, 0);
+        schedules.watch(1, Profile::Counters, Profile::Histograms, false, 0);
         let mut open = [0; KINDS];
         open[ON_CPU as usize] = 1;
         let reading = |at_ns| ScheduleReading { pool: 1, at_ns, open, living: 1, ..Default::default() };
@@ -440,7 +544,7 @@ mod tests {
         let gone = schedules.workers[0].take().unwrap();
         schedules.stop(&gone, 3 * SECOND);
         schedules.at_ns = 10 * SECOND;
-        let view = schedules.pool_view(1, CpuTime::default(), &mut Scratch::new()).unwrap();
+        let view = schedules.pool_view(1, CpuTime::default(), 1, &mut Scratch::new()).unwrap();
         assert_eq!((view.time_ns[ON_CPU as usize], view.lived_ns), (11 * SECOND, 11 * SECOND));
     }
 
@@ -450,10 +554,10 @@ mod tests {
         let mut at_ns = 0;
         let mut view = |schedules: &mut Schedules, cpu_s: u64, wanted, ceiling| {
             at_ns += SECOND;
-            schedules.watch(1, wanted, ceiling, at_ns);
+            schedules.watch(1, wanted, ceiling, false, at_ns);
             schedules.at_ns = at_ns;
             let cpu = CpuTime { user_ns: cpu_s * SECOND, system_ns: 0 };
-            schedules.pool_view(1, cpu, &mut Scratch::new()).map(|view| view.unattributed_cpu_ns / SECOND)
+            schedules.pool_view(1, cpu, 1, &mut Scratch::new()).map(|view| view.unattributed_cpu_ns / SECOND)
         };
         let (counters, none) = (Profile::Counters, Profile::None);
         // It has used 100 s before, and 10 that no switch shows.
@@ -478,10 +582,10 @@ mod tests {
     #[test]
     fn a_pool_that_wants_totals_alone_has_discarded_no_interval() {
         let mut schedules = Schedules::default();
-        schedules.watch(1, Profile::Counters, Profile::Histograms, 0);
-        let reading = ScheduleReading { pool: 1, discarded: [1; KINDS], ..ScheduleReading::default() };
+        schedules.watch(1, Profile::Counters, Profile::Histograms, false, 0);
+        let reading = ScheduleReading { pool: 1, discarded: [1; MEASURES], ..ScheduleReading::default() };
         schedules.account(0, &reading, true);
-        let view = schedules.pool_view(1, CpuTime::default(), &mut Scratch::new());
+        let view = schedules.pool_view(1, CpuTime::default(), 1, &mut Scratch::new());
         assert!(view.unwrap().intervals.is_none());
     }
 }

@@ -10,4 +10,5 @@ pub(crate) mod losses;
 mod memory;
 pub(crate) mod runs;
 pub(crate) mod schedule;
+mod states;
 mod tags;

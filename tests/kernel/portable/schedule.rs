@@ -18,8 +18,13 @@ pub(crate) fn answer_file(what: &str) -> PathBuf {
 
 /// A worker that waits as `behaviour` says until it has written its file, and what it wrote.
 pub(crate) fn waited(master: &mut Workload, behaviour: &str, file: &Path) -> (Pid, Vec<u64>) {
-    let pid = master.spawn(&format!("wait {behaviour} {}", file.display()));
-    let text = eventually(&format!("{behaviour} has been waited for"), || std::fs::read_to_string(file).ok());
+    measured(master, &format!("wait {behaviour} {}", file.display()), file)
+}
+
+/// A worker that does as `behaviour` says until it has written its file, and what it wrote.
+pub(crate) fn measured(master: &mut Workload, behaviour: &str, file: &Path) -> (Pid, Vec<u64>) {
+    let pid = master.spawn(behaviour);
+    let text = eventually(&format!("{behaviour} is done"), || std::fs::read_to_string(file).ok());
     let _ = std::fs::remove_file(file);
     (pid, text.lines().map(|line| line.parse().unwrap()).collect())
 }

@@ -6,14 +6,15 @@ use serde::{Serialize, Serializer};
 
 use super::runs::Runs;
 use super::times::{Intervals, Quantiles, Schedule, recorded, windows};
+use super::work::Work;
 use super::worker::{Cpu, Storage, Worker};
 use super::{Seconds, Time, finite};
 use crate::histogram::Scratch;
 use crate::snapshot::{self, Snapshot};
 use crate::units::Pid;
 
-/// States that need more than the life cycle (`ready`, `active`, `idle` and with them `utilization`) are absent
-/// until a source tells them.
+/// `ready`, `active`, `idle` and `utilization` are absent where nobody watches when workers wait for work; then those that
+/// live are `running`.
 #[derive(Serialize)]
 pub(super) struct PoolSummary<'a> {
     name: &'a str,
@@ -22,11 +23,20 @@ pub(super) struct PoolSummary<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     configured_size: Option<u32>,
     creating: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ready: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    active: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idle: Option<u32>,
     running: u32,
     total: u32,
     defunct: u32,
     awaiting_final_cpu: u32,
     unused: u32,
+    /// `active` over `size`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    utilization: Option<f64>,
     unlisted: u32,
     /// CPUs the workers used together in the last interval.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -39,18 +49,23 @@ pub(super) struct PoolSummary<'a> {
 
 impl<'a> PoolSummary<'a> {
     pub(super) fn of(pool: &'a snapshot::Pool) -> Self {
-        let total = pool.states.creating + pool.states.running;
+        let total = pool.states.total();
+        let known = |count: u32| pool.work_known.then_some(count);
         Self {
             name: &pool.name,
             origin: &pool.origin,
             size: pool.size,
             configured_size: pool.configured_size,
             creating: pool.states.creating,
+            ready: known(pool.states.ready),
+            active: known(pool.states.active),
+            idle: known(pool.states.idle),
             running: pool.states.running,
             total,
             defunct: pool.defunct,
             awaiting_final_cpu: pool.awaiting_final_cpu,
             unused: pool.size.saturating_sub(total),
+            utilization: pool.utilization().and_then(finite),
             unlisted: pool.unlisted,
             cpu_utilization: pool_utilization(pool),
             rss_bytes: pool.rss_bytes,
@@ -83,6 +98,8 @@ pub(super) struct PoolStats<'a> {
     accept_queues: Vec<AcceptQueue<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     schedule: Option<Schedule>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    work: Option<Work>,
     #[serde(skip_serializing_if = "Option::is_none")]
     runs: Option<Runs<'a>>,
     /// By account of the kernel's that has it while ours has not.
@@ -121,12 +138,21 @@ impl<'a> PoolStats<'a> {
             masters: pool.masters.iter().map(Master::of).collect(),
             accept_queues: pool.accept_queues.iter().map(AcceptQueue::of).collect(),
             schedule: pool.schedule.as_ref().map(Schedule::of_pool),
+            work: pool.schedule.as_ref().map(|schedule| Work::of_pool(&schedule.work)),
             runs: pool.runs.as_ref().map(Runs::of),
             unattributed_cpu_seconds: pool.unattributed_cpu_ns().map(|(by, ns)| (by, Seconds(ns))).collect(),
             quantiles: Quantiles {
                 cpu_utilization: windows(&pool.cpu_utilization),
                 worker_rss_bytes: windows(&pool.worker_rss_bytes),
                 lifetime_seconds: windows(&pool.lifetime_seconds),
+                span_seconds: pool
+                    .schedule
+                    .as_ref()
+                    .and_then(|schedule| Some(windows(schedule.work.span_seconds.as_ref()?))),
+                spawn_to_ready_seconds: pool
+                    .schedule
+                    .as_ref()
+                    .map(|schedule| windows(&schedule.work.spawn_to_ready_seconds)),
                 intervals: pool
                     .schedule
                     .as_ref()

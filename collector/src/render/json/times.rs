@@ -17,11 +17,15 @@ pub(super) struct Quantiles {
     pub(super) cpu_utilization: BTreeMap<&'static str, Window>,
     pub(super) worker_rss_bytes: BTreeMap<&'static str, Window>,
     pub(super) lifetime_seconds: BTreeMap<&'static str, Window>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) span_seconds: Option<Windows>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) spawn_to_ready_seconds: Option<Windows>,
     #[serde(flatten)]
     pub(super) intervals: Option<Intervals>,
 }
 
-type Windows = BTreeMap<&'static str, Window>;
+pub(super) type Windows = BTreeMap<&'static str, Window>;
 
 /// `None` if there was nothing to record: most reasons never occur.
 pub(super) fn recorded(distribution: &Distribution) -> Option<Windows> {

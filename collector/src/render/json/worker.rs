@@ -3,6 +3,7 @@
 use serde::{Serialize, Serializer};
 
 use super::times::Schedule;
+use super::work::Work;
 use super::{Seconds, Time, finite};
 use crate::histogram::Scratch;
 use crate::snapshot::{self, Snapshot};
@@ -94,6 +95,8 @@ pub(super) struct Worker<'a> {
     reading: Option<Reading>,
     #[serde(skip_serializing_if = "Option::is_none")]
     schedule: Option<Schedule>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    work: Option<Work>,
 }
 
 #[derive(Serialize)]
@@ -157,6 +160,7 @@ impl<'a> Worker<'a> {
             uptime_seconds: Seconds(snapshot.at_unix_ns.saturating_sub(worker.started_unix_ns)),
             reading: worker.reading.as_ref().map(Reading::of),
             schedule: schedule.map(|s| Schedule::of_worker(s, at_ns, scratch)),
+            work: schedule.map(|s| Work::of_worker(s, at_ns, scratch)),
         }
     }
 }

@@ -94,7 +94,9 @@ families! {
         POOL_CONFIGURED_SIZE = Gauge "worker_pool_configured_size" ["pool"] ""
             "Configured number of workers; absent where it is not known.";
         POOL_WORKERS = Gauge "worker_pool_workers" ["pool", "state"] ""
-            "Living workers by state; each is in exactly one.";
+            "Living workers by state; each is in exactly one. running: nobody watches whether it works.";
+        POOL_WORKING = Gauge "worker_pool_utilization_ratio" ["pool"] ""
+            "Active workers over the size of the pool, now. Near 1, work may have to wait for a worker.";
         POOL_FLAGGED = Gauge "worker_pool_flagged_workers" ["pool", "flag"] ""
             "Workers with a flag. defunct: ended, and not reaped by their parent.";
         POOL_UNLISTED = Gauge "worker_pool_unlisted_workers" ["pool"] ""
@@ -150,6 +152,22 @@ families! {
             "Time that workers' threads were followed, together: what worker_pool_time_seconds_total adds up to.";
         POOL_RESIDUAL = Gauge "worker_pool_time_residual_seconds" ["pool"] "seconds"
             "Followed time less the sum of all kinds, since the collector started: what is not known; negative if counted twice.";
+        POOL_STATE = Counter "worker_pool_state_seconds_total" ["pool", "state"] "seconds"
+            "Time that workers were creating, ready, active or idle while watched, all workers together, to the nanosecond of each change.";
+        POOL_SPANS = Counter "worker_pool_spans_total" ["pool"] ""
+            "Spans of work that ended: from the moment in which a worker ceases to wait for work until it waits again.";
+        POOL_SPAN = Histogram "worker_pool_span_seconds" ["pool"] "seconds"
+            "Length of a span of work, one value per span.";
+        POOL_SPAN_QUANTILE = Summary "worker_pool_span_seconds_quantile" ["pool", "quantile", "window"] ""
+            "Quantiles of worker_pool_span_seconds in a window, within 1.6 %.";
+        POOL_SPAN_DISCARDED = Counter "worker_pool_span_seconds_discarded_total" ["pool"] ""
+            "Spans left out of worker_pool_span_seconds because their length is not known.";
+        POOL_SPAWN_TO_READY = Histogram "worker_pool_spawn_to_ready_seconds" ["pool"] "seconds"
+            "Time from the fork of a worker until it first waits for work, one value per worker.";
+        POOL_SPAWN_TO_READY_QUANTILE = Summary "worker_pool_spawn_to_ready_seconds_quantile" ["pool", "quantile", "window"] ""
+            "Quantiles of worker_pool_spawn_to_ready_seconds in a window, within 1.6 %.";
+        POOL_SPAWN_TO_READY_DISCARDED = Counter "worker_pool_spawn_to_ready_seconds_discarded_total" ["pool"] ""
+            "Values that could not be used in worker_pool_spawn_to_ready_seconds.";
         POOL_WAIT = Histogram "worker_pool_run_queue_wait_seconds" ["pool"] "seconds"
             "Time a worker's thread waited for a CPU, one value per wait.";
         POOL_WAIT_QUANTILE = Summary "worker_pool_run_queue_wait_seconds_quantile" ["pool", "quantile", "window"] ""

@@ -31,8 +31,19 @@ pub(super) fn write(writer: &mut Writer<'_>, series: &Series<'_>) {
     writer.family(&POOL_WORKERS, |samples| {
         let mut state = Variants::of(Name::new("state"));
         for (pool, labels) in series.pools() {
-            samples.add_variant(labels, &mut state, "creating", pool.states.creating);
-            samples.add_variant(labels, &mut state, "running", pool.states.running);
+            let states = pool.states;
+            samples.add_variant(labels, &mut state, "creating", states.creating);
+            if pool.work_known {
+                samples.add_variant(labels, &mut state, "ready", states.ready);
+                samples.add_variant(labels, &mut state, "active", states.active);
+                samples.add_variant(labels, &mut state, "idle", states.idle);
+            }
+            samples.add_variant(labels, &mut state, "running", states.running);
+        }
+    });
+    writer.family(&POOL_WORKING, |samples| {
+        for (pool, labels) in series.pools() {
+            samples.add_known(labels, pool.utilization());
         }
     });
     writer.family(&POOL_FLAGGED, |samples| {

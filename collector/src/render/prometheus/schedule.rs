@@ -18,6 +18,7 @@ use super::writer::{Labels, Name, Place, Variants, Writer};
 use super::{POOL, REASON, Series};
 use crate::input::TIME_KINDS;
 use crate::snapshot::{Distribution, Pool, Schedule};
+use crate::worker::state::TIMED;
 
 pub(super) fn write(writer: &mut Writer<'_>, series: &Series<'_>) {
     writer.family(&POOL_TIME, |samples| {
@@ -39,6 +40,8 @@ pub(super) fn write(writer: &mut Writer<'_>, series: &Series<'_>) {
             samples.add(labels, SignedNanos(schedule.lived_ns.wrapping_sub(known_ns).cast_signed()));
         }
     });
+
+    write_work(writer, series);
 
     let pools: Vec<(&Pool, &[Arc<Distribution>; KINDS])> = series
         .pools()
@@ -65,6 +68,33 @@ pub(super) fn write(writer: &mut Writer<'_>, series: &Series<'_>) {
     distributions([&POOL_WAIT, &POOL_WAIT_QUANTILE, &POOL_WAIT_DISCARDED], &waits);
     distributions([&POOL_RUN, &POOL_RUN_QUANTILE, &POOL_RUN_DISCARDED], &runs);
     distributions([&POOL_BLOCKED, &POOL_BLOCKED_QUANTILE, &POOL_BLOCKED_DISCARDED], &blocked);
+}
+
+/// How much of the time workers worked.
+fn write_work(writer: &mut Writer<'_>, series: &Series<'_>) {
+    writer.family(&POOL_STATE, |samples| {
+        let mut states = Variants::of(Name::new("state"));
+        for (schedule, labels) in schedules(series) {
+            for (state, state_ns) in TIMED.into_iter().zip(schedule.work.state_ns) {
+                samples.add_variant(labels, &mut states, state.as_str(), Nanos(state_ns));
+            }
+        }
+    });
+    writer.family(&POOL_SPANS, |samples| {
+        for (schedule, labels) in schedules(series) {
+            samples.add(labels, schedule.work.spans);
+        }
+    });
+    let spans = || {
+        schedules(series)
+            .filter_map(|(schedule, labels)| Some((labels, &**schedule.work.span_seconds.as_ref()?)))
+    };
+    super::pools::write_distributions(writer, [&POOL_SPAN, &POOL_SPAN_QUANTILE, &POOL_SPAN_DISCARDED], spans);
+    super::pools::write_distributions(
+        writer,
+        [&POOL_SPAWN_TO_READY, &POOL_SPAWN_TO_READY_QUANTILE, &POOL_SPAWN_TO_READY_DISCARDED],
+        || schedules(series).map(|(schedule, labels)| (labels, &*schedule.work.spawn_to_ready_seconds)),
+    );
 }
 
 /// What our own account of CPU time has missed.

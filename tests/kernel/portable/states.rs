@@ -1,0 +1,167 @@
+//! Who works, who waits for work, and for how long, on every kernel.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use super::schedule::{answer_file, measured};
+use crate::support::{Collector, Workload, eventually, pool_of, worker};
+
+fn start(arguments: &[&str]) -> (Workload, Collector) {
+    let mut master = Workload::start();
+    master.spawn("park poll");
+    master.spawn("sleep");
+    // However slow the machine is.
+    let collector = Collector::start(&[&["--source=ebpf", "--probes.overhead-budget=0"], arguments].concat());
+    collector.pool_of(master.pid(), 2);
+    (master, collector)
+}
+
+/// A worker as it is shown in a pool, once it is in this state.
+fn in_state(collector: &Collector, master: Pid, pid: Pid, state: &str) -> Value {
+    let mut last = Value::Null;
+    let found = || {
+        last = worker(pool_of(&collector.stats(), master)?, pid)?.clone();
+        (last["state"] == state).then(|| last.clone())
+    };
+    eventually(&format!("{pid} is {state}"), found)
+}
+
+fn seconds(of: &Value, state: &str) -> f64 {
+    of["work"]["state_seconds"][state].as_f64().unwrap_or_else(|| panic!("{state}: {of}"))
+}
+
+#[test]
+fn each_worker_is_in_the_state_that_its_waiting_says() {
+    let (mut master, collector) = start(&[]);
+    let found = collector.pool_of(master.pid(), 2);
+    // What they did before nobody knows.
+    let states = |pool: &Value| -> Vec<String> {
+        let workers = pool["workers"].as_array().unwrap();
+        workers.iter().map(|worker| worker["state"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(states(&found), ["idle", "active"], "{found}");
+    let expected = [
+        ("park poll", "ready"),
+        // A lone thread waits for another process, one of several for the others.
+        ("park lock", "creating"),
+        ("park locks 2", "ready"),
+        ("park pipe", "creating"),
+        ("park stdin", "ready"),
+        ("burn 60000", "creating"),
+    ];
+    let pids: Vec<(Pid, &str)> =
+        expected.into_iter().map(|(behaviour, state)| (master.spawn(behaviour), state)).collect();
+    for (pid, state) in &pids {
+        let worker = in_state(&collector, master.pid(), *pid, state);
+        assert!(worker["work"]["spans"] == 0, "{worker}");
+    }
+    let pool = eventually("all are counted", || {
+        let pool = pool_of(&collector.stats(), master.pid())?.clone();
+        (pool["ready"] == 3 && pool["creating"] == 3 && pool["active"] == 1 && pool["idle"] == 1)
+            .then_some(pool)
+    });
+    assert_eq!((&pool["total"], &pool["running"]), (&8.into(), &0.into()), "{pool}");
+    assert_eq!(pool["utilization"], 1.0 / 8.0, "{pool}");
+    let name = pool["name"].as_str().unwrap();
+    assert_eq!(
+        collector.metric(&format!("worker_pool_workers{{pool=\"{name}\",state=\"ready\"}}")),
+        Some(3.0)
+    );
+}
+
+#[test]
+fn where_a_pool_waits_for_work_can_be_configured() {
+    let config = std::env::temp_dir().join(format!("idle-in-{}.yml", std::process::id()));
+    let write = |kinds: &str| {
+        std::fs::write(
+            &config,
+            format!("pools: [{{name: ours, parent: {{comm: workload}}, idle_in: [{kinds}]}}]"),
+        )
+        .unwrap();
+    };
+    write("pipe, sleep");
+    let (mut master, collector) = start(&[&format!("--config.file={}", config.display())]);
+    let piped = master.spawn("park pipe");
+    in_state(&collector, master.pid(), piped, "ready");
+    let polling = master.spawn("park poll");
+    in_state(&collector, master.pid(), polling, "creating");
+    let slept = |state| {
+        eventually("the sleeper's state", || {
+            let pool = pool_of(&collector.stats(), master.pid())?.clone();
+            (pool["workers"][1]["state"] == state).then_some(())
+        })
+    };
+    // pause(2) is sleep.
+    slept("idle");
+    write("poll");
+    kill(collector.pid(), Signal::SIGHUP).unwrap();
+    slept("active");
+    in_state(&collector, master.pid(), polling, "idle");
+    in_state(&collector, master.pid(), piped, "active");
+    let _ = std::fs::remove_file(config);
+}
+
+#[test]
+fn time_in_states_is_that_of_the_worker_and_adds_up() {
+    const SPANS: u64 = 100;
+    let (mut master, collector) = start(&[]);
+    let file = answer_file("spans");
+    let (pid, truth) = measured(&mut master, &format!("spans {SPANS} {}", file.display()), &file);
+    let worker = eventually("the last state was read", || {
+        let shown = in_state(&collector, master.pid(), pid, "active");
+        (shown["work"]["spans"] == SPANS).then_some(shown)
+    });
+    let spans: f64 = truth.iter().sum::<u64>() as f64 / 1e9;
+    let (creating, ready) = (seconds(&worker, "creating"), seconds(&worker, "ready"));
+    let (active, idle) = (seconds(&worker, "active"), seconds(&worker, "idle"));
+    let near = |what: &str, ours: f64, least: f64, most: f64| {
+        println!("{what}: {ours} s, {least} to {most} s");
+        assert!(ours >= least && ours <= most, "{what}: {ours} s, not {least} to {most}: {worker}");
+    };
+    // As long as it set out to, but for what a busy machine adds.
+    near("creating", creating, 0.150, 0.3);
+    near("ready", ready, 0.250, 0.35);
+    near("idle", idle, 0.007 * SPANS as f64, 0.007 * SPANS as f64 * 1.3 + 0.1);
+    let uptime = worker["uptime_seconds"].as_f64().unwrap();
+    near("active", active, spans * 0.999, uptime - creating - ready - idle + 0.02);
+    near("all", creating + ready + active + idle, uptime - 0.02, uptime + 0.02);
+
+    let sum = |pool: &Value| -> f64 {
+        pool["work"]["state_seconds"].as_object().unwrap().values().map(|s| s.as_f64().unwrap()).sum()
+    };
+    let before = pool_of(&collector.stats(), master.pid()).unwrap().clone();
+    kill(pid, Signal::SIGKILL).unwrap();
+    let certificate = collector.certificate(pid);
+    let lived = certificate["lifetime_seconds"].as_f64().unwrap();
+    let others = |pool: &Value| -> f64 {
+        let workers = pool["workers"].as_array().unwrap().iter();
+        workers.filter(|w| w["pid"] != pid.as_raw()).map(|w| sum(w)).sum()
+    };
+    let after = eventually("its states add up to its life", || {
+        let pool = pool_of(&collector.stats(), master.pid())?.clone();
+        (pool["total"] == 2 && (sum(&pool) - others(&pool) - lived).abs() < 0.01).then_some(pool)
+    });
+    assert!(
+        after["work"]["state_seconds"]["idle"].as_f64() >= before["work"]["state_seconds"]["idle"].as_f64()
+    );
+}
+
+#[test]
+fn lives_too_short_to_be_read_are_in_the_time_of_states() {
+    const WORKERS: u64 = 1500;
+    let (mut master, collector) = start(&[]);
+    master.ask(&format!("storm {WORKERS} 500"));
+    let pool = eventually("all have ended", || {
+        let stats = collector.stats();
+        let pool = pool_of(&stats, master.pid())?;
+        (pool["exits_total"].as_u64()? >= WORKERS && pool["awaiting_final_cpu"] == 0).then(|| pool.clone())
+    });
+    let name = pool["name"].as_str().unwrap();
+    let lived = collector.metric(&format!("worker_pool_lifetime_seconds_sum{{pool=\"{name}\"}}")).unwrap();
+    let creating = seconds(&pool, "creating");
+    // From fork to end, both; the one to the last switch, the other to the last thread's exit.
+    assert!((creating / lived - 1.0).abs() < 0.1, "{creating} s of {lived} s");
+    assert!(creating > WORKERS as f64 * 500e-6, "{creating}");
+    assert_eq!(pool["work"]["spans"], 0, "none of them ever waited for work: {pool}");
+}
