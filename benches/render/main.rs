@@ -13,10 +13,11 @@ use collector::input::{Rss, TaskState};
 use collector::render::json;
 use collector::render::prometheus::{Buffer, Format, Groups, render};
 use collector::snapshot::{
-    Distribution, ExitCounts, Own, Pool, Reading, Schedule, Snapshot, StateCounts, WindowQuantiles, Work,
-    Worker, WorkerState,
+    Distribution, ExitCounts, FlagCounts, Own, Pool, Reading, Schedule, Snapshot, StateCounts,
+    WindowQuantiles, Work, Worker, WorkerState,
 };
 use collector::units::CpuTime;
+use collector::worker::flags::Limits;
 use collector::worker::state::TIMED;
 use collector_ebpf::schedule::KINDS;
 use flate2::Compression;
@@ -128,6 +129,7 @@ fn worker(slot: u32) -> Worker {
         app: Some("shop:app".into()),
         state: WorkerState::Running,
         since_unix_ns: started_unix_ns,
+        flag: None,
         started_unix_ns,
         reading: Some(Reading {
             cpu: CpuTime { user_ns: seed % 100_000_000_000, system_ns: seed % 7_000_000_000 },
@@ -212,7 +214,10 @@ fn snapshot(pools: u32) -> Snapshot {
         size: workers,
         states: StateCounts { active: workers, ..StateCounts::default() },
         work_known: pools > 1,
-        defunct: 0,
+        flags: FlagCounts::default(),
+        flagged: FlagCounts::default(),
+        limits: Limits::default(),
+        defunct: Vec::new(),
         awaiting_final_cpu: 0,
         unlisted: 0,
         spawns_total: 12_345,

@@ -17,21 +17,27 @@ use self::accept_queues::AcceptQueues;
 use self::cgroups::Cgroups;
 use crate::governor::Governor;
 use crate::histogram::Scratch;
-use crate::input::{Input, Profile, ProgramFacts, Reap, Role, Sample, ScheduleReading, Source, Wishes};
+use crate::input::{
+    FactReader, Input, Profile, ProgramFacts, Reap, Role, Sample, ScheduleReading, Source, Wishes,
+};
 use crate::snapshot::{self, Own, Snapshot};
 use crate::units::{
     ByProcess, CpuTime, HostFacts, NANOS_PER_SECOND, Pid, ProcessKey, Processes, boottime_ns, monotonic_ns,
     unix_ns,
 };
+use crate::worker::flags::Limits;
 use crate::worker::matcher::{Facts, Matcher};
 use crate::worker::pool::{Pool, PoolId};
 use crate::worker::process::ProcessTable;
 use crate::worker::recognize;
-use crate::worker::registry::{Arrival, Registry, Vanished};
+use crate::worker::registry::{Arrival, Registry, Shown, Vanished};
 use crate::worker::schedule::Schedules;
 
 /// Refused pools that are remembered, so that each is counted once. Names can be as many as there are command lines.
 const MAX_REFUSED: usize = 4096;
+
+/// Workers that became stuck and are looked at in one pass; the others are in the next.
+const LOOKS_AT_STUCK: usize = 8;
 
 /// A discovered pool without worker and master is forgotten after this time.
 const EMPTY_POOL_KEPT_NS: u64 = 600 * NANOS_PER_SECOND;
@@ -47,6 +53,8 @@ pub struct Config {
     pub interval_ns: u64,
     /// What is watched of the scheduler, where a rule does not say.
     pub profile: Profile,
+    /// How long a worker may be in one state, where a rule does not say.
+    pub flags: Limits,
     /// Pools at most.
     pub max_pools: usize,
     /// Workers per pool with series of their own.
@@ -226,6 +234,11 @@ impl Aggregate {
             profile: rule.and_then(|rule| rule.profile).unwrap_or(self.config.profile),
             idle_in: rule.and_then(|rule| rule.idle_in).unwrap_or(idle_in),
         };
+        let limits = rule.map_or_else(Limits::default, |rule| rule.flags);
+        pool.limits = Limits {
+            stuck_after_ns: limits.stuck_after_ns.or(self.config.flags.stuck_after_ns),
+            idle_ttl_ns: limits.idle_ttl_ns.or(self.config.flags.idle_ttl_ns),
+        };
         if std::mem::replace(&mut pool.wishes, wishes) != wishes || in_runs != pool.runs.is_some() {
             self.vanished.extend(pool.holders().map(|(_, key)| Vanished::Missed(key, id)));
             self.untagged_masters.extend(&pool.masters);
@@ -338,6 +351,17 @@ impl Aggregate {
         let (registry, unix_minus_monotonic) = (&mut self.registry, self.unix_minus_monotonic);
         let mut tell = |reading: &ScheduleReading| registry.worked(reading, unix_minus_monotonic);
         self.schedules.read(records.into_iter(), source, &mut tell);
+    }
+
+    /// Gives flags to workers that work or wait for too long, and looks what those do that became stuck.
+    pub fn flag(&mut self, now_ns: u64, reader: &mut dyn FactReader) {
+        let now_unix_ns = self.unix_from_monotonic(now_ns);
+        let stuck = self.registry.flag(now_unix_ns);
+        for key in stuck.into_iter().take(LOOKS_AT_STUCK) {
+            if let Some(doing) = reader.doing(key) {
+                self.registry.found_doing(key, doing);
+            }
+        }
     }
 
     /// Pools whose scheduler was watched, and is not with this ceiling: nobody knows any more who works.
@@ -651,14 +675,16 @@ impl Aggregate {
     fn pool_view(&mut self, id: PoolId, now_ns: u64) -> Option<snapshot::Pool> {
         let defunct = match self.registry.pools.get(&id) {
             Some(pool) if pool.unreaped > 0 => self.registry.defunct(id),
-            _ => 0,
+            _ => Vec::new(),
         };
         let pool = self.registry.pools.get_mut(&id)?;
         for windowed in [&mut pool.cpu_utilization, &mut pool.worker_rss, &mut pool.lifetime] {
             windowed.advance(now_ns);
         }
         let runs = pool.runs.as_mut().map(|runs| runs.view(now_ns));
-        let (workers, states, rss) = self.registry.view(id, self.config.max_listed_workers);
+        let Shown { workers, states, mut flags, rss } =
+            self.registry.view(id, self.config.max_listed_workers);
+        flags.defunct = u32::try_from(defunct.len()).unwrap_or(u32::MAX);
         let pool = self.registry.pools.get(&id)?;
         let living = pool.living();
         let masters = pool.masters.iter().filter_map(|key| self.master_view(*key)).collect();
@@ -672,6 +698,9 @@ impl Aggregate {
             size,
             states,
             work_known: pool.watched,
+            flags,
+            flagged: pool.flagged,
+            limits: pool.limits,
             defunct,
             awaiting_final_cpu: pool.unreaped,
             unlisted: living.saturating_sub(workers.len() as u32),

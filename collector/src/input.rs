@@ -383,8 +383,54 @@ pub trait FactReader {
     /// `None` when the process is gone or is another one by now.
     fn read(&mut self, process: ProcessKey, needs: Needs) -> Option<ProgramFacts>;
 
+    /// What a process is doing now. `None` when it is gone or is another one by now.
+    fn doing(&mut self, _process: ProcessKey) -> Option<Doing> {
+        None
+    }
+
     /// The text of a configuration file of a recognized program, if it is readable and small.
     fn config_text(&mut self, process: ProcessKey, path: &Path) -> Option<String>;
+}
+
+/// What a process is doing at one moment, thread by thread. What cannot be read is absent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Doing {
+    /// Its threads, at most so many as the reader reads.
+    pub threads: Vec<ThreadDoing>,
+    /// Its sockets, at most so many as the reader reads.
+    pub sockets: Vec<OpenSocket>,
+}
+
+/// What a thread is doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ThreadDoing {
+    /// Thread id.
+    pub tid: Pid,
+    /// Its name.
+    pub comm: Comm,
+    /// State as `/proc` writes it: `R`, `S`, `D` and so on.
+    pub state: char,
+    /// Where in the kernel it waits (`/proc/PID/wchan`).
+    pub wait_channel: Option<String>,
+    /// The system call that it is in (`/proc/PID/syscall`), by name, or by number where that has none here.
+    pub syscall: Option<String>,
+    /// Functions of the kernel that it is in, the innermost first.
+    pub kernel_stack: Vec<String>,
+}
+
+/// A socket that a process has open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenSocket {
+    /// Its descriptor.
+    pub descriptor: u32,
+    /// `tcp`, `tcp6`, `unix`; absent for any other.
+    pub family: Option<&'static str>,
+    /// State of a TCP socket, as tcp(7) has it; of a UNIX socket, whether it is connected or listens.
+    pub state: Option<String>,
+    /// Its own address.
+    pub local: Option<String>,
+    /// That of the other end.
+    pub remote: Option<String>,
 }
 
 /// A control group of version 2, held by whoever found it.

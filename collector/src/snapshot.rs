@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use collector_ebpf::schedule::KINDS;
 
-use crate::input::{ExitStatus, Profile, Sender, SocketFamily, TaskState};
+use crate::input::{Doing, ExitStatus, Profile, Sender, SocketFamily, TaskState};
 use crate::units::{CpuTime, Pid};
+use crate::worker::flags::{Flag, Limits};
 use crate::worker::runs;
 use crate::worker::schedule::WorkerSchedule;
 use crate::worker::state::TIMED;
@@ -97,6 +98,40 @@ impl StateCounts {
     }
 }
 
+/// Number of workers by flag.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlagCounts {
+    /// [`Flag::Stuck`]
+    pub stuck: u32,
+    /// [`Flag::Stale`]
+    pub stale: u32,
+    /// [`Flag::Defunct`]
+    pub defunct: u32,
+}
+
+impl FlagCounts {
+    /// One more with this flag.
+    pub fn add(&mut self, flag: Flag) {
+        let count = match flag {
+            Flag::Stuck => &mut self.stuck,
+            Flag::Stale => &mut self.stale,
+            Flag::Defunct => &mut self.defunct,
+        };
+        *count = count.saturating_add(1);
+    }
+}
+
+/// A flag of a worker.
+#[derive(Clone, Debug)]
+pub struct Flagged {
+    /// Which.
+    pub flag: Flag,
+    /// Since when, nanoseconds since the Unix epoch.
+    pub since_unix_ns: u64,
+    /// What it was doing when that was noticed, of a stuck one.
+    pub doing: Option<Arc<Doing>>,
+}
+
 /// Why workers left, counted since start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ExitCounts {
@@ -150,8 +185,16 @@ pub struct Pool {
     pub states: StateCounts,
     /// It is known when they wait for work: the scheduler is watched for them now.
     pub work_known: bool,
-    /// Workers that ended and that their parent has not reaped.
-    pub defunct: u32,
+    /// Workers with a flag now. Whether a worker is stuck or stale is known where [`Self::limits`] and
+    /// [`Self::work_known`] say so.
+    pub flags: FlagCounts,
+    /// Workers that were given a flag since start.
+    pub flagged: FlagCounts,
+    /// How long a worker may be in one state.
+    pub limits: Limits,
+    /// Workers that ended and that their parent has not reaped: pid, and when they ended, nanoseconds since the Unix
+    /// epoch.
+    pub defunct: Vec<(Pid, u64)>,
     /// Workers that ended and whose final figures have not come: those that are not reaped, and those that the kernel is
     /// about to let go of.
     pub awaiting_final_cpu: u32,
@@ -197,6 +240,14 @@ impl Pool {
     /// known when they wait for work, and for a pool of no size.
     pub fn utilization(&self) -> Option<f64> {
         (self.work_known && self.size > 0).then(|| f64::from(self.states.active) / f64::from(self.size))
+    }
+
+    /// Counts by flag, of flags that are given here.
+    pub fn by_flag(&self, counts: FlagCounts) -> impl Iterator<Item = (&'static str, u32)> {
+        let stuck = (self.work_known && self.limits.stuck_after_ns.is_some()).then_some(counts.stuck);
+        let stale = (self.work_known && self.limits.idle_ttl_ns.is_some()).then_some(counts.stale);
+        let all = [(Flag::Stuck, stuck), (Flag::Stale, stale), (Flag::Defunct, Some(counts.defunct))];
+        all.into_iter().filter_map(|(flag, count)| Some((flag.as_str(), count?)))
     }
 
     /// CPU that an account of the kernel's has and ours has not, ns, by account, where the two are compared.
@@ -376,6 +427,8 @@ pub struct Worker {
     pub state: WorkerState,
     /// When it entered the state, nanoseconds since the Unix epoch.
     pub since_unix_ns: u64,
+    /// It has been in this state for too long.
+    pub flag: Option<Flagged>,
     /// When it started, nanoseconds since the Unix epoch.
     pub started_unix_ns: u64,
     /// Cumulative figures; `None` before the first reading.

@@ -21,6 +21,7 @@ use crate::worker::matcher::{Conditions, Rule};
 fn config(rules: Vec<Rule>) -> Config {
     Config {
         profile: crate::input::Profile::default(),
+        flags: Limits::default(),
         matcher: Matcher::new(rules),
         zero_config: true,
         interval_ns: SECOND,
@@ -41,6 +42,7 @@ fn by_comm(name: &str, comm: &str) -> Rule {
         profile: None,
         work: None,
         idle_in: None,
+        flags: Limits::default(),
     }
 }
 
@@ -155,7 +157,7 @@ fn children_by_rule_count_from_their_fork() {
     world.later(SECOND);
     world.pass();
     let pool = world.pool("jobs");
-    assert_eq!((pool.spawns_total, pool.exits.success, pool.defunct), (2, 2, 0));
+    assert_eq!((pool.spawns_total, pool.exits.success, pool.flags.defunct), (2, 2, 0));
     assert_eq!((pool.cpu.user_ns, pool.cpu.system_ns), (75, 10), "with what the end took");
     assert_eq!(world.host(|host| host.records.len()), 1);
 }
@@ -593,7 +595,7 @@ fn a_snapshot_lists_up_to_the_ceiling_and_counts_the_rest() {
     world.pass();
     let pool = world.pool("jobs");
     assert_eq!(pool.workers.iter().map(|w| (w.slot, w.pid)).collect::<Vec<_>>(), [(0, 11), (1, 12), (2, 13)]);
-    assert_eq!((pool.unlisted, pool.size, pool.defunct), (1, 4, 1));
+    assert_eq!((pool.unlisted, pool.size, pool.flags.defunct), (1, 4, 1));
     assert_eq!(
         pool.states,
         StateCounts { creating: 2, running: 2, ..StateCounts::default() },

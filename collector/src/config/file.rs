@@ -12,6 +12,7 @@ use crate::files;
 use crate::input::{IdleIn, Profile, TIME_KINDS};
 use crate::render::prometheus::Groups;
 use crate::units::NANOS_PER_SECOND;
+use crate::worker::flags;
 use crate::worker::matcher::{Conditions, MAX_NAME, Matcher, Rule, Work};
 
 /// Compiled size of one regular expression at most.
@@ -20,6 +21,8 @@ const MAX_REGEX_BYTES: usize = 1 << 20;
 const MILLISECOND: u64 = NANOS_PER_SECOND / 1000;
 const SHORTEST_INTERVAL_NS: u64 = 100 * MILLISECOND;
 const LONGEST_INTERVAL_NS: u64 = 3600 * NANOS_PER_SECOND;
+const SHORTEST_LIMIT_NS: u64 = NANOS_PER_SECOND / 10;
+const LONGEST_LIMIT_NS: u64 = 366 * 24 * 3600 * NANOS_PER_SECOND;
 
 /// Why a configuration file cannot be used.
 #[derive(Debug, Error)]
@@ -58,6 +61,8 @@ pub struct FileConfig {
     pub interval_ns: u64,
     /// What is watched of the scheduler where a rule does not say.
     pub profile: Profile,
+    /// How long a worker may be in one state, where a rule does not say.
+    pub flags: flags::Limits,
     /// Pools at most.
     pub max_pools: usize,
     /// Workers per pool with series of their own, at most.
@@ -76,6 +81,7 @@ impl Default for FileConfig {
             zero_config: true,
             interval_ns: NANOS_PER_SECOND,
             profile: Profile::default(),
+            flags: flags::Limits::default(),
             max_pools: limits.pools,
             max_workers: limits.workers_per_pool,
             exits_kept: limits.exits,
@@ -89,6 +95,8 @@ impl Default for FileConfig {
 struct Written {
     interval: Option<String>,
     scheduler: Option<WrittenProfile>,
+    stuck_after: Option<String>,
+    idle_ttl: Option<String>,
     zero_config: Option<bool>,
     // A key with nothing under it is null, neither a mapping nor a list.
     limits: Option<Limits>,
@@ -130,6 +138,8 @@ struct WrittenPool {
     scheduler: Option<WrittenProfile>,
     work: Option<String>,
     idle_in: Option<Vec<String>>,
+    stuck_after: Option<String>,
+    idle_ttl: Option<String>,
 }
 
 /// `scheduler`
@@ -247,6 +257,8 @@ pub fn parse(text: &str, path: &str) -> Result<FileConfig, FileError> {
         Some(text) => interval(text).map_err(|e| at("interval", e))?,
         None => NANOS_PER_SECOND,
     };
+    let flags = limits_of(written.stuck_after.as_deref(), written.idle_ttl.as_deref())
+        .map_err(|(field, message)| at(&field, message))?;
     let groups = match &written.metrics.unwrap_or_default().collect {
         Some(names) => {
             Groups::named(names.iter().map(String::as_str)).map_err(|e| at("metrics.collect", e))?
@@ -275,6 +287,7 @@ pub fn parse(text: &str, path: &str) -> Result<FileConfig, FileError> {
         zero_config: written.zero_config.unwrap_or(true),
         interval_ns,
         profile: written.scheduler.map_or(Profile::default(), Profile::from),
+        flags,
         max_pools: limits.pools,
         max_workers: limits.workers_per_pool,
         exits_kept: limits.exits,
@@ -313,7 +326,8 @@ fn rule(pool: WrittenPool) -> Result<Rule, (String, String)> {
     let profile = pool.scheduler.map(Profile::from);
     let work = pool.work.as_deref().map(work).transpose().map_err(|e| ("work".to_owned(), e))?;
     let idle_in = pool.idle_in.as_deref().map(idle_in).transpose().map_err(|e| ("idle_in".to_owned(), e))?;
-    Ok(Rule { name: pool.name, worker, parent, size: pool.size, interval_ns, profile, work, idle_in })
+    let flags = limits_of(pool.stuck_after.as_deref(), pool.idle_ttl.as_deref())?;
+    Ok(Rule { name: pool.name, worker, parent, size: pool.size, interval_ns, profile, work, idle_in, flags })
 }
 
 fn conditions(written: WrittenConditions, under: &str) -> Result<Conditions, (String, String)> {
@@ -376,12 +390,32 @@ fn work(name: &str) -> Result<Work, String> {
 
 /// A duration such as `500ms`, `5s` or `1m30s`, in nanoseconds.
 fn interval(text: &str) -> Result<u64, String> {
-    let duration: jiff::SignedDuration =
-        text.parse().map_err(|e| format!("{text:?} is no duration such as 500ms, 5s or 1m: {e}"))?;
-    u64::try_from(duration.as_nanos())
-        .ok()
+    duration(text)?
         .filter(|ns| (SHORTEST_INTERVAL_NS..=LONGEST_INTERVAL_NS).contains(ns))
         .ok_or_else(|| format!("{text} is outside 100ms to 1h"))
+}
+
+/// How long a worker may be in one state.
+fn limits_of(stuck_after: Option<&str>, idle_ttl: Option<&str>) -> Result<flags::Limits, (String, String)> {
+    let limit = |field: &str, text: Option<&str>| {
+        let limit = |text: &str| {
+            duration(text)?
+                .filter(|ns| (SHORTEST_LIMIT_NS..=LONGEST_LIMIT_NS).contains(ns))
+                .ok_or_else(|| format!("{text} is outside 100ms to 366d"))
+        };
+        text.map(limit).transpose().map_err(|message| (field.to_owned(), message))
+    };
+    Ok(flags::Limits {
+        stuck_after_ns: limit("stuck_after", stuck_after)?,
+        idle_ttl_ns: limit("idle_ttl", idle_ttl)?,
+    })
+}
+
+/// Nanoseconds; `None` for what has no such number.
+fn duration(text: &str) -> Result<Option<u64>, String> {
+    let duration: jiff::SignedDuration =
+        text.parse().map_err(|e| format!("{text:?} is no duration such as 500ms, 5s or 1m: {e}"))?;
+    Ok(u64::try_from(duration.as_nanos()).ok())
 }
 
 #[cfg(test)]
@@ -428,6 +462,8 @@ pools:
     parent: {exe: [/usr/bin/runner]}
     work: runs
     idle_in: [poll, pipe]
+    stuck_after: 30s
+    idle_ttl: 2h
 ",
             "c.yml",
         )
@@ -441,6 +477,9 @@ pools:
         assert_eq!((first.size, first.interval_ns), (Some(4), Some(500 * MILLISECOND)));
         assert_eq!((first.profile, second.profile), (Some(Profile::Counters), None));
         assert_eq!((first.work, second.work), (None, Some(Work::Runs)));
+        let limits =
+            flags::Limits { stuck_after_ns: Some(30_000_000_000), idle_ttl_ns: Some(7_200_000_000_000) };
+        assert_eq!((first.flags, second.flags), (flags::Limits::default(), limits));
         assert_eq!((first.idle_in, second.idle_in), (None, Some(IdleIn::kinds(&[POLL, PIPE]))));
         assert!(second.worker.is_empty());
         assert_eq!(second.parent.exe, [b"/usr/bin/runner"]);
@@ -484,6 +523,8 @@ pools:
         check("pools: [{name: a, match: {comm: b}, idle_in: poll}]", "expected sequence");
         check("pools: [{name: a, match: {comm: b}, work: Runs}]", "what there is: runs, spans");
         check("work: runs", "unknown field");
+        check("stuck_after: 1ms", "stuck_after: 1ms is outside 100ms to 366d");
+        check("pools: [{name: a, match: {comm: b}, idle_ttl: soon}]", "idle_ttl: \"soon\" is no duration");
         check("colour: red", "unknown field");
         check("pools: [{name: a, match: {com: b}}]", "unknown field");
         check("pools: {", "c.yml");

@@ -27,6 +27,7 @@ impl FileConfig {
             zero_config: self.zero_config,
             interval_ns: self.interval_ns,
             profile: self.profile,
+            flags: self.flags,
             max_pools: self.max_pools,
             max_listed_workers: self.max_workers,
             exits_kept: self.exits_kept,

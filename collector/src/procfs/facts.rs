@@ -14,7 +14,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
 use super::parse::{cgroup, status};
 use super::root::{Buffer, ProcessDirectory, ProcfsError, ReadError, Root};
-use crate::input::{FactReader, Needs, ProgramFacts};
+use crate::input::{Doing, FactReader, Needs, ProgramFacts};
 use crate::units::ProcessKey;
 
 /// Longest command line that is kept, bytes. Titles and the first arguments tell a program; a class path does not.
@@ -97,6 +97,11 @@ impl FactReader for ProgramReader {
             facts.cgroup = self.text(&directory, "cgroup").ok().and_then(cgroup::path).map(<[u8]>::to_vec);
         }
         Some(facts)
+    }
+
+    fn doing(&mut self, process: ProcessKey) -> Option<Doing> {
+        let directory = self.directory(process)?;
+        Some(super::doing::read(&directory, &mut self.buffer))
     }
 
     fn config_text(&mut self, process: ProcessKey, path: &Path) -> Option<String> {

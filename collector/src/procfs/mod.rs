@@ -5,6 +5,7 @@
 
 pub mod cgroup;
 mod connector;
+mod doing;
 pub mod facts;
 mod netlink;
 pub mod own;

@@ -154,7 +154,7 @@ fn unix_attributes(mut attributes: &[u8]) -> Option<(&[u8], Option<Queue>)> {
 }
 
 /// The inode number in the text of a link in `/proc/PID/fd`, if it leads to a socket (proc_pid_fd(5)).
-fn inode(link: &[u8]) -> Option<u32> {
+pub(super) fn inode(link: &[u8]) -> Option<u32> {
     let digits = link.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
     std::str::from_utf8(digits).ok()?.parse().ok()
 }

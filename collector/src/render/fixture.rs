@@ -6,14 +6,16 @@ use collector_ebpf::schedule::{KINDS, ON_CPU, POLL, RUNNABLE, SPAN, Work};
 
 use crate::histogram::Scratch;
 use crate::input::{
-    Comm, ExitStatus, Interval, Profile, Rss, ScheduleReading, Sender, SocketFamily, TaskState,
+    Comm, Doing, ExitStatus, Interval, OpenSocket, Profile, Rss, ScheduleReading, Sender, SocketFamily,
+    TaskState, ThreadDoing,
 };
 use crate::snapshot::{
-    AcceptQueue, DeathCertificate, Distribution, EventCounts, ExitCounts, Feature, MapFill, Master, Own,
-    Pool, ProgramCost, Reading, SchedulerCost, Snapshot, StateCounts, WindowQuantiles, Worker, WorkerState,
-    Workers,
+    AcceptQueue, DeathCertificate, Distribution, EventCounts, ExitCounts, Feature, FlagCounts, Flagged,
+    MapFill, Master, Own, Pool, ProgramCost, Reading, SchedulerCost, Snapshot, StateCounts, WindowQuantiles,
+    Worker, WorkerState, Workers,
 };
 use crate::units::{CpuTime, ProcessKey};
+use crate::worker::flags::{Flag, Limits};
 use crate::worker::runs::{Outcome, Run, Runs};
 use crate::worker::schedule::Schedules;
 
@@ -62,7 +64,10 @@ pub(crate) fn pool(name: &str) -> Pool {
         size: 0,
         states: StateCounts::default(),
         work_known: false,
-        defunct: 0,
+        flags: FlagCounts::default(),
+        flagged: FlagCounts::default(),
+        limits: Limits::default(),
+        defunct: Vec::new(),
         awaiting_final_cpu: 0,
         unlisted: 0,
         spawns_total: 0,
@@ -97,6 +102,7 @@ pub(crate) fn worker(slot: u32) -> Worker {
         app: Some("shop:app".into()),
         state: WorkerState::Running,
         since_unix_ns: AT - 50 * SECOND,
+        flag: None,
         started_unix_ns: AT - 60 * SECOND,
         reading: Some(reading()),
         record: None,
@@ -134,6 +140,26 @@ pub(crate) fn schedule() -> ScheduleReading {
             spans: 7,
         },
     }
+}
+
+fn stuck() -> Flagged {
+    let thread = ThreadDoing {
+        tid: 4001,
+        comm: Comm::from_bytes(b"gunicorn"),
+        state: 'S',
+        wait_channel: Some("wait_woken".into()),
+        syscall: Some("recvfrom".into()),
+        kernel_stack: Vec::new(),
+    };
+    let socket = OpenSocket {
+        descriptor: 9,
+        family: Some("tcp"),
+        state: Some("ESTABLISHED".into()),
+        local: Some("10.0.0.1:8000".into()),
+        remote: Some("10.0.0.7:40000".into()),
+    };
+    let doing = Doing { threads: vec![thread], sockets: vec![socket] };
+    Flagged { flag: Flag::Stuck, since_unix_ns: AT - 20 * SECOND, doing: Some(Arc::new(doing)) }
 }
 
 /// When the schedules of the snapshot were read.
@@ -219,7 +245,10 @@ pub(crate) fn snapshot() -> Snapshot {
     web.size = 4;
     web.states = StateCounts { creating: 1, active: 1, idle: 1, ..StateCounts::default() };
     web.work_known = true;
-    web.defunct = 1;
+    web.limits = Limits { stuck_after_ns: Some(30 * SECOND), idle_ttl_ns: None };
+    web.flags = FlagCounts { stuck: 1, stale: 0, defunct: 1 };
+    web.flagged = FlagCounts { stuck: 3, stale: 0, defunct: 2 };
+    web.defunct = vec![(3999, AT - SECOND)];
     web.spawns_total = 20;
     web.exits = ExitCounts { success: 10, error: 2, signal: 3, oom: 1, unknown: 0, reclassified: 1 };
     web.cpu = CpuTime { user_ns: 100 * SECOND, system_ns: 25 * SECOND + 1 };
@@ -247,7 +276,7 @@ pub(crate) fn snapshot() -> Snapshot {
     };
     web.workers = vec![
         Worker { record: Some(0), state: WorkerState::Idle, ..worker(0) },
-        Worker { state: WorkerState::Active, ..worker(1) },
+        Worker { state: WorkerState::Active, flag: Some(stuck()), ..worker(1) },
         creating,
     ]
     .into();

@@ -5,6 +5,7 @@
 
 use regex::bytes::{Captures, Regex};
 
+use super::flags::Limits;
 use crate::input::{IdleIn, Needs, Profile};
 
 /// Longest pool name, in characters.
@@ -113,6 +114,8 @@ pub struct Rule {
     pub work: Option<Work>,
     /// Where its workers wait for work.
     pub idle_in: Option<IdleIn>,
+    /// How long they may be in one state.
+    pub flags: Limits,
 }
 
 impl Rule {
@@ -279,6 +282,7 @@ mod tests {
             profile: None,
             work: None,
             idle_in: None,
+            flags: Limits::default(),
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod certificates;
 pub mod conservation;
+pub mod flags;
 pub mod matcher;
 pub mod pool;
 pub mod process;

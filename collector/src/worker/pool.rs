@@ -6,11 +6,12 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 
+use super::flags::Limits;
 use super::matcher::Work;
 use super::runs::{Outcome, Runs};
 use crate::histogram::{Scale, Windowed};
 use crate::input::{ExitStatus, Sample, Wishes};
-use crate::snapshot::{self, ExitCounts, StateCounts};
+use crate::snapshot::{self, ExitCounts, FlagCounts, StateCounts};
 use crate::units::{CpuTime, ProcessKey};
 
 /// Number of a pool; never used twice in one run.
@@ -70,6 +71,7 @@ pub(super) struct View {
     pub(super) workers: Arc<[snapshot::Worker]>,
     /// All of them, also those that are not shown.
     pub(super) states: StateCounts,
+    pub(super) flags: FlagCounts,
     /// Resident bytes, and of how many workers.
     pub(super) rss: (u64, u32),
 }
@@ -107,6 +109,12 @@ pub struct Pool {
     pub interval_ns: u64,
     /// What it wants to know of the scheduler.
     pub wishes: Wishes,
+    /// How long its workers may be in one state.
+    pub limits: Limits,
+    /// The same when flags were last given.
+    pub limits_applied: Limits,
+    /// Workers that were given a flag since start.
+    pub flagged: FlagCounts,
     /// The scheduler is watched for it.
     pub watched: bool,
     /// When its workers are read next, `CLOCK_MONOTONIC` ns.
@@ -164,6 +172,9 @@ impl Pool {
             configured_size: None,
             interval_ns,
             wishes: Wishes::default(),
+            limits: Limits::default(),
+            limits_applied: Limits::default(),
+            flagged: FlagCounts::default(),
             watched: false,
             due_ns: now_ns,
             due: false,

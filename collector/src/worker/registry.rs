@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::certificates::Certificates;
+use super::flags::{self, Flag, Limits};
 use super::pool::{Pool, PoolId, VIEW_SLOTS, View};
 use super::rest::{Rest, Resting};
 use super::runs::{Outcome, Run};
 use super::state::{self, Fact};
-use crate::input::{Comm, Exit, ExitStatus, Reap, Sample, ScheduleReading, SlotRecord, TaskState};
-use crate::snapshot::{self, DeathCertificate, StateCounts, WorkerState};
+use crate::input::{Comm, Doing, Exit, ExitStatus, Reap, Sample, ScheduleReading, SlotRecord, TaskState};
+use crate::snapshot::{self, DeathCertificate, FlagCounts, Flagged, StateCounts, WorkerState};
 use crate::units::{ByProcess, CpuTime, NANOS_PER_SECOND, Pid, ProcessKey};
 
 /// A worker that no pass has seen for so long is gone, whatever events said. Long, because the kernel tells of the end
@@ -48,6 +49,8 @@ pub struct Worker {
     pub state: WorkerState,
     /// The kernel tells when it waits for work, so that its state is known.
     watched: bool,
+    /// It has been in it for too long.
+    flag: Option<Flagged>,
     /// When it entered the state, Unix ns.
     pub since_unix_ns: u64,
     /// When it started, Unix ns.
@@ -244,6 +247,7 @@ impl Registry {
                 app: arrival.app,
                 state,
                 watched: false,
+                flag: None,
                 since_unix_ns: if state == WorkerState::Creating {
                     arrival.started_unix_ns
                 } else {
@@ -372,6 +376,15 @@ impl Registry {
         if worker.seen_in_pass != self.pass {
             worker.seen_in_pass = self.pass;
             self.seen += 1;
+        }
+        if worker.ended()
+            && sample.state == TaskState::Zombie
+            && worker.flag.as_ref().is_none_or(|flagged| flagged.flag != Flag::Defunct)
+            && let Some(pool) = self.pools.get_mut(&worker.pool)
+        {
+            pool.flagged.add(Flag::Defunct);
+            let since_unix_ns = worker.since_unix_ns;
+            worker.flag = Some(Flagged { flag: Flag::Defunct, since_unix_ns, doing: None });
         }
         let Some(pool) = self.pools.get_mut(&worker.pool).filter(|pool| pool.due) else {
             worker.skipped = Some(Box::new(*sample));
@@ -608,12 +621,51 @@ impl Registry {
         vanished
     }
 
-    /// Workers of a pool that ended and that the last pass still found.
-    pub fn defunct(&self, pool: PoolId) -> u32 {
-        let zombie = |w: &&Worker| {
-            w.pool == pool && w.certificate.is_some() && w.last.is_some_and(|s| s.state == TaskState::Zombie)
+    /// Workers of a pool that ended and that the last pass still found: pid, and when they ended, Unix ns.
+    pub fn defunct(&self, pool: PoolId) -> Vec<(Pid, u64)> {
+        let defunct = |worker: &&Worker| {
+            worker.pool == pool && worker.flag.as_ref().is_some_and(|flagged| flagged.flag == Flag::Defunct)
         };
-        self.workers().filter(zombie).count() as u32
+        self.workers().filter(defunct).map(|worker| (worker.key.pid, worker.since_unix_ns)).collect()
+    }
+
+    /// Gives flags to workers that have been in their state for longer than their pool allows, and takes them from
+    /// others. Returns those that are stuck and were not looked at yet.
+    pub fn flag(&mut self, now_unix_ns: u64) -> Vec<ProcessKey> {
+        let mut stuck = Vec::new();
+        for pool in self.pools.values_mut() {
+            let limits = std::mem::replace(&mut pool.limits_applied, pool.limits);
+            if pool.limits == Limits::default() && limits == Limits::default() {
+                continue;
+            }
+            let holders: Vec<(u32, ProcessKey)> = pool.holders().collect();
+            for (slot, key) in holders {
+                let Some(worker) = self.workers.get_mut(&key) else { continue };
+                let now = flags::of(worker.state, worker.since_unix_ns, now_unix_ns, pool.limits);
+                let before = worker.flag.as_ref().map(|flagged| (flagged.flag, flagged.since_unix_ns));
+                if now != before {
+                    worker.flag =
+                        now.map(|(flag, since_unix_ns)| Flagged { flag, since_unix_ns, doing: None });
+                    now.iter().for_each(|(flag, _)| pool.flagged.add(*flag));
+                    pool.touch(slot);
+                }
+                if worker.flag.as_ref().is_some_and(|f| f.flag == Flag::Stuck && f.doing.is_none()) {
+                    stuck.push(key);
+                }
+            }
+        }
+        stuck
+    }
+
+    /// What a worker was doing when it became stuck.
+    pub fn found_doing(&mut self, key: ProcessKey, doing: Doing) {
+        let Some(worker) = self.workers.get_mut(&key) else { return };
+        if let Some(flagged) = &mut worker.flag {
+            flagged.doing = Some(Arc::new(doing));
+        }
+        if let Some(pool) = self.pools.get_mut(&worker.pool) {
+            pool.touch(worker.slot);
+        }
     }
 
     /// Living workers of a pool that have, or had, more than one thread.
@@ -640,15 +692,13 @@ impl Registry {
         removed.collect()
     }
 
-    /// What readers are shown of the workers of a pool, at most `listed` of them; how many are in which state, and the
-    /// resident bytes of how many.
-    pub fn view(&mut self, id: PoolId, listed: usize) -> (snapshot::Workers, StateCounts, (u64, u32)) {
-        let mut shown = snapshot::Workers::default();
-        let (mut states, mut rss) = (StateCounts::default(), (0, 0));
-        let Some(pool) = self.pools.get_mut(&id) else { return (shown, states, rss) };
+    /// What readers are shown of the workers of a pool, at most `listed` of them one by one.
+    pub fn view(&mut self, id: PoolId, listed: usize) -> Shown {
+        let mut shown = Shown::default();
+        let Some(pool) = self.pools.get_mut(&id) else { return shown };
         let mut views = std::mem::take(&mut pool.views);
         for (part, holders) in pool.holders_by(VIEW_SLOTS).enumerate() {
-            let room = listed.saturating_sub(shown.len()).min(VIEW_SLOTS);
+            let room = listed.saturating_sub(shown.workers.len()).min(VIEW_SLOTS);
             if part == views.len() {
                 views.push(None);
             }
@@ -657,25 +707,41 @@ impl Registry {
                 let workers = holders.filter_map(|(slot, key)| Some((slot, &**self.workers.get(&key)?)));
                 View::of(workers, room)
             });
-            states = states.plus(view.states);
-            rss = (rss.0 + view.rss.0, rss.1 + view.rss.1);
-            shown.push(Arc::clone(&view.workers));
+            shown.states = shown.states.plus(view.states);
+            shown.flags.stuck += view.flags.stuck;
+            shown.flags.stale += view.flags.stale;
+            shown.rss = (shown.rss.0 + view.rss.0, shown.rss.1 + view.rss.1);
+            shown.workers.push(Arc::clone(&view.workers));
             views[part] = Some(view);
         }
         if let Some(pool) = self.pools.get_mut(&id) {
             pool.views = views;
         }
-        (shown, states, rss)
+        shown
     }
+}
+
+/// What readers are shown of the workers of a pool.
+#[derive(Debug, Default)]
+pub struct Shown {
+    /// One by one, by slot.
+    pub workers: snapshot::Workers,
+    /// Of all.
+    pub states: StateCounts,
+    /// Of all that live.
+    pub flags: FlagCounts,
+    /// Resident bytes, and of how many workers.
+    pub rss: (u64, u32),
 }
 
 impl View {
     /// Of these workers, by slot; at most `room` of them are shown.
     fn of<'a>(workers: impl Iterator<Item = (u32, &'a Worker)>, room: usize) -> Self {
-        let (mut states, mut rss) = (StateCounts::default(), (0, 0));
+        let (mut states, mut flags, mut rss) = (StateCounts::default(), FlagCounts::default(), (0, 0));
         let mut shown = Vec::with_capacity(room);
         for (slot, worker) in workers {
             states.add(worker.state);
+            worker.flag.iter().for_each(|flagged| flags.add(flagged.flag));
             if let Some(memory) = worker.last.and_then(|s| s.rss) {
                 rss = (rss.0 + memory.total_bytes, rss.1 + 1);
             }
@@ -683,7 +749,7 @@ impl View {
                 shown.push(worker.view(slot));
             }
         }
-        Self { room, workers: shown.into(), states, rss }
+        Self { room, workers: shown.into(), states, flags, rss }
     }
 }
 
@@ -699,6 +765,7 @@ impl Worker {
             app: self.app.clone(),
             state: self.state,
             since_unix_ns: self.since_unix_ns,
+            flag: self.flag.clone(),
             started_unix_ns: self.started_unix_ns,
             record: self.record,
             reading: self.last.map(|sample| snapshot::Reading {

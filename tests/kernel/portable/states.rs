@@ -165,3 +165,58 @@ fn lives_too_short_to_be_read_are_in_the_time_of_states() {
     assert!(creating > WORKERS as f64 * 500e-6, "{creating}");
     assert_eq!(pool["work"]["spans"], 0, "none of them ever waited for work: {pool}");
 }
+
+#[test]
+fn who_works_or_waits_for_too_long_is_flagged_and_looked_at() {
+    let config = std::env::temp_dir().join(format!("flags-{}.yml", std::process::id()));
+    std::fs::write(&config, "stuck_after: 2s\nidle_ttl: 3s\n").unwrap();
+    let (mut master, collector) = start(&[&format!("--config.file={}", config.display())]);
+    let parent = master.pid();
+    let found = |workers: usize| {
+        let stats = collector.stats();
+        let pool = pool_of(&stats, parent)?;
+        (pool["stuck"] == 1 && pool["stale"] == workers).then(|| pool.clone())
+    };
+    // The one that sleeps works, to us; the one that polls waits.
+    let pool = eventually("one is stuck, one is stale", || found(1));
+    let workers = pool["workers"].as_array().unwrap();
+    let flag = |worker: &Value| worker["flag"]["name"].as_str().map(str::to_owned);
+    assert_eq!(
+        (flag(&workers[0]).as_deref(), flag(&workers[1]).as_deref()),
+        (Some("stale"), Some("stuck")),
+        "{pool}"
+    );
+    let doing = &workers[1]["flag"]["doing"]["threads"][0];
+    assert_eq!(doing["syscall"], "pause", "{pool}");
+    assert_eq!(doing["state"], "S", "{pool}");
+    assert!(workers[0]["flag"]["doing"].is_null(), "{pool}");
+    let since = |worker: &Value, what: &str| -> jiff::Timestamp {
+        let at = if what == "flag" { &worker["flag"]["since"] } else { &worker["since"] };
+        at.as_str().unwrap().parse().unwrap()
+    };
+    for (worker, limit_s) in [(&workers[0], 3), (&workers[1], 2)] {
+        let after = since(worker, "flag").duration_since(since(worker, "state"));
+        assert_eq!(after.as_secs(), limit_s, "{worker}");
+    }
+    // One that works in between is neither.
+    let file = answer_file("spans");
+    let busy = master.spawn(&format!("spans 400 {}", file.display()));
+    let ready = master.spawn("park poll");
+    let pool = eventually("the new one that waits is stale", || found(2));
+    assert_eq!(flag(worker(&pool, ready).unwrap()).as_deref(), Some("stale"));
+    assert_eq!(flag(worker(&pool, busy).unwrap()), None, "{pool}");
+    let name = pool["name"].as_str().unwrap();
+    let count = |series: &str| collector.metric(&format!("{series}{{pool=\"{name}\",flag=\"stale\"}}"));
+    assert_eq!(count("worker_pool_flagged_workers"), Some(2.0));
+    assert_eq!(count("worker_pool_flag_entries_total"), Some(2.0));
+    // It ends, and its parent does not look.
+    kill(ready, Signal::SIGKILL).unwrap();
+    let pool = eventually("it is defunct", || {
+        let pool = pool_of(&collector.stats(), master.pid())?.clone();
+        (pool["defunct"] == 1).then_some(pool)
+    });
+    assert_eq!(pool["defunct_workers"][0]["pid"], ready.as_raw(), "{pool}");
+    assert_eq!(pool["flag_entries"]["defunct"], 1, "{pool}");
+    assert_eq!(pool["stale"], 1, "{pool}");
+    let _ = (std::fs::remove_file(config), std::fs::remove_file(file));
+}

@@ -4,6 +4,7 @@
 //! JSON cannot write (infinities, NaN) count as unknown. The types only borrow: a document costs its bytes.
 
 mod death;
+mod flag;
 mod own;
 mod pool;
 mod runs;

@@ -12,6 +12,10 @@ use super::{Seconds, Time, finite};
 use crate::histogram::Scratch;
 use crate::snapshot::{self, Snapshot};
 use crate::units::Pid;
+use crate::worker::flags::Flag;
+
+/// Workers without life that are listed one by one; all are counted.
+const DEFUNCT_LISTED: usize = 100;
 
 /// `ready`, `active`, `idle` and `utilization` are absent where nobody watches when workers wait for work; then those that
 /// live are `running`.
@@ -31,6 +35,10 @@ pub(super) struct PoolSummary<'a> {
     idle: Option<u32>,
     running: u32,
     total: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stuck: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stale: Option<u32>,
     defunct: u32,
     awaiting_final_cpu: u32,
     unused: u32,
@@ -51,6 +59,9 @@ impl<'a> PoolSummary<'a> {
     pub(super) fn of(pool: &'a snapshot::Pool) -> Self {
         let total = pool.states.total();
         let known = |count: u32| pool.work_known.then_some(count);
+        let flagged = |flag: Flag| {
+            pool.by_flag(pool.flags).find_map(|(name, count)| (name == flag.as_str()).then_some(count))
+        };
         Self {
             name: &pool.name,
             origin: &pool.origin,
@@ -62,7 +73,9 @@ impl<'a> PoolSummary<'a> {
             idle: known(pool.states.idle),
             running: pool.states.running,
             total,
-            defunct: pool.defunct,
+            stuck: flagged(Flag::Stuck),
+            stale: flagged(Flag::Stale),
+            defunct: pool.flags.defunct,
             awaiting_final_cpu: pool.awaiting_final_cpu,
             unused: pool.size.saturating_sub(total),
             utilization: pool.utilization().and_then(finite),
@@ -94,6 +107,10 @@ pub(super) struct PoolStats<'a> {
     summary: PoolSummary<'a>,
     totals: Totals,
     masters: Vec<Master<'a>>,
+    /// Workers that were given a flag since start, by flag.
+    flag_entries: BTreeMap<&'static str, u32>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    defunct_workers: Vec<Defunct>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     accept_queues: Vec<AcceptQueue<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -136,6 +153,8 @@ impl<'a> PoolStats<'a> {
                 storage: Storage::of(pool.read_bytes, pool.written_bytes),
             },
             masters: pool.masters.iter().map(Master::of).collect(),
+            flag_entries: pool.by_flag(pool.flagged).collect(),
+            defunct_workers: pool.defunct.iter().take(DEFUNCT_LISTED).map(Defunct::of).collect(),
             accept_queues: pool.accept_queues.iter().map(AcceptQueue::of).collect(),
             schedule: pool.schedule.as_ref().map(Schedule::of_pool),
             work: pool.schedule.as_ref().map(|schedule| Work::of_pool(&schedule.work)),
@@ -161,6 +180,19 @@ impl<'a> PoolStats<'a> {
             },
             workers: Workers { pool, snapshot },
         }
+    }
+}
+
+/// A worker that ended and was not reaped.
+#[derive(Serialize)]
+struct Defunct {
+    pid: Pid,
+    since: Time,
+}
+
+impl Defunct {
+    fn of((pid, ended_unix_ns): &(Pid, u64)) -> Self {
+        Self { pid: *pid, since: Time(*ended_unix_ns) }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use serde::{Serialize, Serializer};
 
+use super::flag::Flagged;
 use super::times::Schedule;
 use super::work::Work;
 use super::{Seconds, Time, finite};
@@ -89,6 +90,8 @@ pub(super) struct Worker<'a> {
     app: Option<&'a str>,
     state: &'static str,
     since: Time,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    flag: Option<Flagged<'a>>,
     started: Time,
     uptime_seconds: Seconds,
     #[serde(flatten)]
@@ -156,6 +159,7 @@ impl<'a> Worker<'a> {
             app: worker.app.as_deref(),
             state: worker.state.as_str(),
             since: Time(worker.since_unix_ns),
+            flag: worker.flag.as_ref().map(Flagged::of),
             started: Time(worker.started_unix_ns),
             uptime_seconds: Seconds(snapshot.at_unix_ns.saturating_sub(worker.started_unix_ns)),
             reading: worker.reading.as_ref().map(Reading::of),

@@ -98,7 +98,9 @@ families! {
         POOL_WORKING = Gauge "worker_pool_utilization_ratio" ["pool"] ""
             "Active workers over the size of the pool, now. Near 1, work may have to wait for a worker.";
         POOL_FLAGGED = Gauge "worker_pool_flagged_workers" ["pool", "flag"] ""
-            "Workers with a flag. defunct: ended, and not reaped by their parent.";
+            "Workers with a flag. stuck: active for longer than stuck_after. stale: ready or idle for longer than idle_ttl. defunct: ended, and not reaped by their parent.";
+        POOL_FLAG_ENTRIES = Counter "worker_pool_flag_entries_total" ["pool", "flag"] ""
+            "Workers that were given a flag since the collector started.";
         POOL_UNLISTED = Gauge "worker_pool_unlisted_workers" ["pool"] ""
             "Living workers without series of their own, because the pool has more than the ceiling.";
         POOL_SPAWNS = Counter "worker_pool_spawns_total" ["pool"] ""

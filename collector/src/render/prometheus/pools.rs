@@ -49,7 +49,17 @@ pub(super) fn write(writer: &mut Writer<'_>, series: &Series<'_>) {
     writer.family(&POOL_FLAGGED, |samples| {
         let mut flag = Variants::of(Name::new("flag"));
         for (pool, labels) in series.pools() {
-            samples.add_variant(labels, &mut flag, "defunct", pool.defunct);
+            for (name, count) in pool.by_flag(pool.flags) {
+                samples.add_variant(labels, &mut flag, name, count);
+            }
+        }
+    });
+    writer.family(&POOL_FLAG_ENTRIES, |samples| {
+        let mut flag = Variants::of(Name::new("flag"));
+        for (pool, labels) in series.pools() {
+            for (name, count) in pool.by_flag(pool.flagged) {
+                samples.add_variant(labels, &mut flag, name, count);
+            }
         }
     });
     each(writer, &POOL_UNLISTED, |pool| Some(pool.unlisted.into()));

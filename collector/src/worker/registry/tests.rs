@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
+use collector_ebpf::schedule::Work;
+
 use super::*;
 use crate::input::Rss;
 use crate::units::NANOS_PER_SECOND as SECOND;
@@ -533,7 +535,9 @@ fn defunct_are_those_that_a_pass_still_finds() {
     }
     let zombie = Sample { state: TaskState::Zombie, rss: None, ..sample(key(9), cpu(1, 0), 60) };
     registry.sampled(&zombie, 60);
-    assert_eq!((registry.defunct(id), registry.pools[&id].unreaped), (1, 2));
+    registry.sampled(&Sample { at_ns: 70, ..zombie }, 70);
+    assert_eq!((registry.defunct(id), registry.pools[&id].unreaped), (vec![(9, 50)], 2));
+    assert_eq!(registry.pools[&id].flagged.defunct, 1, "once, however often it is seen");
 }
 
 #[test]
@@ -681,4 +685,43 @@ proptest! {
             prop_assert_eq!(&shown[0], &shown[1]);
         }
     }
+}
+
+#[test]
+fn who_works_or_waits_for_too_long_is_flagged_once_for_each_time() {
+    let (mut registry, id) = registry();
+    registry.pools.get_mut(&id).unwrap().limits =
+        Limits { stuck_after_ns: Some(5 * SECOND), idle_ttl_ns: Some(60 * SECOND) };
+    registry.join(id, arrival(key(9), Some(SECOND), Some(4)));
+    let reading = |since_ns: u64, busy: bool| ScheduleReading {
+        process: key(9),
+        living: 1,
+        busy,
+        work: Work { begin_ns: SECOND, ready_ns: SECOND, worked_ns: SECOND, since_ns, ..Work::default() },
+        ..ScheduleReading::default()
+    };
+    let flag = |registry: &mut Registry, now_s: u64| {
+        let stuck = registry.flag(now_s * SECOND);
+        let shown = registry.view(id, 10);
+        let flag = shown.workers.iter().next().unwrap().flag.clone();
+        (stuck.len(), shown.flags, flag.map(|flagged| (flagged.flag, flagged.since_unix_ns / SECOND)))
+    };
+    let (none, stuck) = (FlagCounts::default(), FlagCounts { stuck: 1, ..FlagCounts::default() });
+    registry.worked(&reading(10 * SECOND, true), 0);
+    assert_eq!(flag(&mut registry, 14), (0, none, None));
+    assert_eq!(flag(&mut registry, 15), (1, stuck, Some((Flag::Stuck, 15))));
+    registry.found_doing(key(9), Doing::default());
+    assert_eq!(flag(&mut registry, 16), (0, stuck, Some((Flag::Stuck, 15))), "looked at once");
+    assert!(registry.view(id, 10).workers.iter().next().unwrap().flag.as_ref().unwrap().doing.is_some());
+    // Another piece of work that takes as long.
+    registry.worked(&reading(20 * SECOND, true), 0);
+    assert_eq!(flag(&mut registry, 21), (0, none, None));
+    assert_eq!(flag(&mut registry, 30), (1, stuck, Some((Flag::Stuck, 25))));
+    registry.worked(&reading(31 * SECOND, false), 0);
+    assert_eq!(flag(&mut registry, 90), (0, none, None));
+    let stale = FlagCounts { stale: 1, ..FlagCounts::default() };
+    assert_eq!(flag(&mut registry, 91), (0, stale, Some((Flag::Stale, 91))));
+    registry.pools.get_mut(&id).unwrap().limits = Limits::default();
+    assert_eq!(flag(&mut registry, 92), (0, none, None), "nobody asks any more");
+    assert_eq!(registry.pools[&id].flagged, FlagCounts { stuck: 2, stale: 1, defunct: 0 });
 }
