@@ -75,4 +75,6 @@ pub mod programs {
     pub const FOLLOW_TASKS: &str = "follow_tasks";
     /// `iter/task`: one row per process.
     pub const ALL_PROCESSES: &str = "all_processes";
+    /// `iter/task`: one row per thread of the process that [`crate::slot::Control::stacks_of`] names.
+    pub const TASK_STACKS: &str = "task_stacks";
 }

@@ -105,8 +105,10 @@ pub struct Control {
     pub last_chunk: u32,
     /// Zero, which the verifier does not know.
     pub zero: u64,
+    /// Thread group id whose kernel stacks an iteration tells. Set by user space.
+    pub stacks_of: u32,
     /// Zero: fills the cache line, which every switch reads.
-    pub padding: [u64; 5],
+    pub padding: [u32; 9],
     /// How often a thread began or ceased to be followed, wrapping; raised atomically after it.
     pub follow_changes: u32,
     /// Zero.

@@ -131,7 +131,23 @@ pub struct TaskRow {
     pub comm: [u8; COMM_LEN],
 }
 
+/// Functions of a kernel stack that are told at most: what fits on the stack of a program.
+pub const STACK_FRAMES: usize = 48;
+
+/// Where in the kernel a thread is. 392 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct StackRow {
+    /// Thread id.
+    pub tid: u32,
+    /// Number of addresses; 0 for a thread that runs.
+    pub frames: u32,
+    /// Return addresses, the innermost first.
+    pub addresses: [u64; STACK_FRAMES],
+}
+
 const _: () = {
+    assert!(size_of::<StackRow>() == 392);
     assert!(size_of::<RowHeader>() == 16);
     assert!(size_of::<TaskRow>() == 168);
     assert!(size_of::<Told>() == 64);

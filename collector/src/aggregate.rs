@@ -354,13 +354,17 @@ impl Aggregate {
     }
 
     /// Gives flags to workers that work or wait for too long, and looks what those do that became stuck.
-    pub fn flag(&mut self, now_ns: u64, reader: &mut dyn FactReader) {
+    pub fn flag(&mut self, now_ns: u64, source: &mut dyn Source, reader: &mut dyn FactReader) {
         let now_unix_ns = self.unix_from_monotonic(now_ns);
         let stuck = self.registry.flag(now_unix_ns);
         for key in stuck.into_iter().take(LOOKS_AT_STUCK) {
-            if let Some(doing) = reader.doing(key) {
-                self.registry.found_doing(key, doing);
+            let Some(mut doing) = reader.doing(key) else { continue };
+            for (tid, stack) in source.kernel_stacks(key.pid) {
+                if let Some(thread) = doing.threads.iter_mut().find(|thread| thread.tid == tid) {
+                    thread.kernel_stack = stack;
+                }
             }
+            self.registry.found_doing(key, doing);
         }
     }
 

@@ -246,7 +246,7 @@ impl Collector {
         self.aggregate.read_accept_queues(now, &mut *self.sockets);
         self.give_back();
         self.aggregate.read_schedules(&mut *self.source);
-        self.aggregate.flag(monotonic_ns(), &mut *self.facts);
+        self.aggregate.flag(monotonic_ns(), &mut *self.source, &mut *self.facts);
         self.passes += 1;
         self.publish();
         self.pass_cpu_ns += thread_cpu_ns().saturating_sub(cpu_events);

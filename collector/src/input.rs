@@ -286,6 +286,12 @@ pub trait Source {
         None
     }
 
+    /// Of each thread of a process, the functions of the kernel that it is in, the innermost first; none of those that
+    /// run, and where that is not known.
+    fn kernel_stacks(&mut self, _pid: Pid) -> Vec<(Pid, Vec<String>)> {
+        Vec::new()
+    }
+
     /// A process lives that passes did not show. Where passes show every one that lives there is nothing to look up.
     fn lives(&mut self, _process: ProcessKey) -> bool {
         false

@@ -8,12 +8,12 @@ use core::ffi::c_void;
 use core::sync::atomic::{Ordering, compiler_fence};
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
-use aya_ebpf::helpers::generated::bpf_seq_write;
+use aya_ebpf::helpers::generated::{bpf_get_task_stack, bpf_seq_write};
 use collector_ebpf::limits::PASS_ROWS;
 use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::task::{
-    MEMORY_PASSES, NEVER, Pass, RSS_KINDS, RowHeader, TASK_HAS_MEMORY, TASK_HAS_PLACE, TASK_KERNEL_THREAD,
-    TASK_MAIN_THREAD, TASK_WHOLE_PROCESS, TaskRow, Told, place_of,
+    MEMORY_PASSES, NEVER, Pass, RSS_KINDS, RowHeader, STACK_FRAMES, StackRow, TASK_HAS_MEMORY,
+    TASK_HAS_PLACE, TASK_KERNEL_THREAD, TASK_MAIN_THREAD, TASK_WHOLE_PROCESS, TaskRow, Told, place_of,
 };
 
 use crate::kernel::{Signal, Task, now, offset, read, read_if_present, unforeseen};
@@ -109,6 +109,34 @@ extern "C" fn follow_tasks(ctx: &IterTask) -> i32 {
     {
         // SAFETY: `meta` and `seq` are never null in an iterator program; one byte of ours.
         unsafe { bpf_seq_write((*ctx.meta).seq.cast(), [1u8].as_ptr().cast(), 1) };
+    }
+    0
+}
+
+/// One row per thread of the process that user space asks for: where in the kernel it is.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+extern "C" fn task_stacks(ctx: &IterTask) -> i32 {
+    let Some(control) = CONTROL.get_ptr(0) else { return 0 };
+    if ctx.task.is_null() {
+        return 0;
+    }
+    let task = Task(ctx.task);
+    // SAFETY: a valid pointer into the array; user space sets it.
+    if task.pid() != unsafe { (*control).stacks_of } {
+        return 0;
+    }
+    let mut row = StackRow { tid: task.tid(), frames: 0, addresses: [0; STACK_FRAMES] };
+    const SIZE: u32 = (STACK_FRAMES * size_of::<u64>()) as u32;
+    // SAFETY: the task is alive while the iterator is at it, and the buffer is as long as it is said to be.
+    let length =
+        unsafe { bpf_get_task_stack(task.0.cast_mut().cast(), row.addresses.as_mut_ptr().cast(), SIZE, 0) };
+    if length > 0 {
+        row.frames = length as u32 / size_of::<u64>() as u32;
+    }
+    // SAFETY: as in `write`.
+    unsafe {
+        bpf_seq_write((*ctx.meta).seq.cast(), (&raw const row).cast(), size_of::<StackRow>() as u32);
     }
     0
 }

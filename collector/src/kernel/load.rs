@@ -113,6 +113,8 @@ pub(super) struct Loaded {
     pub(super) slots: SlotTable,
     /// The scheduler probes, loaded and not attached; `None` where the kernel refuses one of them.
     pub(super) scheduler: Option<Scheduler>,
+    /// `None` where the kernel refuses it.
+    pub(super) stacks: Option<Attached>,
     pub(super) schedule: ScheduleTable,
     pub(super) pass: PassMemory,
     pub(super) features: Vec<Feature>,
@@ -181,6 +183,23 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
     }
     let all_processes = iterator(&object, programs::ALL_PROCESSES, targets.task_iterator)?;
     features.push(enabled("task_iterator"));
+    let stacks = match iterator(&object, programs::TASK_STACKS, targets.task_iterator) {
+        Ok(stacks) => {
+            features.push(enabled("kernel_stacks"));
+            Some(stacks)
+        }
+        Err(error) => {
+            features.push(Feature {
+                name: "kernel_stacks",
+                enabled: false,
+                reason: format!(
+                    "where in the kernel a stuck worker waits is known by its wait channel alone: {error}"
+                ),
+                remedy: "another kernel build".into(),
+            });
+            None
+        }
+    };
     let scheduler = match scheduler(&object, &targets) {
         Ok(probes) => {
             features.push(enabled("scheduler_probes"));
@@ -243,6 +262,7 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
         .map_err(|error| ObjectError::Map { map: maps::TAGS.into(), error: error.to_string() })?;
     let loaded = Loaded {
         scheduler,
+        stacks,
         schedule,
         tracepoints,
         tracked,

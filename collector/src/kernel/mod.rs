@@ -13,6 +13,7 @@ mod schedule;
 mod shared;
 mod slots;
 mod source;
+mod stacks;
 pub mod support;
 mod sys;
 mod syscalls;

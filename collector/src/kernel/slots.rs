@@ -64,6 +64,13 @@ impl SlotTable {
         ceiling.store(profile, Ordering::Release);
     }
 
+    /// Tells the programs whose kernel stacks an iteration is to show.
+    pub(super) fn set_stacks_of(&self, pid: u32) {
+        // SAFETY: a pointer to a field inside the mapping.
+        let stacks_of = self.control(|control| unsafe { &raw mut (*control).stacks_of });
+        stacks_of.store(pid, Ordering::Release);
+    }
+
     /// Tells the programs whether the next event is to wake its reader.
     pub(super) fn set_reader_waits(&mut self, waits: bool) {
         // SAFETY: a pointer to a field inside the mapping.

@@ -18,6 +18,7 @@ use super::events::{self, EventReader};
 use super::load::{self, Attached, LoadError};
 use super::schedule::{ScheduleTable, Scheduler};
 use super::slots::SlotTable;
+use super::stacks::Stacks;
 use super::support::Support;
 use super::sys;
 use super::tags::Tags;
@@ -48,6 +49,7 @@ pub struct KernelSource {
     tasks: TaskReader,
     slots: SlotTable,
     scheduler: Option<Scheduler>,
+    stacks: Option<Stacks>,
     scheduler_attached: bool,
     /// There may be workers whose threads are not followed.
     follow_wanted: bool,
@@ -96,6 +98,7 @@ impl KernelSource {
             tasks: TaskReader::new(loaded.tracked, loaded.all_processes, loaded.pass, host),
             slots: loaded.slots,
             scheduler: loaded.scheduler,
+            stacks: loaded.stacks.map(|iterator| Stacks::new(iterator, procfs)),
             scheduler_attached: false,
             follow_wanted: false,
             schedule: loaded.schedule,
@@ -461,6 +464,15 @@ impl Source for KernelSource {
         Some(read)
     }
 
+    fn kernel_stacks(&mut self, pid: Pid) -> Vec<(Pid, Vec<String>)> {
+        let Some(stacks) = &mut self.stacks else { return Vec::new() };
+        self.slots.set_stacks_of(pid);
+        stacks.read().unwrap_or_else(|error| {
+            tracing::warn!(pid, %error, "reading the kernel stacks of a stuck worker failed");
+            Vec::new()
+        })
+    }
+
     fn lives(&mut self, process: ProcessKey) -> bool {
         match self.stat(process.pid) {
             Ok(Some(stat)) => {
@@ -522,11 +534,12 @@ impl Source for KernelSource {
                 self.tracepoints.iter().map(|attached| (attached.name, attached.program.as_fd()));
             let probes = self.scheduler.iter().flat_map(|scheduler| &scheduler.probes);
             let probes = probes.map(|probe| (probe.name, probe.program.as_fd()));
-            let costs =
-                tracepoints.chain(probes).chain(self.tasks.programs()).filter_map(|(name, program)| {
-                    let (runs, run_time_ns) = sys::program_cost(program).ok()?;
-                    (runs > 0).then_some(ProgramCost { name, runs, run_time_ns })
-                });
+            let stacks = self.stacks.iter().map(Stacks::program);
+            let all = tracepoints.chain(probes).chain(self.tasks.programs()).chain(stacks);
+            let costs = all.filter_map(|(name, program)| {
+                let (runs, run_time_ns) = sys::program_cost(program).ok()?;
+                (runs > 0).then_some(ProgramCost { name, runs, run_time_ns })
+            });
             self.costs = costs.collect();
         }
         self.costs.clone()

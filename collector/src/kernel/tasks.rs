@@ -9,8 +9,8 @@ use aya::maps::MapData;
 use collector_ebpf::limits::{PASS_ROWS, TOLD_PLACES};
 use collector_ebpf::programs;
 use collector_ebpf::task::{
-    Pass, RSS_ANON, RSS_FILE, RSS_KINDS, RSS_SHMEM, RSS_SWAP, RowHeader, TASK_HAS_MEMORY, TASK_HAS_PLACE,
-    TASK_KERNEL_THREAD, TASK_MAIN_THREAD, TASK_WHOLE_PROCESS, TaskRow, Told, place_of,
+    Pass, RSS_ANON, RSS_FILE, RSS_KINDS, RSS_SHMEM, RSS_SWAP, RowHeader, StackRow, TASK_HAS_MEMORY,
+    TASK_HAS_PLACE, TASK_KERNEL_THREAD, TASK_MAIN_THREAD, TASK_WHOLE_PROCESS, TaskRow, Told, place_of,
 };
 
 use super::events;
@@ -271,7 +271,7 @@ impl TaskReader {
     /// Every process of the host.
     pub(super) fn list(&mut self, out: &mut dyn FnMut(Listed)) -> io::Result<()> {
         let iterator = sys::iterator_open(self.all.link.as_fd())?;
-        read_rows(iterator, &mut self.buffer, &mut |row, _| {
+        read_rows(iterator, &mut self.buffer, &mut |row: &TaskRow, _| {
             out(Listed {
                 process: key(&row.header),
                 parent: row.parent,
@@ -284,10 +284,10 @@ impl TaskReader {
 }
 
 /// Reads an iterator to its end. Each row comes with the time just before it was read, `CLOCK_MONOTONIC` ns.
-fn read_rows(
+pub(super) fn read_rows<T: Row>(
     mut iterator: impl Read,
     buffer: &mut [u8],
-    out: &mut dyn FnMut(&TaskRow, u64),
+    out: &mut dyn FnMut(&T, u64),
 ) -> io::Result<()> {
     let mut filled = 0;
     loop {
@@ -308,9 +308,9 @@ fn read_rows(
             };
         }
         let mut rest = &buffer[..filled];
-        while let Some(row) = front::<TaskRow>(rest) {
+        while let Some(row) = front::<T>(rest) {
             out(&row, at_ns);
-            rest = &rest[size_of::<TaskRow>()..];
+            rest = &rest[size_of::<T>()..];
         }
         // The kernel cuts where the buffer ends: the begin of a row waits for its rest.
         let left = rest.len();
@@ -319,11 +319,22 @@ fn read_rows(
     }
 }
 
+/// What an iterator writes.
+///
+/// # Safety
+///
+/// Plain integers and bytes without padding, for which every bit pattern is valid.
+pub(super) unsafe trait Row: Copy {}
+
+// SAFETY: integers and arrays of them, whose sizes add up.
+unsafe impl Row for TaskRow {}
+// SAFETY: as above.
+unsafe impl Row for StackRow {}
+
 /// Copies a record out of the front of some bytes; `None` if there are too few.
-fn front<T: Copy>(bytes: &[u8]) -> Option<T> {
+fn front<T: Row>(bytes: &[u8]) -> Option<T> {
     let bytes = bytes.get(..size_of::<T>())?;
-    // SAFETY: as long as T. Called with `TaskRow` only: plain integers and bytes without padding, for
-    // which every bit pattern is valid. The read needs no alignment.
+    // SAFETY: as long as T, which is valid whatever they are. The read needs no alignment.
     Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
@@ -414,11 +425,11 @@ mod tests {
                 bytes.resize(bytes.len() + size_of::<TaskRow>() - size_of_val(&pid), 0);
             }
             let mut seen = Vec::new();
-            read_rows(Pieces(&bytes, piece), &mut [0; 512], &mut |row, _| seen.push(row.header.pid)).unwrap();
+            read_rows(Pieces(&bytes, piece), &mut [0; 512], &mut |row: &TaskRow, _| seen.push(row.header.pid)).unwrap();
             prop_assert_eq!(seen, (0..rows).collect::<Vec<_>>());
             if !bytes.is_empty() {
                 bytes.pop();
-                let cut = read_rows(Pieces(&bytes, piece), &mut [0; 512], &mut |_, _| {});
+                let cut = read_rows(Pieces(&bytes, piece), &mut [0; 512], &mut |_: &TaskRow, _| {});
                 prop_assert!(cut.is_err());
             }
         }

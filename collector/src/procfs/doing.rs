@@ -27,9 +27,6 @@ const MAX_SOCKETS: usize = 64;
 /// Of a table of sockets, bytes: some 30,000 of them.
 const MAX_TABLE: u64 = 4 << 20;
 
-/// Functions of a kernel stack that are told (the kernel has at most 64, `MAX_STACK_TRACE_DEPTH` of `fs/proc/base.c`).
-const MAX_FRAMES: usize = 64;
-
 /// Reads what a process is doing.
 pub(super) fn read(process: &ProcessDirectory, buffer: &mut Buffer) -> Doing {
     let mut tids = numbers(process, "task");
@@ -55,7 +52,7 @@ fn thread(process: &ProcessDirectory, tid: Pid, buffer: &mut Buffer) -> Result<T
         let file = process.file(&format!("task/{tid}/{name}"))?;
         Ok(String::from_utf8_lossy(buffer.read(&file)?).into_owned())
     };
-    let (wait_channel, syscall, stack) = (text("wchan"), text("syscall"), text("stack"));
+    let (wait_channel, syscall) = (text("wchan"), text("syscall"));
     let stat = Stat::parse(buffer.read(&process.file(&format!("task/{tid}/stat"))?)?)?;
     Ok(ThreadDoing {
         tid,
@@ -64,7 +61,8 @@ fn thread(process: &ProcessDirectory, tid: Pid, buffer: &mut Buffer) -> Result<T
         // 0: it runs, or we may not know.
         wait_channel: wait_channel.ok().filter(|channel| !channel.is_empty() && channel != "0"),
         syscall: syscall.ok().and_then(|line| syscall_name(&line)),
-        kernel_stack: stack.map(|stack| frames(&stack)).unwrap_or_default(),
+        // Asks for CAP_SYS_ADMIN here, which we do not keep.
+        kernel_stack: Vec::new(),
     })
 }
 
@@ -73,12 +71,6 @@ fn thread(process: &ProcessDirectory, tid: Pid, buffer: &mut Buffer) -> Result<T
 fn syscall_name(line: &str) -> Option<String> {
     let number: usize = line.split(' ').next()?.trim_end().parse().ok()?;
     Some(syscalls::Sysno::new(number).map_or_else(|| number.to_string(), |call| call.name().to_owned()))
-}
-
-/// Functions of `/proc/PID/stack`, lines of `[<0>] function+0x1b/0x40 [module]`.
-fn frames(stack: &str) -> Vec<String> {
-    let function = |line: &str| line.strip_prefix("[<0>] ").unwrap_or(line).to_owned();
-    stack.lines().take(MAX_FRAMES).map(function).collect()
 }
 
 /// State and addresses of a socket, by its inode number.
@@ -173,17 +165,13 @@ mod tests {
     use std::path::Path;
 
     #[test]
-    fn tells_calls_and_stacks_as_the_kernel_writes_them() {
+    fn tells_calls_as_the_kernel_writes_them() {
         assert_eq!(syscall_name("45 0x3 0x0 0x0 0x0 0x0 0x0 0x7ffd 0x7f45\n").as_deref(), {
             syscalls::Sysno::new(45).map(|call| call.name())
         });
         assert_eq!(syscall_name("running\n"), None);
         assert_eq!(syscall_name("-1 0x7ffd 0x7f45\n"), None);
         assert_eq!(syscall_name("99999 0x0\n").as_deref(), Some("99999"));
-        assert_eq!(
-            frames("[<0>] do_sys_poll+0x40d/0x5b0\n[<0>] nf_hook+0x1/0x2 [nf_tables]\n"),
-            ["do_sys_poll+0x40d/0x5b0", "nf_hook+0x1/0x2 [nf_tables]"]
-        );
     }
 
     #[test]
@@ -224,7 +212,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_line_makes_it_panic(line in any::<String>()) {
-            let _ = (syscall_name(&line), frames(&line));
+            let _ = syscall_name(&line);
         }
     }
 }

@@ -189,6 +189,11 @@ fn who_works_or_waits_for_too_long_is_flagged_and_looked_at() {
     let doing = &workers[1]["flag"]["doing"]["threads"][0];
     assert_eq!(doing["syscall"], "pause", "{pool}");
     assert_eq!(doing["state"], "S", "{pool}");
+    let stack: Vec<&str> =
+        doing["kernel_stack"].as_array().unwrap().iter().map(|f| f.as_str().unwrap()).collect();
+    // Where it waits, without the scheduler, and how it came there.
+    assert!(stack[0].contains("sys_pause+"), "{stack:?}");
+    assert!(stack.iter().any(|frame| frame.starts_with("do_syscall_64+")), "{stack:?}");
     assert!(workers[0]["flag"]["doing"].is_null(), "{pool}");
     let since = |worker: &Value, what: &str| -> jiff::Timestamp {
         let at = if what == "flag" { &worker["flag"]["since"] } else { &worker["since"] };
