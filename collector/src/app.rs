@@ -81,6 +81,8 @@ pub fn run(flags: Flags) -> anyhow::Result<()> {
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the server")?;
     let result =
         runtime.block_on(serve(&flags, served, listeners, snapshots, &connections, &commands, source_name));
+    // A hash that is being computed cannot be interrupted, and nobody waits for it any more.
+    runtime.shutdown_background();
     // The collecting thread ends with the last of these.
     drop(commands);
     if thread.join().is_err() {
@@ -90,10 +92,15 @@ pub fn run(flags: Flags) -> anyhow::Result<()> {
 }
 
 fn bind(address: SocketAddr) -> anyhow::Result<std::net::TcpListener> {
-    let listener = std::net::TcpListener::bind(address).with_context(|| {
-        format!(
-            "listening on {address} (is another collector running? --web.listen-address takes another one)"
-        )
+    let listener = std::net::TcpListener::bind(address).map_err(|error| {
+        let hint = match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                " (is another collector running? --web.listen-address takes another one)"
+            }
+            std::io::ErrorKind::AddrNotAvailable => " (this host has no such address)",
+            _ => "",
+        };
+        anyhow::Error::new(error).context(format!("listening on {address}{hint}"))
     })?;
     listener.set_nonblocking(true)?;
     Ok(listener)

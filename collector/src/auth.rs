@@ -24,7 +24,16 @@ pub enum Error {
     /// Not a bcrypt hash.
     #[error("the password of user {0:?} is not a bcrypt hash; make one with: htpasswd -nBC 10 \"\"")]
     Hash(String),
+    /// A hash that takes too long.
+    #[error(
+        "the password of user {0:?} has cost {1}, which takes {time} s to verify; {MAX_COST} is the most, 10 is usual",
+        time = 1u64 << (*.1 - MAX_COST) << 2
+    )]
+    Cost(String, u32),
 }
+
+/// The most that a hash may cost: some 4 s of a CPU for each password that was not verified before.
+const MAX_COST: u32 = 16;
 
 /// Users with their bcrypt hashes.
 #[derive(Clone, Default)]
@@ -43,8 +52,10 @@ impl Users {
             if name.is_empty() || name.contains(':') {
                 return Err(Error::Name(name.clone()));
             }
-            if !is_bcrypt_hash(hash) {
-                return Err(Error::Hash(name.clone()));
+            match bcrypt_cost(hash) {
+                None => return Err(Error::Hash(name.clone())),
+                Some(cost) if cost > MAX_COST => return Err(Error::Cost(name.clone(), cost)),
+                Some(_) => {}
             }
         }
         Ok(Self(users))
@@ -56,12 +67,14 @@ impl Users {
     }
 }
 
-/// Reads every part of it, as the first request would: computed at the lowest cost, which takes about a millisecond.
-fn is_bcrypt_hash(hash: &str) -> bool {
+/// What a hash costs; `None` for what is none. Reads every part of it, as the first request would: computed at the
+/// lowest cost, which takes about a millisecond.
+fn bcrypt_cost(hash: &str) -> Option<u32> {
     const COSTS: std::ops::RangeInclusive<u32> = 4..=31;
-    let Ok(parts) = hash.parse::<bcrypt::HashParts>() else { return false };
-    let Some((_, salt_and_hash)) = hash.rsplit_once('$') else { return false };
-    COSTS.contains(&parts.get_cost()) && bcrypt::verify("", &format!("$2b$04${salt_and_hash}")).is_ok()
+    let cost = hash.parse::<bcrypt::HashParts>().ok()?.get_cost();
+    let (_, salt_and_hash) = hash.rsplit_once('$')?;
+    let sound = COSTS.contains(&cost) && bcrypt::verify("", &format!("$2b$04${salt_and_hash}")).is_ok();
+    sound.then_some(cost)
 }
 
 /// What to do with a request.
@@ -315,6 +328,20 @@ mod tests {
         let without = changed.with_users(users(&[("alice", &secret)]));
         assert_eq!(ask(&without, &basic("bob:secret")), (false, true), "no user any more");
         assert_eq!(ask(&without, &basic("alice:secret")), (true, false));
+    }
+
+    #[test]
+    fn a_hash_that_takes_too_long_is_refused() {
+        let hash = bcrypt::hash("secret", 4).unwrap();
+        let of_cost = |cost: u32| {
+            let hash = hash.replacen("$04$", &format!("${cost:02}$"), 1);
+            Users::new([("alice".to_owned(), hash)].into())
+        };
+        assert!(of_cost(MAX_COST).is_ok());
+        let refused = of_cost(20).unwrap_err().to_string();
+        assert!(refused.contains("alice") && refused.contains("cost 20, which takes 64 s"), "{refused}");
+        assert!(matches!(of_cost(31), Err(Error::Cost(..))));
+        assert!(matches!(of_cost(32), Err(Error::Hash(_))));
     }
 
     #[test]

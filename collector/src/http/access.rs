@@ -39,7 +39,7 @@ pub struct AccessConfig {
 /// A configuration at work.
 #[derive(Debug)]
 pub(super) struct Access {
-    policy: Policy,
+    policy: Arc<Policy>,
     headers: Vec<(HeaderName, Option<HeaderValue>)>,
     bucket: Option<Bucket>,
     computing: Arc<Computing>,
@@ -48,15 +48,15 @@ pub(super) struct Access {
 /// Hashes are computed one at a time: guessers get one core at most, and wait for each other.
 #[derive(Debug)]
 struct Computing {
-    turn: Semaphore,
+    turn: Arc<Semaphore>,
     /// Places to wait for a turn: who comes when all are taken is told to come again, or guessers would have everyone wait
     /// for as long as they like.
-    places: Semaphore,
+    places: Arc<Semaphore>,
 }
 
 impl Default for Computing {
     fn default() -> Self {
-        Self { turn: Semaphore::new(1), places: Semaphore::new(MOST_WAITING) }
+        Self { turn: Arc::new(Semaphore::new(1)), places: Arc::new(Semaphore::new(MOST_WAITING)) }
     }
 }
 
@@ -78,26 +78,28 @@ impl Access {
 
     fn with(config: AccessConfig, policy: Policy, computing: Arc<Computing>) -> Self {
         let bucket = config.rate_limit.map(|limit| Bucket::new(limit, Instant::now()));
-        Self { policy, headers: config.headers, bucket, computing }
+        Self { policy: Arc::new(policy), headers: config.headers, bucket, computing }
     }
 
     async fn compute(&self, check: Check) -> Result<bool, Error> {
-        let Ok(_place) = self.computing.places.try_acquire() else { return Err(Error::Verifying) };
-        let Ok(_turn) = self.computing.turn.acquire().await else { return Ok(false) };
+        let Ok(place) = Arc::clone(&self.computing.places).try_acquire_owned() else {
+            return Err(Error::Verifying);
+        };
+        let Ok(turn) = Arc::clone(&self.computing.turn).acquire_owned().await else { return Ok(false) };
         // Eight connections that open at once bring the same credentials; the first has answered for all.
         if let Some(outcome) = self.policy.recall(&check) {
             return Ok(outcome);
         }
-        let Ok((check, outcome)) = tokio::task::spawn_blocking(move || {
+        let policy = Arc::clone(&self.policy);
+        // A client that goes away takes this future with it, but not the hash, which cannot be interrupted: it keeps its
+        // turn until it is through, and its outcome is kept.
+        let computed = tokio::task::spawn_blocking(move || {
             let outcome = check.run();
-            (check, outcome)
-        })
-        .await
-        else {
-            return Ok(false);
-        };
-        self.policy.remember(&check, outcome);
-        Ok(outcome)
+            policy.remember(&check, outcome);
+            drop((turn, place));
+            outcome
+        });
+        Ok(computed.await.unwrap_or(false))
     }
 
     pub(super) fn set_headers(&self, response: &mut Response) {
@@ -168,6 +170,28 @@ impl Bucket {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::Users;
+
+    #[tokio::test]
+    async fn a_hash_keeps_its_turn_though_nobody_waits_for_it() {
+        let hash = bcrypt::hash("secret", 10).unwrap();
+        let users = Users::new([("alice".to_owned(), hash)].into()).unwrap();
+        let access = Access::new(AccessConfig { users, ..AccessConfig::default() });
+        // alice:secret
+        let decide = || access.policy.decide(Some(b"Basic YWxpY2U6c2VjcmV0"));
+        let Decision::Unknown(check) = decide() else { panic!("nobody has verified it") };
+        let mut computing = Box::pin(access.compute(check));
+        std::future::poll_fn(|context| {
+            assert!(computing.as_mut().poll(context).is_pending());
+            std::task::Poll::Ready(())
+        })
+        .await;
+        drop(computing);
+        assert_eq!(access.computing.turn.available_permits(), 0);
+        assert_eq!(access.computing.places.available_permits(), MOST_WAITING - 1);
+        let _turn = access.computing.turn.acquire().await.unwrap();
+        assert!(matches!(decide(), Decision::Allow), "what it found is kept");
+    }
 
     #[test]
     fn bucket_gives_a_burst_and_then_one_per_interval() {
