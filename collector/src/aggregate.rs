@@ -224,7 +224,7 @@ impl Aggregate {
     fn apply_rule(&mut self, id: PoolId) {
         let Some(pool) = self.registry.pools.get_mut(&id) else { return };
         let rule = match &*pool.origin {
-            "config" => self.config.matcher.rules().iter().find(|rule| rule.could_name(&pool.name)),
+            "config" => self.config.matcher.rule_of(&pool.name),
             _ => None,
         };
         let in_runs = pool.runs.is_some();
@@ -259,7 +259,7 @@ impl Aggregate {
             .values()
             .filter(|pool| {
                 if &*pool.origin == "config" {
-                    !self.config.matcher.rules().iter().any(|rule| rule.could_name(&pool.name))
+                    self.config.matcher.rule_of(&pool.name).is_none()
                 } else {
                     !self.config.zero_config
                 }
@@ -272,7 +272,7 @@ impl Aggregate {
         self.add_configured_pools();
         for pool in self.registry.pools.values_mut() {
             let rule = match &*pool.origin {
-                "config" => self.config.matcher.rules().iter().find(|rule| rule.could_name(&pool.name)),
+                "config" => self.config.matcher.rule_of(&pool.name),
                 _ => None,
             };
             pool.interval_ns = rule.and_then(|rule| rule.interval_ns).unwrap_or(self.config.interval_ns);

@@ -169,6 +169,12 @@ impl Matcher {
         &self.rules
     }
 
+    /// The rule that made a pool of this name: the one that has the name, or else the first that could have given it.
+    pub fn rule_of(&self, pool: &str) -> Option<&Rule> {
+        let named = self.rules.iter().find(|rule| rule.fixed_name() == Some(pool));
+        named.or_else(|| self.rules.iter().find(|rule| rule.could_name(pool)))
+    }
+
     /// What any of the rules needs to know.
     pub fn needs(&self) -> Needs {
         self.rules.iter().fold(Needs::default(), |needs, rule| {
@@ -364,6 +370,17 @@ mod tests {
                 assert!(!rule.could_name(name), "{template}: {name}");
             }
         }
+    }
+
+    #[test]
+    fn a_pool_is_of_the_rule_that_has_its_name() {
+        let rule = |name: &str| rule(name, Conditions::default());
+        let matcher = Matcher::new(vec![rule("q-${n}"), rule("q-jobs"), rule("r-${n}")]);
+        let of = |pool: &str| matcher.rule_of(pool).map(|rule| rule.name.as_str());
+        assert_eq!(of("q-jobs"), Some("q-jobs"));
+        assert_eq!(of("q-7"), Some("q-${n}"));
+        assert_eq!(of("r-q-jobs"), Some("r-${n}"));
+        assert_eq!(of("jobs"), None);
     }
 
     proptest! {
