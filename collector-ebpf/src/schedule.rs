@@ -65,6 +65,10 @@ pub const BY_DESCRIPTOR: u8 = 0xfe;
 /// own process. Only in the table of system calls; never a kind of time.
 pub const ADDRESS_SPACE: u8 = 0xfd;
 
+/// restart_syscall(2): the call that a stop or a freeze has interrupted goes on, and the reason is as it was. Only in the
+/// table of system calls; never a kind of time.
+pub const AS_BEFORE: u8 = 0xfc;
+
 /// System calls in the table of reasons; those with higher numbers are [`OTHER`].
 pub const SYSCALLS: usize = 512;
 
@@ -89,6 +93,11 @@ pub const THREAD_PARTIAL: u32 = 1 << 24;
 pub const THREAD_HISTOGRAMS: u32 = 1 << 25;
 /// In [`Thread::place`]: it is one of [`Times::busy`].
 pub const THREAD_BUSY: u32 = 1 << 26;
+/// In [`Thread::place`], from this bit on, four bits: the last kind that was a reason to be blocked other than
+/// [`STOPPED`]; 0 where there was none.
+pub const THREAD_BEFORE_SHIFT: u32 = 27;
+/// The bits of the same.
+pub const THREAD_BEFORE: u32 = 0xf << THREAD_BEFORE_SHIFT;
 
 impl Thread {
     /// Packs a place.

@@ -18,7 +18,7 @@
 //! `listen ADDRESS BACKLOG FILE` (accepts nothing before the file is there, then everything; an address is `IP:PORT`,
 //! which others may share, `unix:PATH` or `unix:@NAME`),
 //! `wait KIND … FILE` (waits for a known reason and writes to the file for how long; see `waits.rs`),
-//! `park poll|lock|locks THREADS|pipe|stdin` (waits for ever so), `spans COUNT FILE` (waits for work and works at
+//! `park poll|restarted|lock|locks THREADS|pipe|stdin` (waits for ever so), `spans COUNT FILE` (waits for work and works at
 //! known times, see `work.rs`),
 //! `thread-exec PROGRAM ARGS…` (execve from another thread than the main one). A worker dies with its master,
 //! but `orphan BEHAVIOUR…` does not.

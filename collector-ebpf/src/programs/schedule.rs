@@ -17,10 +17,11 @@ use collector_ebpf::histogram::{SUB_BUCKETS, index};
 use collector_ebpf::limits::{MAX_CHUNKS, THREAD_SETS};
 use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::schedule::{
-    ADDRESS_SPACE, BY_DESCRIPTOR, CHILD, CHUNK_WORDS, COMING, Chunk, DIRECTORIES, DISK, FRESH, KINDS, LOCK,
-    NETWORK, ON_CPU, OTHER, PAGE_FAULT, PARKS_IN_SHARED_LOCK, PIPE, POLL, PROFILE_COUNTERS,
-    PROFILE_HISTOGRAMS, RUNNABLE, SPAN, STOPPED, SYSCALLS, THREAD_BUSY, THREAD_HISTOGRAMS, THREAD_PARTIAL,
-    TIMED_RUNS, Thread, Times, UNKNOWN, WAYS, directory_of, entry_of, parks_of, profile_of, shift_of, wishes,
+    ADDRESS_SPACE, AS_BEFORE, BY_DESCRIPTOR, CHILD, CHUNK_WORDS, COMING, Chunk, DIRECTORIES, DISK, FRESH,
+    KINDS, LOCK, NETWORK, ON_CPU, OTHER, PAGE_FAULT, PARKS_IN_SHARED_LOCK, PIPE, POLL, PROFILE_COUNTERS,
+    PROFILE_HISTOGRAMS, RUNNABLE, SPAN, STOPPED, SYSCALLS, THREAD_BEFORE, THREAD_BEFORE_SHIFT, THREAD_BUSY,
+    THREAD_HISTOGRAMS, THREAD_PARTIAL, TIMED_RUNS, Thread, Times, UNKNOWN, WAYS, directory_of, entry_of,
+    parks_of, profile_of, shift_of, wishes,
 };
 use collector_ebpf::slot::Tag;
 
@@ -185,7 +186,7 @@ pub(crate) fn follow_found(task: Task, owner: Followed, now: u64) -> bool {
         return false;
     }
     let kind = if state != 0 {
-        reason(task, state)
+        reason(task, state, OTHER)
     } else if offset!(task_on_cpu) == ABSENT {
         UNKNOWN
     } else if on_cpu != 0 {
@@ -362,9 +363,27 @@ fn leave_cpu(prev: Task, thread: &mut Thread, preempted: bool, now: u64) {
         return;
     } else {
         let Some(control) = CONTROL.get_ptr(0) else { return };
-        unforeseen(u64::from(reason(prev, state)), control) as u32
+        let reason = unforeseen(u64::from(reason(prev, state, before(thread.place))), control) as u32;
+        if reason != STOPPED {
+            remember(thread, reason);
+        }
+        reason
     };
     change(thread, next, now);
+}
+
+/// Why a thread was blocked when it last was, but for a stop.
+#[inline(always)]
+fn before(place: u32) -> u32 {
+    match (place & THREAD_BEFORE) >> THREAD_BEFORE_SHIFT {
+        0 => OTHER,
+        kind => kind,
+    }
+}
+
+#[inline(always)]
+fn remember(thread: &mut Thread, reason: u32) {
+    thread.place = thread.place & !THREAD_BEFORE | reason << THREAD_BEFORE_SHIFT & THREAD_BEFORE;
 }
 
 /// User space adds the interval that is not over to what `Times` says of those that are; 0 tells it to look again.
@@ -374,12 +393,15 @@ fn begin_change(thread: *mut Thread) {
     unsafe { (&raw mut (*thread).since_ns).write_volatile(0) };
 }
 
+/// What of a thread's place outlasts an interval.
+const THREAD_STAYS: u32 = THREAD_HISTOGRAMS | THREAD_BUSY | THREAD_BEFORE;
+
 /// Ends the interval that a thread is in, and begins the next.
 #[inline(always)]
 fn change(thread: &mut Thread, kind: u32, now: u64) {
     let (place, since_ns) = (thread.place, thread.since_ns);
     begin_change(thread);
-    let mut next = Thread::place(Thread::slot_of(place), kind, place & (THREAD_HISTOGRAMS | THREAD_BUSY));
+    let mut next = Thread::place(Thread::slot_of(place), kind, place & THREAD_STAYS);
     if let Some(times) = TIMES.get_ptr_mut(Thread::slot_of(place)) {
         account(times, place, since_ns, now);
         next = turn(times, next, kind, now);
@@ -647,13 +669,14 @@ fn add_u32(to: *mut u32, value: u32) {
 /// | stopped or traced, or frozen with its cgroup | | `STOPPED` |
 /// | any | no system call | `PAGE_FAULT` |
 /// | uninterruptible | clone, fork, vfork, wait | `CHILD` |
-/// | uninterruptible | mmap, munmap and the like, exit | `LOCK`: other threads hold the address space |
+/// | uninterruptible | mmap, munmap and the like, exit, of a process of several threads | `LOCK`: others hold the address space |
 /// | uninterruptible | any other | `DISK` |
+/// | interruptible | restart_syscall, after a stop or a freeze | as before that |
 /// | interruptible | a call of the table | its reason there |
 /// | interruptible | read, write and the like | by what the descriptor is open on |
 /// | any | of a thread without user side | `DISK` if uninterruptible, else `OTHER` |
 #[inline(always)]
-fn reason(task: Task, state: u32) -> u32 {
+fn reason(task: Task, state: u32, before: u32) -> u32 {
     if state & TASK_STOPPED_OR_TRACED != 0 {
         return STOPPED;
     }
@@ -684,7 +707,7 @@ fn reason(task: Task, state: u32) -> u32 {
     };
     if uninterruptible {
         return match listed {
-            ADDRESS_SPACE => LOCK,
+            ADDRESS_SPACE if has_threads(task) => LOCK,
             _ if u32::from(listed) == CHILD => CHILD,
             _ => DISK,
         };
@@ -692,10 +715,21 @@ fn reason(task: Task, state: u32) -> u32 {
     if listed == ADDRESS_SPACE {
         return OTHER;
     }
+    if listed == AS_BEFORE {
+        return before;
+    }
     if listed == BY_DESCRIPTOR {
         return by_descriptor(task, read!(registers, regs_argument));
     }
     u32::from(listed)
+}
+
+/// Its process has more than one thread, or is just losing the others.
+#[inline(always)]
+fn has_threads(task: Task) -> bool {
+    let signal = task.signal();
+    let threads: i32 = read!(signal.0, signal_nr_threads);
+    threads > 1
 }
 
 /// What a descriptor is open on. Who reads the pipe or socket that is its standard input waits for what it is there for.

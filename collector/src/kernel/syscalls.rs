@@ -4,7 +4,7 @@
 //! program on a 64-bit kernel has other numbers; its reasons are wrong.
 
 use collector_ebpf::schedule::{
-    ADDRESS_SPACE, BY_DESCRIPTOR, CHILD, DISK, LOCK, NETWORK, OTHER, POLL, SLEEP, SYSCALLS,
+    ADDRESS_SPACE, AS_BEFORE, BY_DESCRIPTOR, CHILD, DISK, LOCK, NETWORK, OTHER, POLL, SLEEP, SYSCALLS,
 };
 
 macro_rules! calls {
@@ -12,7 +12,7 @@ macro_rules! calls {
 }
 
 /// Reasons with their calls, on every architecture.
-const CALLS: [(u8, &[libc::c_long]); 9] = [
+const CALLS: [(u8, &[libc::c_long]); 10] = [
     (
         POLL as u8,
         calls!(SYS_epoll_pwait SYS_epoll_pwait2 SYS_ppoll SYS_pselect6 SYS_accept SYS_accept4 SYS_io_uring_enter
@@ -26,10 +26,7 @@ const CALLS: [(u8, &[libc::c_long]); 9] = [
         NETWORK as u8,
         calls!(SYS_recvfrom SYS_recvmsg SYS_recvmmsg SYS_sendto SYS_sendmsg SYS_sendmmsg SYS_connect SYS_shutdown),
     ),
-    (
-        SLEEP as u8,
-        calls!(SYS_nanosleep SYS_clock_nanosleep SYS_restart_syscall SYS_rt_sigsuspend SYS_rt_sigtimedwait),
-    ),
+    (SLEEP as u8, calls!(SYS_nanosleep SYS_clock_nanosleep SYS_rt_sigsuspend SYS_rt_sigtimedwait)),
     (
         DISK as u8,
         calls!(SYS_pread64 SYS_pwrite64 SYS_preadv SYS_pwritev SYS_preadv2 SYS_pwritev2 SYS_fsync SYS_fdatasync
@@ -45,6 +42,7 @@ const CALLS: [(u8, &[libc::c_long]); 9] = [
         calls!(SYS_mmap SYS_munmap SYS_mremap SYS_mprotect SYS_pkey_mprotect SYS_madvise SYS_brk SYS_mlock SYS_munlock
             SYS_exit SYS_exit_group SYS_prctl),
     ),
+    (AS_BEFORE, calls!(SYS_restart_syscall)),
     (OTHER as u8, &[]),
 ];
 

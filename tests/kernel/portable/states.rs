@@ -71,6 +71,25 @@ fn each_worker_is_in_the_state_that_its_waiting_says() {
 }
 
 #[test]
+fn a_wait_that_a_stop_interrupts_is_as_it_was() {
+    let (mut master, collector) = start(&[]);
+    let pid = master.spawn("park restarted");
+    let of = |worker: &Value, kind: &str| worker["schedule"]["seconds"][kind].as_f64().unwrap();
+    in_state(&collector, master.pid(), pid, "ready");
+    kill(pid, Signal::SIGSTOP).unwrap();
+    let stopped = in_state(&collector, master.pid(), pid, "active");
+    kill(pid, Signal::SIGCONT).unwrap();
+    let again = in_state(&collector, master.pid(), pid, "idle");
+    let later = eventually("it waits on", || {
+        let worker = in_state(&collector, master.pid(), pid, "idle");
+        (of(&worker, "poll") > of(&again, "poll") + 1.0).then_some(worker)
+    });
+    assert!(of(&later, "stopped") >= of(&stopped, "stopped"), "{later}");
+    let others: f64 = ["sleep", "other", "network", "lock"].map(|kind| of(&later, kind)).iter().sum();
+    assert!(others < 0.01, "{later}");
+}
+
+#[test]
 fn where_a_pool_waits_for_work_can_be_configured() {
     let config = std::env::temp_dir().join(format!("idle-in-{}.yml", std::process::id()));
     let write = |kinds: &str| {
