@@ -1,6 +1,6 @@
 //! Where the masters and workers of pools listen, and how many connections wait there to be accepted.
 //!
-//! Who holds which socket is looked up every ten seconds, of a few processes: those that nobody has looked at yet, one
+//! Who holds which socket is looked up every ten seconds, of a few processes: those that nobody has looked at twice, one
 //! master, and in turn the others. How full the queues are is read with each pass, at most once a second, in one listing
 //! of all sockets that listen for each family in which some pool does; nothing of that depends on the number of workers.
 
@@ -19,7 +19,7 @@ const LOOK_EVERY_NS: u64 = 10 * NANOS_PER_SECOND;
 /// Time between two listings, with what a pass may come early.
 const LIST_EVERY_NS: u64 = NANOS_PER_SECOND * 9 / 10;
 
-/// Processes of a pool that are looked at in one look, those that are new apart.
+/// Processes of a pool that are looked at in one look, those apart that nobody has looked at twice.
 const LOOKED_AT: usize = 4;
 
 /// Descriptors of one process that are looked at. What listens is opened early and has a low number.
@@ -64,6 +64,8 @@ struct Watched {
 #[derive(Debug)]
 struct Looked {
     at_ns: u64,
+    /// Not for the first time: a worker may have begun to listen only after that.
+    again: bool,
     sockets: Vec<(u32, SocketFamily)>,
 }
 
@@ -178,9 +180,9 @@ impl Watched {
     ) {
         self.look_due_ns = now_ns + LOOK_EVERY_NS;
         let all = pool.masters.iter().copied().chain(pool.holders().map(|(_, key)| key));
-        let mut members: Vec<(u64, ProcessKey)> =
-            all.map(|key| (self.processes.get(&key).map_or(0, |looked| looked.at_ns), key)).collect();
-        // Those that nobody has looked at come first, then those that nobody has for longest; but a master before all,
+        let looked = |key: ProcessKey| self.processes.get(&key).map_or((false, 0), |l| (l.again, l.at_ns));
+        let mut members: Vec<((bool, u64), ProcessKey)> = all.map(|key| (looked(key), key)).collect();
+        // Those that nobody has looked at twice come first, then those that nobody has for longest; but a master before all,
         // or it would never be its turn where workers come fast.
         members.sort_unstable();
         // A master can be a worker, too.
@@ -191,14 +193,14 @@ impl Watched {
         let living: HashSet<ProcessKey> = members.iter().map(|(_, key)| *key).collect();
         self.processes.retain(|key, _| living.contains(key));
         let mut inodes = Vec::new();
-        for (number, (at_ns, key)) in members.into_iter().enumerate() {
-            if *room == 0 || (at_ns > 0 && number >= LOOKED_AT) {
+        for (number, ((again, at_ns), key)) in members.into_iter().enumerate() {
+            if *room == 0 || (again && number >= LOOKED_AT) {
                 break;
             }
             let descriptors = reader.held(key, MAX_DESCRIPTORS, &mut inodes);
             *room = room.saturating_sub(PROCESS_COST + descriptors);
             let sockets = inodes.iter().filter_map(|inode| Some((*inode, find(listing, *inode)?.family)));
-            let looked = Looked { at_ns: now_ns, sockets: sockets.collect() };
+            let looked = Looked { at_ns: now_ns, again: at_ns > 0, sockets: sockets.collect() };
             self.processes.insert(key, looked);
         }
         self.sockets.clear();

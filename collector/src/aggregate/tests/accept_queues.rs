@@ -117,9 +117,19 @@ fn a_look_takes_who_is_new_the_master_and_in_turn_the_others() {
     let mut world = world();
     world.host(|host| (14..40).for_each(|pid| host.add(pid, 10, "job", "/job", "job\0")));
     passes(&mut world, 2);
-    let mut looked_at = world.host(|host| std::mem::take(&mut host.looked_at));
-    looked_at.sort_unstable();
-    assert_eq!(looked_at, (10..40).collect::<Vec<_>>());
+    let all = |world: &World| {
+        let mut looked_at = world.host(|host| std::mem::take(&mut host.looked_at));
+        looked_at.sort_unstable();
+        assert_eq!(looked_at, (10..40).collect::<Vec<_>>());
+    };
+    all(&world);
+    // They may have begun to listen meanwhile.
+    for pid in 30..40 {
+        listen(&world, &[pid], 1000 + pid, (Tcp, "many", 0, 8));
+    }
+    passes(&mut world, 10);
+    all(&world);
+    check(&mut world, &["tcp unix:many 10: 0/80"]);
     let mut seen = std::collections::BTreeSet::new();
     for _ in 0..10 {
         passes(&mut world, 10);
@@ -131,7 +141,7 @@ fn a_look_takes_who_is_new_the_master_and_in_turn_the_others() {
     // A worker that listens late is found.
     listen(&world, &[25], 100, (Tcp, "late", 0, 8));
     passes(&mut world, 100);
-    check(&mut world, &["tcp unix:late 1: 0/8"]);
+    check(&mut world, &["tcp unix:late 1: 0/8", "tcp unix:many 10: 0/80"]);
 }
 
 #[test]
