@@ -127,12 +127,11 @@ impl Default for Limits {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct WrittenPool {
-    #[serde(default)]
-    name: String,
-    #[serde(default, rename = "match")]
-    worker: WrittenConditions,
-    #[serde(default)]
-    parent: WrittenConditions,
+    // A key with nothing under it is null here, too.
+    name: Option<String>,
+    #[serde(rename = "match")]
+    worker: Option<WrittenConditions>,
+    parent: Option<WrittenConditions>,
     size: Option<u32>,
     interval: Option<String>,
     scheduler: Option<WrittenProfile>,
@@ -269,13 +268,14 @@ pub fn parse(text: &str, path: &str) -> Result<FileConfig, FileError> {
     let pools = written.pools.unwrap_or_default();
     let mut rules = Vec::with_capacity(pools.len());
     for (index, pool) in pools.into_iter().enumerate() {
-        let place = if pool.name.is_empty() {
+        let name = pool.name.clone().unwrap_or_default();
+        let place = if name.is_empty() {
             format!("pools[{index}]")
         } else {
-            format!("pools[{index}] ({})", pool.name.escape_debug())
+            format!("pools[{index}] ({})", name.escape_debug())
         };
-        let name = pool.name.clone();
-        let rule = rule(pool).map_err(|(field, message)| at(&format!("{place}: {field}"), message))?;
+        let rule =
+            rule(pool, name.clone()).map_err(|(field, message)| at(&format!("{place}: {field}"), message))?;
         if !names.insert(name) {
             let message = "another pool before it has this name; names must be unique".to_owned();
             return Err(at(&format!("{place}: name"), message));
@@ -295,16 +295,16 @@ pub fn parse(text: &str, path: &str) -> Result<FileConfig, FileError> {
     })
 }
 
-fn rule(pool: WrittenPool) -> Result<Rule, (String, String)> {
+fn rule(pool: WrittenPool, name: String) -> Result<Rule, (String, String)> {
     let of = |field: &str, message: &str| (field.to_owned(), message.to_owned());
-    if pool.name.trim().is_empty() {
+    if name.trim().is_empty() {
         return Err(of("name", "a pool needs a name, e.g. `name: web`"));
     }
-    if pool.name.chars().count() > MAX_NAME || pool.name.chars().any(char::is_control) {
+    if name.chars().count() > MAX_NAME || name.chars().any(char::is_control) {
         return Err(of("name", "a name has at most 128 characters and no control characters"));
     }
-    let worker = conditions(pool.worker, "match")?;
-    let parent = conditions(pool.parent, "parent")?;
+    let worker = conditions(pool.worker.unwrap_or_default(), "match")?;
+    let parent = conditions(pool.parent.unwrap_or_default(), "parent")?;
     if worker.is_empty() && parent.is_empty() {
         return Err(of(
             "match",
@@ -312,7 +312,7 @@ fn rule(pool: WrittenPool) -> Result<Rule, (String, String)> {
         ));
     }
     let captures: Vec<&str> = worker.cmdline.iter().flat_map(|r| r.capture_names().flatten()).collect();
-    for variable in pool.name.split("${").skip(1) {
+    for variable in name.split("${").skip(1) {
         let Some((variable, _)) = variable.split_once('}') else {
             return Err(of("name", "`${` without `}`"));
         };
@@ -327,7 +327,7 @@ fn rule(pool: WrittenPool) -> Result<Rule, (String, String)> {
     let work = pool.work.as_deref().map(work).transpose().map_err(|e| ("work".to_owned(), e))?;
     let idle_in = pool.idle_in.as_deref().map(idle_in).transpose().map_err(|e| ("idle_in".to_owned(), e))?;
     let flags = limits_of(pool.stuck_after.as_deref(), pool.idle_ttl.as_deref())?;
-    Ok(Rule { name: pool.name, worker, parent, size: pool.size, interval_ns, profile, work, idle_in, flags })
+    Ok(Rule { name, worker, parent, size: pool.size, interval_ns, profile, work, idle_in, flags })
 }
 
 fn conditions(written: WrittenConditions, under: &str) -> Result<Conditions, (String, String)> {
@@ -523,6 +523,8 @@ pools:
         check("pools: [{name: a, match: {comm: b}, idle_in: poll}]", "expected sequence");
         check("pools: [{name: a, match: {comm: b}, work: Runs}]", "what there is: runs, spans");
         check("work: runs", "unknown field");
+        check("pools: [{name: , match: {comm: a}}]", "pools[0]: name: a pool needs a name");
+        check("pools: [{name: a, match: }]", "pools[0] (a): match: a pool needs a condition");
         check("stuck_after: 1ms", "stuck_after: 1ms is outside 100ms to 366d");
         check("pools: [{name: a, match: {comm: b}, idle_ttl: soon}]", "idle_ttl: \"soon\" is no duration");
         check("colour: red", "unknown field");
