@@ -9,12 +9,14 @@ mod accept_queues;
 mod cgroups;
 mod classify;
 mod discover;
+mod early_ends;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use self::accept_queues::AcceptQueues;
 use self::cgroups::Cgroups;
+use self::early_ends::EarlyEnd;
 use crate::governor::Governor;
 use crate::histogram::Scratch;
 use crate::input::{
@@ -112,6 +114,7 @@ pub struct Aggregate {
     untagged_masters: Vec<ProcessKey>,
     /// Processes that a fork probe tagged for a pool that was dropped meanwhile, with their records.
     orphans: Vec<(ProcessKey, u32)>,
+    early_ends: Vec<EarlyEnd>,
 }
 
 /// A process that forks the workers of a pool.
@@ -173,6 +176,7 @@ impl Aggregate {
             unexplained: Vec::new(),
             untagged_masters: Vec::new(),
             orphans: Vec::new(),
+            early_ends: Vec::new(),
         };
         aggregate.set_clocks();
         aggregate.add_configured_pools();
@@ -460,6 +464,7 @@ impl Aggregate {
                     self.master_used(exit.process, cpu);
                 }
                 self.registry.exited(&exit, self.unix_minus_monotonic);
+                self.keep_early_end(&exit);
                 self.processes.remove(exit.process);
                 self.looked_at.remove(&exit.process);
                 self.master_ended(exit.process, exit.at_ns);

@@ -51,6 +51,7 @@ impl Aggregate {
         if !queue.is_empty() {
             self.by_rules(&queue, now_ns, source, facts);
         }
+        self.count_early_ends(now_ns);
         let discovery_due = self.processes.topology_changed && now_ns >= self.discovery_due_ns;
         if self.config.zero_config && discovery_due {
             self.processes.topology_changed = false;

@@ -124,6 +124,11 @@ impl Rule {
         (!self.name.contains("${")).then_some(self.name.as_str())
     }
 
+    /// Whoever its condition on the parent holds for is a master, and all its children are workers.
+    pub fn takes_every_child(&self) -> bool {
+        !self.parent.is_empty() && self.worker.is_empty()
+    }
+
     /// A pool of this name may come from this rule, as far as the fixed parts of its name tell.
     pub fn could_name(&self, pool: &str) -> bool {
         let parts = Parts::of(&self.name);
@@ -208,9 +213,7 @@ impl Matcher {
     /// its children are workers.
     pub fn master_of(&self, process: &Facts<'_>) -> Option<usize> {
         let line = joined(process.cmdline);
-        self.rules.iter().position(|rule| {
-            !rule.parent.is_empty() && rule.worker.is_empty() && rule.parent.hold(process, &line)
-        })
+        self.rules.iter().position(|rule| rule.takes_every_child() && rule.parent.hold(process, &line))
     }
 }
 

@@ -48,6 +48,39 @@ fn runs_are_measured_where_a_rule_says_so() {
 }
 
 #[test]
+fn jobs_that_end_before_their_runner_is_known_are_counted() {
+    let mut world = World::new(rules(Some(Work::Runs)));
+    world.host(|host| host.add(10, 1, "shell", "/shell", "shell\0"));
+    world.settle();
+    world.host(|host| {
+        host.fork(10, 11);
+        host.fork(11, 20);
+        host.end(20);
+        // What it forked before was not a job.
+        host.exec(11, "boss", "/boss", "boss\0");
+        for pid in 21..24 {
+            host.fork(11, pid);
+            host.end(pid);
+        }
+        host.fork(11, 24);
+    });
+    world.turn();
+    assert_eq!(counted(&mut world), Some(3));
+    assert_eq!(world.loss("final_cpu_unreported"), 3, "they had no record");
+    world.host(|host| host.end(24));
+    world.turn();
+    assert_eq!(counted(&mut world), Some(4));
+    // Nobody is counted twice, and strangers are forgotten.
+    world.host(|host| {
+        host.fork(10, 30);
+        host.end(30);
+    });
+    world.settle();
+    assert_eq!(counted(&mut world), Some(4));
+    assert!(world.aggregate.early_ends.is_empty());
+}
+
+#[test]
 fn a_reload_keeps_what_was_counted_and_beginning_again_begins_anew() {
     let mut world = world(Some(Work::Runs));
     work(&mut world, 2);
