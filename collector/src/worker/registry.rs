@@ -4,17 +4,21 @@
 //! slot when its last thread ends, so that its successor can have it, but stays here until the kernel has let go of
 //! it: only then is its CPU final.
 
+mod shown;
+mod working;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+pub use self::shown::Shown;
 use super::certificates::Certificates;
-use super::flags::{self, Flag, Limits};
-use super::pool::{Pool, PoolId, VIEW_SLOTS, View};
+use super::flags::Flag;
+use super::pool::{Pool, PoolId};
 use super::rest::{Rest, Resting};
 use super::runs::{Outcome, Run};
 use super::state::{self, Fact};
-use crate::input::{Comm, Doing, Exit, ExitStatus, Reap, Sample, ScheduleReading, SlotRecord, TaskState};
-use crate::snapshot::{self, DeathCertificate, FlagCounts, Flagged, StateCounts, WorkerState};
+use crate::input::{Comm, Exit, ExitStatus, Reap, Sample, SlotRecord, TaskState};
+use crate::snapshot::{DeathCertificate, Flagged, WorkerState};
 use crate::units::{ByProcess, CpuTime, NANOS_PER_SECOND, Pid, ProcessKey};
 
 /// A worker that no pass has seen for so long is gone, whatever events said. Long, because the kernel tells of the end
@@ -423,41 +427,6 @@ impl Registry {
         true
     }
 
-    /// Takes what the kernel has seen of a worker's waiting for work.
-    pub fn worked(&mut self, reading: &ScheduleReading, unix_minus_monotonic: i64) {
-        let Some(worker) = self.workers.get_mut(&reading.process).filter(|worker| !worker.ended()) else {
-            return;
-        };
-        let Some(pool) = self.pools.get_mut(&worker.pool) else { return };
-        worker.watched = true;
-        let state = match pool.runs {
-            Some(_) => WorkerState::Active,
-            None => state::after(&reading.work, reading.busy),
-        };
-        let since_ns = match pool.runs {
-            Some(_) => reading.work.begin_ns,
-            None => state::since_ns(&reading.work, state),
-        };
-        let since_unix_ns = since_ns.saturating_add_signed(unix_minus_monotonic);
-        if (worker.state, worker.since_unix_ns) != (state, since_unix_ns) {
-            (worker.state, worker.since_unix_ns) = (state, since_unix_ns);
-            pool.touch(worker.slot);
-        }
-    }
-
-    /// Nobody tells any more when the workers of a pool wait for work.
-    pub fn unwatched(&mut self, pool_id: PoolId, now_unix_ns: u64) {
-        let Some(pool) = self.pools.get_mut(&pool_id) else { return };
-        let holders: Vec<(u32, ProcessKey)> = pool.holders().collect();
-        for (slot, key) in holders {
-            if let Some(worker) = self.workers.get_mut(&key).filter(|worker| worker.watched) {
-                worker.watched = false;
-                worker.moved(Fact::Unwatched, now_unix_ns);
-                pool.touch(slot);
-            }
-        }
-    }
-
     /// Its last thread ended: it gives up its slot and gets a certificate.
     pub fn exited(&mut self, exit: &Exit, unix_minus_monotonic: i64) {
         let Some(worker) = self.workers.get_mut(&exit.process) else { return };
@@ -621,53 +590,6 @@ impl Registry {
         vanished
     }
 
-    /// Workers of a pool that ended and that the last pass still found: pid, and when they ended, Unix ns.
-    pub fn defunct(&self, pool: PoolId) -> Vec<(Pid, u64)> {
-        let defunct = |worker: &&Worker| {
-            worker.pool == pool && worker.flag.as_ref().is_some_and(|flagged| flagged.flag == Flag::Defunct)
-        };
-        self.workers().filter(defunct).map(|worker| (worker.key.pid, worker.since_unix_ns)).collect()
-    }
-
-    /// Gives flags to workers that have been in their state for longer than their pool allows, and takes them from
-    /// others. Returns those that are stuck and were not looked at yet.
-    pub fn flag(&mut self, now_unix_ns: u64) -> Vec<ProcessKey> {
-        let mut stuck = Vec::new();
-        for pool in self.pools.values_mut() {
-            let limits = std::mem::replace(&mut pool.limits_applied, pool.limits);
-            if pool.limits == Limits::default() && limits == Limits::default() {
-                continue;
-            }
-            let holders: Vec<(u32, ProcessKey)> = pool.holders().collect();
-            for (slot, key) in holders {
-                let Some(worker) = self.workers.get_mut(&key) else { continue };
-                let now = flags::of(worker.state, worker.since_unix_ns, now_unix_ns, pool.limits);
-                let before = worker.flag.as_ref().map(|flagged| (flagged.flag, flagged.since_unix_ns));
-                if now != before {
-                    worker.flag =
-                        now.map(|(flag, since_unix_ns)| Flagged { flag, since_unix_ns, doing: None });
-                    now.iter().for_each(|(flag, _)| pool.flagged.add(*flag));
-                    pool.touch(slot);
-                }
-                if worker.flag.as_ref().is_some_and(|f| f.flag == Flag::Stuck && f.doing.is_none()) {
-                    stuck.push(key);
-                }
-            }
-        }
-        stuck
-    }
-
-    /// What a worker was doing when it became stuck.
-    pub fn found_doing(&mut self, key: ProcessKey, doing: Doing) {
-        let Some(worker) = self.workers.get_mut(&key) else { return };
-        if let Some(flagged) = &mut worker.flag {
-            flagged.doing = Some(Arc::new(doing));
-        }
-        if let Some(pool) = self.pools.get_mut(&worker.pool) {
-            pool.touch(worker.slot);
-        }
-    }
-
     /// Living workers of a pool that have, or had, more than one thread.
     pub fn threaded(&self, pool: &Pool) -> u64 {
         pool.holders().filter(|(_, key)| self.workers.get(key).is_some_and(|worker| worker.threaded)).count()
@@ -691,100 +613,9 @@ impl Registry {
         });
         removed.collect()
     }
-
-    /// What readers are shown of the workers of a pool, at most `listed` of them one by one.
-    pub fn view(&mut self, id: PoolId, listed: usize) -> Shown {
-        let mut shown = Shown::default();
-        let Some(pool) = self.pools.get_mut(&id) else { return shown };
-        let mut views = std::mem::take(&mut pool.views);
-        for (part, holders) in pool.holders_by(VIEW_SLOTS).enumerate() {
-            let room = listed.saturating_sub(shown.workers.len()).min(VIEW_SLOTS);
-            if part == views.len() {
-                views.push(None);
-            }
-            let kept = views[part].take().filter(|view| view.room == room);
-            let view = kept.unwrap_or_else(|| {
-                let workers = holders.filter_map(|(slot, key)| Some((slot, &**self.workers.get(&key)?)));
-                View::of(workers, room)
-            });
-            shown.states = shown.states.plus(view.states);
-            shown.flags.stuck += view.flags.stuck;
-            shown.flags.stale += view.flags.stale;
-            shown.rss = (shown.rss.0 + view.rss.0, shown.rss.1 + view.rss.1);
-            shown.workers.push(Arc::clone(&view.workers));
-            views[part] = Some(view);
-        }
-        if let Some(pool) = self.pools.get_mut(&id) {
-            pool.views = views;
-        }
-        shown
-    }
-}
-
-/// What readers are shown of the workers of a pool.
-#[derive(Debug, Default)]
-pub struct Shown {
-    /// One by one, by slot.
-    pub workers: snapshot::Workers,
-    /// Of all.
-    pub states: StateCounts,
-    /// Of all that live.
-    pub flags: FlagCounts,
-    /// Resident bytes, and of how many workers.
-    pub rss: (u64, u32),
-}
-
-impl View {
-    /// Of these workers, by slot; at most `room` of them are shown.
-    fn of<'a>(workers: impl Iterator<Item = (u32, &'a Worker)>, room: usize) -> Self {
-        let (mut states, mut flags, mut rss) = (StateCounts::default(), FlagCounts::default(), (0, 0));
-        let mut shown = Vec::with_capacity(room);
-        for (slot, worker) in workers {
-            states.add(worker.state);
-            worker.flag.iter().for_each(|flagged| flags.add(flagged.flag));
-            if let Some(memory) = worker.last.and_then(|s| s.rss) {
-                rss = (rss.0 + memory.total_bytes, rss.1 + 1);
-            }
-            if shown.len() < room {
-                shown.push(worker.view(slot));
-            }
-        }
-        Self { room, workers: shown.into(), states, flags, rss }
-    }
 }
 
 impl Worker {
-    /// What readers are shown of it.
-    fn view(&self, slot: u32) -> snapshot::Worker {
-        snapshot::Worker {
-            slot,
-            generation: self.generation,
-            pid: self.key.pid,
-            parent: self.parent,
-            comm: Arc::clone(&self.comm_text),
-            app: self.app.clone(),
-            state: self.state,
-            since_unix_ns: self.since_unix_ns,
-            flag: self.flag.clone(),
-            started_unix_ns: self.started_unix_ns,
-            record: self.record,
-            reading: self.last.map(|sample| snapshot::Reading {
-                cpu: sample.cpu,
-                cpu_utilization: self.utilization,
-                rss: sample.rss,
-                threads: sample.threads,
-                minor_faults: sample.minor_faults,
-                major_faults: sample.major_faults,
-                voluntary_switches: sample.voluntary_switches,
-                involuntary_switches: sample.involuntary_switches,
-                run_delay_ns: sample.run_delay_ns,
-                read_bytes: sample.read_bytes,
-                written_bytes: sample.written_bytes,
-                task_state: sample.state,
-            }),
-        }
-    }
-
     /// It rests no more: what was noted meanwhile comes back here.
     fn stir(&mut self, rest: &mut Rest) {
         let Some(resting) = self.record.and_then(|record| rest.take(record, self.key)) else { return };

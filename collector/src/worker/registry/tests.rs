@@ -7,8 +7,10 @@ use proptest::prelude::*;
 use collector_ebpf::schedule::Work;
 
 use super::*;
-use crate::input::Rss;
+use crate::input::{Doing, Rss, ScheduleReading};
+use crate::snapshot::FlagCounts;
 use crate::units::NANOS_PER_SECOND as SECOND;
+use crate::worker::flags::Limits;
 
 const UNIX_MINUS_MONOTONIC: i64 = 1_000_000;
 
