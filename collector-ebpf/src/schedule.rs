@@ -76,7 +76,7 @@ pub const SYSCALLS: usize = 512;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Thread {
-    /// Thread id; 0 when this place is free, [`LET_GO`] while user space takes it back.
+    /// Thread id; 0 when this place is free, [`LET_GO`] while a thread is given it or user space takes it back.
     pub tid: u32,
     /// Slot of its worker in the low 16 bits, then 8 bits of its kind of time, then `THREAD_…` bits.
     pub place: u32,

@@ -18,10 +18,10 @@ use collector_ebpf::limits::{MAX_CHUNKS, THREAD_SETS};
 use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::schedule::{
     ADDRESS_SPACE, AS_BEFORE, BY_DESCRIPTOR, CHILD, CHUNK_WORDS, COMING, Chunk, DIRECTORIES, DISK, FRESH,
-    KINDS, LOCK, NETWORK, ON_CPU, OTHER, PAGE_FAULT, PARKS_IN_SHARED_LOCK, PIPE, POLL, PROFILE_COUNTERS,
-    PROFILE_HISTOGRAMS, RUNNABLE, SPAN, STOPPED, SYSCALLS, THREAD_BEFORE, THREAD_BEFORE_SHIFT, THREAD_BUSY,
-    THREAD_HISTOGRAMS, THREAD_PARTIAL, TIMED_RUNS, Thread, Times, UNKNOWN, WAYS, directory_of, entry_of,
-    parks_of, profile_of, shift_of, wishes,
+    KINDS, LET_GO, LOCK, NETWORK, ON_CPU, OTHER, PAGE_FAULT, PARKS_IN_SHARED_LOCK, PIPE, POLL,
+    PROFILE_COUNTERS, PROFILE_HISTOGRAMS, RUNNABLE, SPAN, STOPPED, SYSCALLS, THREAD_BEFORE,
+    THREAD_BEFORE_SHIFT, THREAD_BUSY, THREAD_HISTOGRAMS, THREAD_PARTIAL, TIMED_RUNS, Thread, Times, UNKNOWN,
+    WAYS, directory_of, entry_of, parks_of, profile_of, shift_of, wishes,
 };
 use collector_ebpf::slot::Tag;
 
@@ -284,25 +284,27 @@ fn enter(tid: u32, place: u32, parks: u32, now: u64) {
     for way in 0..WAYS {
         // SAFETY: one of the elements.
         let thread = unsafe { first.add(way) };
-        // SAFETY: a valid, aligned integer; whoever exchanges the zero has the entry.
+        // SAFETY: a valid, aligned integer; whoever exchanges the zero has the entry. Nobody finds it until all of it is
+        // written: what its last thread left there is another slot's.
         let (_, free) = unsafe {
             atomic_cxchg::<u32, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
                 &raw mut (*thread).tid,
                 0,
-                tid,
+                LET_GO,
             )
         };
         if free {
-            begin_change(thread);
             if others == 0 {
                 begin_work(times, parks, place & THREAD_PARTIAL != 0, now);
             }
             let place = turn(times, place, Thread::kind_of(place), now);
-            // SAFETY: the entry is this thread's now; volatile, so that the order of the stores stays.
-            unsafe { (&raw mut (*thread).place).write_volatile(place) };
             lived(Thread::slot_of(place), now.wrapping_neg());
-            // SAFETY: as above.
-            unsafe { (&raw mut (*thread).since_ns).write_volatile(now) };
+            // SAFETY: the entry is this thread's now; volatile, so that the order of the stores stays.
+            unsafe {
+                (&raw mut (*thread).place).write_volatile(place);
+                (&raw mut (*thread).since_ns).write_volatile(now);
+                (&raw mut (*thread).tid).write_volatile(tid);
+            }
             count_change();
             return;
         }

@@ -131,7 +131,8 @@ impl ScheduleTable {
         let before = std::mem::take(&mut self.followed);
         for (set, first) in (0..THREAD_SETS).zip((0u32..).step_by(WAYS)) {
             let Some(set) = self.threads.get(set) else { break };
-            let followed = set.threads.iter().zip(first..).filter(|(thread, _)| thread.tid != 0);
+            let followed =
+                set.threads.iter().zip(first..).filter(|(thread, _)| !matches!(thread.tid, 0 | LET_GO));
             self.followed.extend(followed.map(|(thread, index)| (Thread::slot_of(thread.place), index)));
         }
         self.followed.sort_unstable();
@@ -205,7 +206,7 @@ impl ScheduleTable {
         let mut hash = 0xcbf2_9ce4_8422_2325_u64;
         for (_, index) in threads {
             let thread = self.thread(*index)?;
-            if thread.tid == 0 || Thread::slot_of(thread.place) != slot {
+            if matches!(thread.tid, 0 | LET_GO) || Thread::slot_of(thread.place) != slot {
                 continue;
             }
             if thread.since_ns == 0 {
@@ -237,7 +238,7 @@ impl ScheduleTable {
         out.living = 0;
         for (_, index) in threads {
             let thread = self.thread(*index)?;
-            if thread.tid == 0 || Thread::slot_of(thread.place) != slot {
+            if matches!(thread.tid, 0 | LET_GO) || Thread::slot_of(thread.place) != slot {
                 continue;
             }
             out.living += 1;
@@ -325,7 +326,8 @@ impl ScheduleTable {
     pub(super) fn forget(&self, slot: Option<u32>, now_ns: Option<u64>) {
         let its = |index: &usize| {
             let seen = self.thread(*index as u32)?;
-            let wanted = seen.tid != 0 && slot.is_none_or(|slot| slot == Thread::slot_of(seen.place));
+            let wanted = !matches!(seen.tid, 0 | LET_GO)
+                && slot.is_none_or(|slot| slot == Thread::slot_of(seen.place));
             let tid = self.tid(*index).filter(|_| wanted)?;
             tid.compare_exchange(seen.tid, LET_GO, Ordering::SeqCst, Ordering::Relaxed).ok()
         };

@@ -27,6 +27,10 @@ const SECONDS: Scale = Scale {
     ceiling: 1e9,
 };
 
+/// Rounds in which a record that would not hold still is tried once more to be given back. A thread takes a microsecond to
+/// leave, but a virtual CPU may be taken away in the middle of it.
+const RELEASES_TRIED: u32 = 10;
+
 /// The same for one worker, which is shown by quantiles only.
 const WORKER_SECONDS: Scale = Scale { bounds: &[], ..SECONDS };
 
@@ -329,6 +333,8 @@ pub struct Schedules {
     reading: ScheduleReading,
     /// Kept for its memory.
     moved: Vec<u32>,
+    /// Records that are to be given back and would not hold still, and how often that may still be tried.
+    unreleased: Vec<(u32, u32)>,
     /// Figures are as of this moment, `CLOCK_MONOTONIC` ns.
     at_ns: u64,
 }
@@ -341,6 +347,9 @@ impl Schedules {
         source: &mut dyn Source,
         tell: &mut dyn FnMut(&ScheduleReading),
     ) {
+        for (record, tries_left) in std::mem::take(&mut self.unreleased) {
+            self.try_to_release(record, tries_left, source);
+        }
         let mut records = std::mem::take(&mut self.moved);
         records.extend(ended);
         source.moved(&mut records);
@@ -407,11 +416,25 @@ impl Schedules {
         self.at_ns = self.at_ns.max(reading.at_ns);
     }
 
-    /// Takes the last figures of a record, and gives it back.
+    /// Takes the last figures of a record, and gives it back; in a later round if a thread is just leaving it: its parent can
+    /// reap a process whose last thread is still on its way off the CPU.
     pub fn release(&mut self, record: u32, source: &mut dyn Source) {
+        self.try_to_release(record, RELEASES_TRIED, source);
+    }
+
+    fn try_to_release(&mut self, record: u32, tries_left: u32, source: &mut dyn Source) {
+        let read = source.schedule(record, &mut self.reading);
+        if read == Some(false) && tries_left > 0 {
+            let pool = self.pools.get_mut(&self.reading.pool);
+            if let Some(pool) = pool {
+                // What was recorded is taken already.
+                record_intervals(&mut pool.histograms, None, &self.reading, &[0; MEASURES]);
+            }
+            self.unreleased.push((record, tries_left - 1));
+            return;
+        }
         let place = usize::try_from(record).ok().and_then(|index| self.workers.get_mut(index));
         let mut worker = place.and_then(Option::take).unwrap_or_default();
-        let read = source.schedule(record, &mut self.reading);
         if let Some(consistent) = read
             && let Some(pool) = self.pools.get_mut(&self.reading.pool)
         {
