@@ -276,6 +276,7 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
     };
     drop(object);
     heap::trim();
+    sys::let_go_of_pages(OBJECT);
     Ok(loaded)
 }
 

@@ -380,6 +380,19 @@ impl Drop for KernelFile {
     }
 }
 
+/// Lets the kernel take back the pages of a part of this program that is not read again. If it is, they come back from
+/// the file.
+pub(super) fn let_go_of_pages(part: &'static [u8]) {
+    let Ok(page) = usize::try_from(procfs::page_size()) else { return };
+    let begin = (part.as_ptr() as usize).next_multiple_of(page);
+    let end = (part.as_ptr() as usize + part.len()) / page * page;
+    if let Some(length) = end.checked_sub(begin).filter(|length| *length > 0) {
+        // SAFETY: whole pages within a constant, which are mapped from the file and which nobody can have written to.
+        // A refusal leaves things as they are.
+        unsafe { libc::madvise(begin as *mut libc::c_void, length, libc::MADV_DONTNEED) };
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {

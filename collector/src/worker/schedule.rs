@@ -159,7 +159,9 @@ fn record_intervals(
 pub struct WorkerSchedule {
     pool: PoolId,
     times: Times,
-    work: Work,
+    spans: u64,
+    /// It has been ready.
+    ready: bool,
     discarded: [u32; MEASURES],
     histograms: Histograms,
 }
@@ -182,7 +184,7 @@ impl WorkerSchedule {
 
     /// Spans that have ended.
     pub fn spans(&self) -> u64 {
-        self.work.spans
+        self.spans
     }
 
     /// Values of a measure, in the windows that end at `at_ns`; `None` if none was recorded.
@@ -293,11 +295,11 @@ impl PoolSchedule {
         }
     }
 
-    /// A worker that was born under our eyes has become ready since it was last read.
-    fn became_ready(&mut self, before: &Work, now: &Work) {
-        let first = before.ready_ns == 0 && now.ready_ns > now.begin_ns;
-        if let Some(spawn_to_ready) = self.spawn_to_ready.as_mut().filter(|_| first) {
-            spawn_to_ready.record((now.ready_ns - now.begin_ns) as f64 / NANOS_PER_SECOND as f64);
+    /// A worker has become ready; how long that took is known of those that were born under our eyes.
+    fn became_ready(&mut self, work: &Work) {
+        let born = work.ready_ns > work.begin_ns;
+        if let Some(spawn_to_ready) = self.spawn_to_ready.as_mut().filter(|_| born) {
+            spawn_to_ready.record((work.ready_ns - work.begin_ns) as f64 / NANOS_PER_SECOND as f64);
         }
     }
 
@@ -516,9 +518,11 @@ fn account(
             *new = now.wrapping_sub(before);
         }
         worker.discarded = reading.discarded;
-        let before = std::mem::replace(&mut worker.work, reading.work);
-        pool.spans += reading.work.spans.wrapping_sub(before.spans);
-        pool.became_ready(&before, &reading.work);
+        let spans = std::mem::replace(&mut worker.spans, reading.work.spans);
+        pool.spans += reading.work.spans.wrapping_sub(spans);
+        if reading.work.ready_ns != 0 && !std::mem::replace(&mut worker.ready, true) {
+            pool.became_ready(&reading.work);
+        }
     }
     discarded
 }
