@@ -28,7 +28,7 @@ use crate::units::{
     unix_ns,
 };
 use crate::worker::flags::Limits;
-use crate::worker::matcher::{Facts, Matcher};
+use crate::worker::matcher::{Facts, Matcher, Rule};
 use crate::worker::pool::{Pool, PoolId};
 use crate::worker::process::ProcessTable;
 use crate::worker::recognize;
@@ -63,6 +63,13 @@ pub struct Config {
     pub max_listed_workers: usize,
     /// Death certificates kept, of all pools together.
     pub exits_kept: usize,
+}
+
+impl Config {
+    /// The rule that a pool is of; `None` for one that was found.
+    fn rule_of(&self, pool: &Pool) -> Option<&Rule> {
+        self.matcher.rule_of(&pool.name).filter(|_| &*pool.origin == "config")
+    }
 }
 
 /// Owns everything that is known.
@@ -227,10 +234,7 @@ impl Aggregate {
     /// scheduler something else is to be watched than before, its processes are tagged anew.
     fn apply_rule(&mut self, id: PoolId) {
         let Some(pool) = self.registry.pools.get_mut(&id) else { return };
-        let rule = match &*pool.origin {
-            "config" => self.config.matcher.rule_of(&pool.name),
-            _ => None,
-        };
+        let rule = self.config.rule_of(pool);
         let in_runs = pool.runs.is_some();
         pool.measure(rule.and_then(|rule| rule.work), monotonic_ns(), unix_ns());
         let idle_in = pool.program.and_then(recognize::idle_in).unwrap_or_default();
@@ -275,11 +279,11 @@ impl Aggregate {
         }
         self.add_configured_pools();
         for pool in self.registry.pools.values_mut() {
-            let rule = match &*pool.origin {
-                "config" => self.config.matcher.rule_of(&pool.name),
-                _ => None,
-            };
-            pool.interval_ns = rule.and_then(|rule| rule.interval_ns).unwrap_or(self.config.interval_ns);
+            pool.interval_ns = self
+                .config
+                .rule_of(pool)
+                .and_then(|rule| rule.interval_ns)
+                .unwrap_or(self.config.interval_ns);
             // The turn that was set lies in the old interval.
             pool.due_ns = 0;
         }

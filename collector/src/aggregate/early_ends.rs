@@ -77,7 +77,6 @@ impl Aggregate {
     fn pool_of_every_child(&self, end: &EarlyEnd) -> Option<PoolId> {
         let parent = self.processes.by_pid(end.parent).filter(|p| p.changed_at_ns <= end.forked_at_ns)?;
         let pool = self.registry.pools.get(&self.masters.get(&parent.key)?.pool)?;
-        let rule = self.config.matcher.rule_of(&pool.name).filter(|_| &*pool.origin == "config")?;
-        rule.takes_every_child().then_some(pool.id)
+        self.config.rule_of(pool)?.takes_every_child().then_some(pool.id)
     }
 }
