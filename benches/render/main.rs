@@ -13,12 +13,14 @@ use collector::input::{Rss, TaskState};
 use collector::render::json;
 use collector::render::prometheus::{Buffer, Format, Groups, render};
 use collector::snapshot::{
-    Distribution, ExitCounts, FlagCounts, Own, Pool, Reading, Schedule, Snapshot, StateCounts,
+    Distribution, ExitCounts, FlagCounts, Own, Pool, Reading, Requests, Schedule, Snapshot, StateCounts,
     WindowQuantiles, Work, Worker, WorkerState,
 };
 use collector::units::CpuTime;
 use collector::worker::flags::Limits;
+use collector::worker::requests;
 use collector::worker::state::TIMED;
+use collector_ebpf::request::OUTCOMES;
 use collector_ebpf::schedule::KINDS;
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -200,6 +202,10 @@ fn snapshot(pools: u32) -> Snapshot {
             spawn_to_ready_seconds: Arc::clone(&intervals),
             utilization: vec![("1m", 0.5), ("5m", 0.5), ("start", 0.5)],
         },
+        requests: Some(Requests {
+            total: requests::Requests { ended: [1_234_567; OUTCOMES], ..requests::Requests::default() },
+            seconds: Some(std::array::from_fn(|_| Arc::clone(&intervals))),
+        }),
     });
     let workers = WORKERS / pools;
     let pool = |number: u32| Pool {

@@ -163,10 +163,14 @@ impl Counter {
     pub const NEGATIVE: u32 = Self::NO_CHUNK + 1;
     /// A thread came to run, or was woken up, while it did not wait to: an event before that was missed.
     pub const OUT_OF_ORDER: u32 = Self::NEGATIVE + 1;
-    /// Run time of one in [`crate::schedule::TIMED_RUNS`] runs of scheduler probes that had something to do, ns.
+    /// Run time of one in [`crate::schedule::TIMED_RUNS`] runs of the probes of threads and requests that had something to do, ns.
     pub const TIMED_NS: u32 = Self::OUT_OF_ORDER + 1;
+    /// A request found no place in the table.
+    pub const NO_REQUEST: u32 = Self::TIMED_NS + 1;
+    /// Bytes came or went on a connection while another program was at its request.
+    pub const REQUEST_MISSED: u32 = Self::NO_REQUEST + 1;
     /// Number of counters.
-    pub const COUNT: usize = Self::TIMED_NS as usize + 1;
+    pub const COUNT: usize = Self::REQUEST_MISSED as usize + 1;
 
     /// Events of `kind` (one of the constants above) that the program saw.
     pub const fn counted(kind: u32) -> u32 {

@@ -11,6 +11,7 @@ pub mod histogram;
 pub mod kfunc;
 pub mod limits;
 pub mod offsets;
+pub mod request;
 pub mod schedule;
 pub mod slot;
 pub mod task;
@@ -43,6 +44,10 @@ pub mod maps {
     pub const CHUNKS: &str = "CHUNKS";
     /// Mappable array of one [`crate::free_list::FreeList`] of chunks that were given back, by chunk number less one.
     pub const FREE_CHUNKS: &str = "FREE_CHUNKS";
+    /// Mappable array of [`crate::request::Connections`].
+    pub const CONNECTIONS: &str = "CONNECTIONS";
+    /// Mappable array of [`crate::request::Request`].
+    pub const REQUESTS: &str = "REQUESTS";
 }
 
 /// Names of the programs in the object; each is attached to the tracepoint or iterator of its documentation.
@@ -65,6 +70,14 @@ pub mod programs {
     pub const WAKEUP: &str = "task_wakeup";
     /// `tp_btf/sched_wakeup_new`
     pub const WAKEUP_NEW: &str = "task_wakeup_new";
+    /// `tp_btf/sock_recv_length`. Needs Linux 6.3.
+    pub const RECEIVED: &str = "socket_received";
+    /// `tp_btf/sock_send_length`. Needs Linux 6.3.
+    pub const SENT: &str = "socket_sent";
+    /// `tp_btf/inet_sock_set_state`
+    pub const CONNECTION_STATE: &str = "connection_state";
+    /// `syscall`: accounts for a request whose connection says nothing more ([`crate::request::Finish`]).
+    pub const FINISH_REQUEST: &str = "finish_request";
     /// `syscall`: one row per tracked process that may have run. Needs Linux 6.10.
     pub const TRACKED_PROCESSES: &str = "tracked_processes";
     /// `syscall`: reads or writes the tag of a process. Needs Linux 6.10.

@@ -16,6 +16,9 @@ pub const THREAD_SETS: usize = 16_384;
 /// four thousand that a fork storm can leave to be read. Numbers have to fit 16 bits.
 pub const MAX_CHUNKS: usize = 32_768;
 
+/// Sets of [`crate::request::REQUEST_WAYS`] requests; a power of two. 16,384 requests can be in progress.
+pub const REQUEST_SETS: usize = 2048;
+
 /// Places for what was last told of a process, by pid (a power of two): enough that few of [`MAX_SLOTS`] processes meet
 /// in one place.
 pub const TOLD_PLACES: usize = 16384;

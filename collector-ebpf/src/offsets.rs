@@ -132,6 +132,22 @@ offsets! {
     regs_syscall,
     /// `pt_regs.di` (x86-64) or `.orig_x0` (arm64): the first argument of a system call
     regs_argument,
+    /// `pt_regs.si` (x86-64) or `.regs[1]` (arm64): the second argument of a system call
+    regs_second,
+    /// `sock.__sk_common.skc_family`: unsigned short
+    sock_family,
+    /// `sock.sk_type`: u16
+    sock_type,
+    /// `sock.sk_shutdown`: u8
+    sock_shutdown,
+    /// `sock.sk_max_ack_backlog`: u32
+    sock_max_ack_backlog,
+    /// `sock.sk_socket`
+    sock_socket,
+    /// `socket.sk`
+    socket_sock,
+    /// `unix_sock.addr`
+    unix_address,
     /// Not an offset: BTF id of a struct that begins with a word, in a kernel with `bpf_rdonly_cast` (6.2+)
     word_type,
     /// Not an offset: BTF id of `task_struct`, in a kernel with `bpf_rdonly_cast`

@@ -10,9 +10,11 @@
 //! so a fork storm hands out none.
 //!
 //! A thread is *parked* while it waits for work: while it is blocked in one of the kinds of time that its pool counts as
-//! such. A worker is busy while at least one of its threads is not parked; each stretch of that is a span ([`Work`]).
+//! such. A worker is busy while at least one of its threads is not parked, or it has not begun to answer a
+//! [request](crate::request); each stretch of that is a span ([`Work`]).
 
 use crate::histogram::{BUCKETS, SUB_BUCKETS};
+use crate::request::OUTCOMES;
 
 /// Executing.
 pub const ON_CPU: u32 = 0;
@@ -42,12 +44,15 @@ pub const OTHER: u32 = 11;
 /// Number of kinds of time. Kinds from [`DISK`] on are reasons to be off CPU.
 pub const KINDS: usize = 12;
 
-/// Number of what there is a histogram of: the kinds of time, and [`SPAN`].
-pub const MEASURES: usize = KINDS + 1;
+/// Number of what there is a histogram of: the kinds of time, [`SPAN`], and the outcomes from [`REQUEST`] on.
+pub const MEASURES: usize = KINDS + 1 + OUTCOMES;
 
 /// How long a worker was busy, from the moment in which the first of its threads ceased to be parked to the one in which
-/// all of them were again.
+/// all of them were again and no request was in flight.
 pub const SPAN: u32 = KINDS as u32;
+
+/// How long requests took that ended with the first outcome ([`crate::request`]); the others follow.
+pub const REQUEST: u32 = SPAN + 1;
 
 /// Among the kinds in [`Times::parks`], which are bits by their number: a thread that is blocked in [`LOCK`] is parked if
 /// it is not the only one of its worker. A thread of a pool waits for work so, and one that waits for another thread of
@@ -130,7 +135,7 @@ pub struct ThreadSet {
     pub threads: [Thread; WAYS],
 }
 
-/// Where the time of a worker's threads went. 240 bytes.
+/// Where the time of a worker's threads went, and what they were asked. 320 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Times {
@@ -145,14 +150,25 @@ pub struct Times {
     pub lived_ns: u64,
     /// Chunk numbers of the slot's directories, two to a word, the first in the low half; 0 where there is none yet.
     pub directories: [u32; DIRECTORIES / 2],
-    /// Kinds of time in which a thread waits for work, as bits by number, and `PARKS_IN_SHARED_LOCK`.
+    /// Kinds of time in which a thread waits for work, as bits by number, and `PARKS_IN_SHARED_LOCK`; then what its pool
+    /// wants to know of requests.
     pub parks: u32,
-    /// Threads that are not parked.
+    /// Threads that are not parked, and requests in flight.
     pub busy: u32,
-    /// Zero.
-    pub padding: u32,
     /// What came of that.
     pub work: Work,
+    /// Requests that have ended, by outcome.
+    pub requests: [u32; OUTCOMES],
+    /// Requests in flight.
+    pub in_flight: u32,
+    /// Requests that have a place in the table.
+    pub open: u32,
+    /// Bytes received from sockets.
+    pub received_bytes: u64,
+    /// Bytes sent to sockets.
+    pub sent_bytes: u64,
+    /// Zero.
+    pub padding: u64,
 }
 
 /// When a worker was busy. Times are `CLOCK_MONOTONIC` ns, 0 for what has not happened; while it was not followed, time
@@ -181,7 +197,7 @@ pub struct Work {
 pub const ROWS: usize = BUCKETS / SUB_BUCKETS as usize;
 
 /// Directories of a slot.
-pub const DIRECTORIES: usize = 6;
+pub const DIRECTORIES: usize = 8;
 
 /// Words of a chunk.
 pub const CHUNK_WORDS: usize = SUB_BUCKETS as usize;
@@ -239,28 +255,29 @@ pub const PROFILE_COUNTERS: u32 = 1;
 /// What a pool wants to know: that and how long intervals were.
 pub const PROFILE_HISTOGRAMS: u32 = 2;
 
-/// Packs what a pool wants to know, one of `PROFILE_…`, and the kinds in which its workers wait for work
-/// ([`Times::parks`]).
+/// Packs what a pool wants to know, one of `PROFILE_…`, and what [`Times::parks`] is to be.
 pub const fn wishes(profile: u32, parks: u32) -> u32 {
-    profile & 0xffff | parks << 16
+    profile | parks << PROFILE_BITS
 }
 
 /// What a pool wants to know, of its wishes.
 #[inline(always)]
 pub const fn profile_of(wishes: u32) -> u32 {
-    wishes & 0xffff
+    wishes & ((1 << PROFILE_BITS) - 1)
 }
 
-/// The kinds in which its workers wait for work, of its wishes.
+/// What [`Times::parks`] is to be, of its wishes.
 #[inline(always)]
 pub const fn parks_of(wishes: u32) -> u32 {
-    wishes >> 16
+    wishes >> PROFILE_BITS
 }
+
+const PROFILE_BITS: u32 = 4;
 
 const _: () = {
     assert!(size_of::<Thread>() == 16);
     assert!(size_of::<ThreadSet>() == 64);
-    assert!(size_of::<Times>() == 240);
+    assert!(size_of::<Times>() == 320);
     assert!(size_of::<Work>() == 56);
     assert!(size_of::<Chunk>() == 256);
     assert!(DIRECTORIES.is_multiple_of(2) && DIRECTORIES * MEASURES_PER_DIRECTORY as usize >= MEASURES);
@@ -272,6 +289,7 @@ const _: () = {
         assert!(same == measure && row == ROWS as u32 - 1);
         measure += 1;
     }
+    assert!(crate::request::WANTS_STATUS << PROFILE_BITS != 0);
     assert!(PARKS_IN_SHARED_LOCK >> KINDS != 0 && PARKS_IN_SHARED_LOCK < 1 << 16);
     assert!(crate::limits::MAX_SLOTS <= 1 << 16);
     assert!(crate::limits::MAX_CHUNKS < COMING as usize);

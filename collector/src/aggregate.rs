@@ -20,7 +20,7 @@ use self::early_ends::EarlyEnd;
 use crate::governor::Governor;
 use crate::histogram::Scratch;
 use crate::input::{
-    FactReader, Input, Profile, ProgramFacts, Reap, Role, Sample, ScheduleReading, Source, Wishes,
+    FactReader, Input, Profile, ProgramFacts, Reap, Requests, Role, Sample, ScheduleReading, Source, Wishes,
 };
 use crate::snapshot::{self, Own, Snapshot};
 use crate::units::{
@@ -28,12 +28,12 @@ use crate::units::{
     unix_ns,
 };
 use crate::worker::flags::Limits;
-use crate::worker::matcher::{Facts, Matcher, Rule};
+use crate::worker::matcher::{Facts, Matcher, Rule, Work};
 use crate::worker::pool::{Pool, PoolId};
 use crate::worker::process::ProcessTable;
 use crate::worker::recognize;
 use crate::worker::registry::{Arrival, Registry, Shown, Vanished};
-use crate::worker::schedule::Schedules;
+use crate::worker::schedule::{Schedules, Watched};
 
 /// Refused pools that are remembered, so that each is counted once. Names can be as many as there are command lines.
 const MAX_REFUSED: usize = 4096;
@@ -241,6 +241,11 @@ impl Aggregate {
         let wishes = Wishes {
             profile: rule.and_then(|rule| rule.profile).unwrap_or(self.config.profile),
             idle_in: rule.and_then(|rule| rule.idle_in).unwrap_or(idle_in),
+            requests: match rule.and_then(|rule| rule.work) {
+                Some(Work::Runs | Work::Spans) => Requests::None,
+                Some(Work::Requests) | None if rule.is_some_and(|rule| !rule.http_status) => Requests::Timed,
+                Some(Work::Requests) | None => Requests::WithStatus,
+            },
         };
         let limits = rule.map_or_else(Limits::default, |rule| rule.flags);
         pool.limits = Limits {
@@ -339,11 +344,17 @@ impl Aggregate {
             self.governor.observe(monotonic_ns(), cost_ns);
         }
         let ceiling = ceiling.unwrap_or(Profile::None).min(self.governor.ceiling());
-        source.limit_profiles(ceiling);
+        let requests = self.registry.pools.values().any(|pool| {
+            wanted(pool) && pool.wishes.profile > Profile::None && pool.wishes.requests != Requests::None
+        });
+        let follows_requests = source.limit_profiles(ceiling, requests);
         if cost_ns.is_some() {
             for pool in self.registry.pools.values() {
-                let in_runs = pool.runs.is_some();
-                self.schedules.watch(pool.id, pool.wishes.profile, ceiling, in_runs, monotonic_ns());
+                let work = Watched {
+                    in_runs: pool.runs.is_some(),
+                    requests: follows_requests && pool.wishes.requests != Requests::None,
+                };
+                self.schedules.watch(pool.id, pool.wishes.profile, ceiling, work, monotonic_ns());
             }
         }
         self.note_unwatched(if cost_ns.is_some() { ceiling } else { Profile::None });

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
+use collector_ebpf::request::OUTCOMES;
 use collector_ebpf::schedule::{DISK, KINDS, MEASURES, PARKS_IN_SHARED_LOCK, POLL, Work};
 
 use crate::units::{CpuTime, Pid, ProcessKey};
@@ -109,7 +110,8 @@ pub const TIME_KINDS: [&str; KINDS] = [
 /// Values of one bucket of one measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interval {
-    /// Index into [`TIME_KINDS`], or [`SPAN`](collector_ebpf::schedule::SPAN).
+    /// Index into [`TIME_KINDS`], or [`SPAN`](collector_ebpf::schedule::SPAN), or, from
+    /// [`REQUEST`](collector_ebpf::schedule::REQUEST) on, into [`REQUEST_OUTCOMES`].
     pub measure: u8,
     /// Bucket of its length in ns ([`collector_ebpf::histogram`]).
     pub bucket: u16,
@@ -139,11 +141,22 @@ pub struct ScheduleReading {
     pub discarded: [u32; MEASURES],
     /// What was recorded since the last reading.
     pub intervals: Vec<Interval>,
-    /// It is busy: a thread of it is not parked.
+    /// It is busy: a thread of it is not parked, or a request is in flight.
     pub busy: bool,
     /// When it was.
     pub work: Work,
+    /// Requests that have ended, by outcome; wraps around.
+    pub requests: [u32; OUTCOMES],
+    /// Requests in flight.
+    pub in_flight: u32,
+    /// Bytes received from sockets.
+    pub received_bytes: u64,
+    /// Bytes sent to sockets.
+    pub sent_bytes: u64,
 }
+
+/// Outcomes of requests, in the order of [`collector_ebpf::request`].
+pub const REQUEST_OUTCOMES: [&str; OUTCOMES] = ["2xx", "3xx", "4xx", "5xx", "ok", "aborted"];
 
 /// What a pool wants to know of the scheduler, and what it counts as waiting for work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -152,6 +165,20 @@ pub struct Wishes {
     pub profile: Profile,
     /// Where a worker waits for work.
     pub idle_in: IdleIn,
+    /// What is watched of requests.
+    pub requests: Requests,
+}
+
+/// What a pool wants to know of requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Requests {
+    /// Nothing.
+    None,
+    /// How many there are and how long they take.
+    Timed,
+    /// And the class of the status of HTTP/1 answers.
+    #[default]
+    WithStatus,
 }
 
 /// The kinds of time in which a thread waits for work, as bits by number; with [`PARKS_IN_SHARED_LOCK`] also in a lock,
@@ -262,8 +289,11 @@ pub trait Source {
     fn set_wishes(&mut self, _pool: u32, _wishes: Wishes) {}
 
     /// The most that any pool wants, and may have, of the scheduler. The probes run while this is not
-    /// [`Profile::None`].
-    fn limit_profiles(&mut self, _ceiling: Profile) {}
+    /// [`Profile::None`], those of requests if some pool wants `requests`.
+    /// True if those of requests run.
+    fn limit_profiles(&mut self, _ceiling: Profile, _requests: bool) -> bool {
+        false
+    }
 
     /// How much of its CPU, ns, may not be in the figure of a process that has, or had, more than one thread.
     fn cpu_short_ns(&self) -> u64 {

@@ -8,6 +8,7 @@
 //!  lifecycle probes ── ring buffer ──────────▶ kernel::events ─┐
 //!  fork probe ── slot table (mmap) ──────────▶ kernel::slots ──┤  input::Source
 //!  scheduler probes ── times, buckets (mmap) ▶ kernel::schedule ┤
+//!  socket probes ── requests (mmap) ──────────▶ kernel::requests ┤
 //!  task walk ── one run, rows (mmap) ────────▶ kernel::tasks ──┼─▶ aggregate ─▶ snapshot (Arc) ─▶ render ─▶ http
 //!  /proc, process connector (fallback) ──────▶ procfs ─────────┘      owns worker::registry
 //! ```
@@ -25,7 +26,7 @@
 //! | [`snapshot`] | the immutable view that readers get |
 //! | [`histogram`] | windows over the bucket layout of `collector_ebpf::histogram`; quantiles with their coverage |
 //! | [`procfs`] | pure parsers, the `/proc` source with its process connector, facts about programs, control groups and sockets |
-//! | [`kernel`] | the eBPF source: BTF offsets, loading, ring buffer, slots, tasks, the scheduler. Nearly all `unsafe` is here |
+//! | [`kernel`] | the eBPF source: BTF offsets, loading, ring buffer, slots, tasks, the scheduler, requests. Nearly all `unsafe` is here |
 //! | [`worker`] | who is a worker, of which pool, in which slot; where its time went; what its work was; whether CPU adds up. No IO |
 //! | [`aggregate`] | the one owner of registry and process table |
 //! | [`source`] | eBPF, or `/proc` with the reason why |
@@ -46,6 +47,8 @@
 //!   used is added reading by reading and completed when the kernel lets go of it; only then is its slot record given
 //!   back.
 //! - A thread that is followed is in exactly one kind of time; the times of all kinds add up to the lives of threads.
+//! - A request has a place in the kernel's table from its first byte until its answer is known to be complete; its worker is
+//!   busy until the first byte of that. Each ends in exactly one outcome.
 //! - Missing is `None` all the way, and an absent series; never 0.
 //! - Whatever is dropped is counted, by reason, in [`snapshot::Own`].
 //! - Nothing grows without bound: processes, pools, slots, certificates, label length, connections have ceilings.

@@ -5,11 +5,13 @@
 
 use std::sync::Arc;
 
+use collector_ebpf::request::OUTCOMES;
 use collector_ebpf::schedule::KINDS;
 
 use crate::input::{Doing, ExitStatus, Profile, Sender, SocketFamily, TaskState};
 use crate::units::{CpuTime, Pid};
 use crate::worker::flags::{Flag, Limits};
+use crate::worker::requests;
 use crate::worker::runs;
 use crate::worker::schedule::WorkerSchedule;
 use crate::worker::state::TIMED;
@@ -330,6 +332,30 @@ pub struct Schedule {
     pub intervals: Option<[Arc<Distribution>; KINDS]>,
     /// How much of the time they worked.
     pub work: Work,
+    /// What they were asked; `None` where that is not watched.
+    pub requests: Option<Requests>,
+}
+
+/// What a pool's workers were asked while they were watched, living and dead, since start.
+#[derive(Clone, Debug)]
+pub struct Requests {
+    /// How many requests and bytes.
+    pub total: requests::Requests,
+    /// How long requests took, seconds, by outcome ([`crate::input::REQUEST_OUTCOMES`]); `None` where that is not measured.
+    pub seconds: Option<[Arc<Distribution>; OUTCOMES]>,
+}
+
+impl Snapshot {
+    /// Where the time of a worker's threads went; `None` where that is not watched.
+    pub fn schedule_of(&self, worker: &Worker) -> Option<&WorkerSchedule> {
+        let record = usize::try_from(worker.record?).ok()?;
+        self.schedules.get(record)?.as_deref()
+    }
+
+    /// What a worker was asked; `None` where that is not watched.
+    pub fn requests_of(&self, worker: &Worker) -> Option<&requests::Requests> {
+        self.schedule_of(worker)?.requests()
+    }
 }
 
 /// What a pool's workers have done while they were watched, living and dead, since start.

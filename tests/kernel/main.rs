@@ -12,6 +12,7 @@ mod support;
 mod fallback;
 mod portable;
 mod prometheus;
+mod requests;
 mod schedule;
 mod servers;
 mod storm;

@@ -17,6 +17,7 @@
 //! thread ends first),
 //! `listen ADDRESS BACKLOG FILE` (accepts nothing before the file is there, then everything; an address is `IP:PORT`,
 //! which others may share, `unix:PATH` or `unix:@NAME`),
+//! `serve ADDRESS FILE` (answers over a socket as it is asked to, one connection after the other; see `serve.rs`),
 //! `wait KIND … FILE` (waits for a known reason and writes to the file for how long; see `waits.rs`),
 //! `park poll|restarted|lock|locks THREADS|pipe|stdin` (waits for ever so), `spans COUNT FILE` (waits for work and works at
 //! known times, see `work.rs`),
@@ -29,6 +30,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test program fails loudly")]
 #![allow(clippy::disallowed_methods, reason = "its work is to sleep")]
 
+#[path = "serve.rs"]
+mod serve;
 #[path = "waits.rs"]
 mod waits;
 #[path = "work.rs"]
@@ -214,6 +217,7 @@ fn behave(words: &[&str]) {
         "wait" => waits::wait(&words[1..]),
         "park" => work::park(&words[1..]),
         "spans" => work::spans(number(words, 1), words[2]),
+        "serve" => serve::serve(words[1], words[2]),
         "last-thread" => {
             let (time, code) = (ms(1), number(words, 2) as i32);
             std::thread::spawn(move || {

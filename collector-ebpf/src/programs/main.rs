@@ -17,6 +17,7 @@
 mod free_list;
 mod kernel;
 mod lifecycle;
+mod requests;
 mod schedule;
 mod signals;
 mod tags;
@@ -32,8 +33,11 @@ use aya_ebpf::btf_maps::{Array, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use collector_ebpf::event::Counter;
 use collector_ebpf::free_list::FreeList;
-use collector_ebpf::limits::{EVENT_RING_BYTES, MAX_CHUNKS, MAX_SLOTS, PASS_ROWS, THREAD_SETS, TOLD_PLACES};
+use collector_ebpf::limits::{
+    EVENT_RING_BYTES, MAX_CHUNKS, MAX_SLOTS, PASS_ROWS, REQUEST_SETS, THREAD_SETS, TOLD_PLACES,
+};
 use collector_ebpf::offsets::Offsets;
+use collector_ebpf::request::{Connections, REQUEST_WAYS, Request};
 use collector_ebpf::schedule::{Chunk, ThreadSet, Times};
 use collector_ebpf::slot::{Control, Slot, Tag};
 use collector_ebpf::task::{Pass, TaskRow, Told};
@@ -65,6 +69,12 @@ static CHUNKS: Array<Chunk, MAX_CHUNKS, { BPF_F_MMAPABLE as usize }> = Array::ne
 
 #[btf_map]
 static FREE_CHUNKS: Array<FreeList<MAX_CHUNKS>, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+#[btf_map]
+static CONNECTIONS: Array<Connections, REQUEST_SETS, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+#[btf_map]
+static REQUESTS: Array<Request, { REQUEST_SETS * REQUEST_WAYS }, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map]
 static PASS: Array<Pass, 1, { BPF_F_MMAPABLE as usize }> = Array::new();

@@ -102,7 +102,7 @@ fn task_wakeup(ctx: BtfTracePointContext) -> i32 {
 
 /// Adds the time since the run read the clock to what runs cost, for one in [`TIMED_RUNS`].
 #[inline(always)]
-fn time_run(since_ns: u64) {
+pub(crate) fn time_run(since_ns: u64) {
     // The lowest bits of the clock are as good as a die, but for the lowest three, which some clocks do not count.
     if since_ns >> 3 & (TIMED_RUNS - 1) == 0 {
         count_by(Counter::TIMED_NS, now() - since_ns);
@@ -126,7 +126,7 @@ fn task_wakeup_new(ctx: BtfTracePointContext) -> i32 {
 
 /// The entry of a followed thread. Only the CPU that holds the thread's run queue changes it, hence no atomics.
 #[inline(always)]
-fn find(tid: u32) -> Option<&'static mut Thread> {
+pub(crate) fn find(tid: u32) -> Option<&'static mut Thread> {
     if tid == 0 {
         // The idle tasks; and in an entry it means that nobody has it.
         return None;
@@ -438,7 +438,7 @@ fn account(times: *mut Times, place: u32, since_ns: u64, now: u64) {
 
 /// A value of a measure is in no histogram.
 #[inline(always)]
-fn discard(times: *mut Times, measure: u32) {
+pub(crate) fn discard(times: *mut Times, measure: u32) {
     // SAFETY: callers pass a pointer into the array, and a measure below the length.
     add_u32(unsafe { &raw mut (*times).discarded[measure as usize] }, 1);
 }
@@ -488,30 +488,44 @@ fn turn(times: *mut Times, place: u32, kind: u32, now: u64) -> u32 {
     if parked == (place & THREAD_BUSY == 0) {
         return place;
     }
-    // SAFETY: as above.
-    let (busy, work) = unsafe { (&raw mut (*times).busy, &raw mut (*times).work) };
     if !parked {
-        // SAFETY: an aligned integer of the map.
-        if unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(busy, 1) } == 0 {
-            // SAFETY: fields of the map.
-            unsafe {
-                add_u64(&raw mut (*work).busy_ns, now.wrapping_neg());
-                (*work).since_ns = now;
-                if (*work).ready_ns != 0 && (*work).worked_ns == 0 {
-                    (*work).worked_ns = now;
-                }
-            }
-        }
+        rise(times, now);
         return place | THREAD_BUSY;
     }
-    // SAFETY: as above.
-    if unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(busy, u32::MAX) } == 1 {
-        end_span(times, place & THREAD_HISTOGRAMS != 0, now);
-    }
+    fall(times, place & THREAD_HISTOGRAMS != 0, now);
     place & !THREAD_BUSY
 }
 
-/// All threads of a worker are parked.
+/// One more thing keeps a worker busy: a thread that is not parked, or a request in flight.
+#[inline(always)]
+pub(crate) fn rise(times: *mut Times, now: u64) {
+    // SAFETY: callers pass a pointer into the array.
+    let (busy, work) = unsafe { (&raw mut (*times).busy, &raw mut (*times).work) };
+    // SAFETY: an aligned integer of the map.
+    if unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(busy, 1) } == 0 {
+        // SAFETY: fields of the map.
+        unsafe {
+            add_u64(&raw mut (*work).busy_ns, now.wrapping_neg());
+            (*work).since_ns = now;
+            if (*work).ready_ns != 0 && (*work).worked_ns == 0 {
+                (*work).worked_ns = now;
+            }
+        }
+    }
+}
+
+/// One thing less.
+#[inline(always)]
+pub(crate) fn fall(times: *mut Times, histograms: bool, now: u64) {
+    // SAFETY: callers pass a pointer into the array.
+    let busy = unsafe { &raw mut (*times).busy };
+    // SAFETY: an aligned integer of the map.
+    if unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(busy, u32::MAX) } == 1 {
+        end_span(times, histograms, now);
+    }
+}
+
+/// All threads of a worker are parked, and no request is in flight.
 #[inline(always)]
 fn end_span(times: *mut Times, wanted: bool, now: u64) {
     // SAFETY: callers pass a pointer into the array.
@@ -553,7 +567,7 @@ fn end_work(times: *mut Times, place: u32, now: u64) {
 
 /// Adds one to the bucket of a value. False if it is not wanted now, or there was no chunk for it.
 #[inline(always)]
-fn record(times: *mut Times, measure: u32, value: u64) -> bool {
+pub(crate) fn record(times: *mut Times, measure: u32, value: u64) -> bool {
     let Some(control) = CONTROL.get_ptr(0) else { return false };
     // SAFETY: a valid pointer into the array; user space sets it.
     if unsafe { (*control).ceiling } < PROFILE_HISTOGRAMS {
@@ -653,13 +667,13 @@ fn lived(slot: u32, ns: u64) {
 }
 
 #[inline(always)]
-fn add_u64(to: *mut u64, value: u64) {
+pub(crate) fn add_u64(to: *mut u64, value: u64) {
     // SAFETY: callers pass an aligned place in a map; threads of one worker run on several CPUs.
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(to, value) };
 }
 
 #[inline(always)]
-fn add_u32(to: *mut u32, value: u32) {
+pub(crate) fn add_u32(to: *mut u32, value: u32) {
     // SAFETY: as above.
     unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(to, value) };
 }

@@ -41,6 +41,7 @@ fn by_comm(name: &str, comm: &str) -> Rule {
         interval_ns: None,
         profile: None,
         work: None,
+        http_status: true,
         idle_in: None,
         flags: Limits::default(),
     }

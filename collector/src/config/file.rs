@@ -137,6 +137,7 @@ struct WrittenPool {
     scheduler: Option<WrittenProfile>,
     work: Option<String>,
     idle_in: Option<Vec<String>>,
+    http_status: Option<bool>,
     stuck_after: Option<String>,
     idle_ttl: Option<String>,
 }
@@ -327,7 +328,19 @@ fn rule(pool: WrittenPool, name: String) -> Result<Rule, (String, String)> {
     let work = pool.work.as_deref().map(work).transpose().map_err(|e| ("work".to_owned(), e))?;
     let idle_in = pool.idle_in.as_deref().map(idle_in).transpose().map_err(|e| ("idle_in".to_owned(), e))?;
     let flags = limits_of(pool.stuck_after.as_deref(), pool.idle_ttl.as_deref())?;
-    Ok(Rule { name, worker, parent, size: pool.size, interval_ns, profile, work, idle_in, flags })
+    let http_status = pool.http_status.unwrap_or(true);
+    Ok(Rule {
+        name,
+        worker,
+        parent,
+        size: pool.size,
+        interval_ns,
+        profile,
+        work,
+        idle_in,
+        http_status,
+        flags,
+    })
 }
 
 fn conditions(written: WrittenConditions, under: &str) -> Result<Conditions, (String, String)> {
@@ -461,6 +474,7 @@ pools:
   - name: jobs
     parent: {exe: [/usr/bin/runner]}
     work: runs
+    http_status: false
     idle_in: [poll, pipe]
     stuck_after: 30s
     idle_ttl: 2h
@@ -480,6 +494,7 @@ pools:
         let limits =
             flags::Limits { stuck_after_ns: Some(30_000_000_000), idle_ttl_ns: Some(7_200_000_000_000) };
         assert_eq!((first.flags, second.flags), (flags::Limits::default(), limits));
+        assert_eq!((first.http_status, second.http_status), (true, false));
         assert_eq!((first.idle_in, second.idle_in), (None, Some(IdleIn::kinds(&[POLL, PIPE]))));
         assert!(second.worker.is_empty());
         assert_eq!(second.parent.exe, [b"/usr/bin/runner"]);
@@ -521,7 +536,7 @@ pools:
             "idle_in: \"on_cpu\" is no reason",
         );
         check("pools: [{name: a, match: {comm: b}, idle_in: poll}]", "expected sequence");
-        check("pools: [{name: a, match: {comm: b}, work: Runs}]", "what there is: runs, spans");
+        check("pools: [{name: a, match: {comm: b}, work: Runs}]", "what there is: runs, requests, spans");
         check("work: runs", "unknown field");
         check("pools: [{name: , match: {comm: a}}]", "pools[0]: name: a pool needs a name");
         check("pools: [{name: a, match: }]", "pools[0] (a): match: a pool needs a condition");

@@ -4,12 +4,14 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use aya::maps::{MapData, RingBuf};
+use collector_ebpf::offsets::Offsets;
 use collector_ebpf::{kfunc, maps, programs};
 use thiserror::Error;
 
 use super::btf::{Btf, BtfError, Kind};
 use super::object::{Object, ObjectError};
 use super::offsets::{self, OffsetsError};
+use super::requests::{RequestProbes, RequestTable};
 use super::schedule::{Probe, ScheduleTable, Scheduler};
 use super::slots::SlotTable;
 use super::support::{OLDEST_LINUX, Support};
@@ -113,6 +115,8 @@ pub(super) struct Loaded {
     pub(super) slots: SlotTable,
     /// The scheduler probes, loaded and not attached; `None` where the kernel refuses one of them.
     pub(super) scheduler: Option<Scheduler>,
+    /// The probes of requests, loaded and not attached; `None` where the kernel lacks what they need.
+    pub(super) requests: Option<RequestProbes>,
     /// `None` where the kernel refuses it.
     pub(super) stacks: Option<Attached>,
     pub(super) schedule: ScheduleTable,
@@ -143,6 +147,13 @@ const SCHEDULER: [(&str, &str); 3] = [
     (programs::WAKEUP_NEW, "sched_wakeup_new"),
 ];
 
+/// The probes of requests: all of them or none.
+const REQUESTS: [(&str, &str); 3] = [
+    (programs::RECEIVED, "sock_recv_length"),
+    (programs::SENT, "sock_send_length"),
+    (programs::CONNECTION_STATE, "inet_sock_set_state"),
+];
+
 pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
     if let Some((reason, remedy)) = support.obstacle() {
         return Err(LoadError::Unsupported { reason, remedy });
@@ -157,8 +168,12 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
 
     let words: Vec<u8> = offsets.named().iter().flat_map(|(_, offset)| offset.to_ne_bytes()).collect();
     let reasons = syscalls::reasons();
-    let globals =
-        HashMap::from([("OFFSETS", (words.as_slice(), true)), ("SYSCALL_REASONS", (&reasons[..], true))]);
+    let sent_bytes = syscalls::sent_bytes();
+    let globals = HashMap::from([
+        ("OFFSETS", (words.as_slice(), true)),
+        ("SYSCALL_REASONS", (&reasons[..], true)),
+        ("SYSCALL_BYTES", (&sent_bytes[..], true)),
+    ]);
     let mut object = Object::open(OBJECT, globals, &targets.kernel_functions)?;
     let mut features = Vec::new();
     let mut tracepoints = Vec::with_capacity(TRACEPOINTS.len());
@@ -215,6 +230,22 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
             None
         }
     };
+    let requests = match scheduler.as_ref().map(|_| requests(&object, &targets, &offsets)) {
+        Some(Ok(probes)) => {
+            features.push(enabled("requests"));
+            Some(probes)
+        }
+        Some(Err(error)) => {
+            features.push(Feature {
+                name: "requests",
+                enabled: false,
+                reason: format!("requests of workers, and how long they take, are unknown: {error}"),
+                remedy: "Linux 6.3 or newer".into(),
+            });
+            None
+        }
+        None => None,
+    };
     let (tracked, feature) = tracked(&object, &targets)?;
     features.push(feature);
     let absent = offsets::absent(&offsets);
@@ -249,6 +280,8 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
         object.take_map_data(maps::TIMES)?,
         object.take_map_data(maps::CHUNKS)?,
         object.take_map_data(maps::FREE_CHUNKS)?,
+        RequestTable::new(object.take_map_data(maps::CONNECTIONS)?, object.take_map_data(maps::REQUESTS)?)
+            .map_err(LoadError::Shared)?,
     )
     .map_err(LoadError::Shared)?;
     let (pass, told) = (object.take_map_data(maps::PASS)?, object.take_map_data(maps::TOLD)?);
@@ -262,6 +295,7 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
         .map_err(|error| ObjectError::Map { map: maps::TAGS.into(), error: error.to_string() })?;
     let loaded = Loaded {
         scheduler,
+        requests,
         stacks,
         schedule,
         tracepoints,
@@ -284,6 +318,7 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
 struct Targets {
     tracepoints: [Option<u32>; TRACEPOINTS.len()],
     scheduler: [Option<u32>; SCHEDULER.len()],
+    requests: [Option<u32>; REQUESTS.len()],
     task_iterator: Option<u32>,
     kernel_functions: [Option<u32>; kfunc::NAMES.len()],
 }
@@ -294,9 +329,11 @@ impl Targets {
         let tracepoints = btf.find(std::array::from_fn(|i| (Kind::Typedef, names[i].as_str())));
         let names = SCHEDULER.map(|(_, tracepoint)| format!("btf_trace_{tracepoint}"));
         let scheduler = btf.find(std::array::from_fn(|i| (Kind::Typedef, names[i].as_str())));
+        let names = REQUESTS.map(|(_, tracepoint)| format!("btf_trace_{tracepoint}"));
+        let requests = btf.find(std::array::from_fn(|i| (Kind::Typedef, names[i].as_str())));
         let [task_iterator] = btf.find([(Kind::Function, "bpf_iter_task")]);
         let kernel_functions = btf.find(kfunc::NAMES.map(|name| (Kind::Function, name)));
-        Self { tracepoints, scheduler, task_iterator, kernel_functions }
+        Self { tracepoints, scheduler, requests, task_iterator, kernel_functions }
     }
 
     /// BTF id of one of the kernel's functions.
@@ -325,16 +362,33 @@ fn tracked(object: &Object, targets: &Targets) -> Result<(Tracked, Feature), Loa
 }
 
 fn scheduler(object: &Object, targets: &Targets) -> Result<Scheduler, LoadError> {
-    let probes: Result<Vec<Probe>, LoadError> = SCHEDULER
-        .into_iter()
-        .zip(targets.scheduler)
-        .map(|((name, tracepoint), target)| {
-            let target = target.ok_or_else(|| LoadError::NoTarget(format!("tracepoint {tracepoint}")))?;
-            Ok(Probe { name, program: object.load(name, RunBy::Tracepoint(target))?, link: None })
-        })
-        .collect();
+    let probes = probes(object, SCHEDULER, targets.scheduler)?;
     let follow = iterator(object, programs::FOLLOW_TASKS, targets.task_iterator)?;
-    Ok(Scheduler { probes: probes?, follow })
+    Ok(Scheduler { probes, follow })
+}
+
+fn requests(object: &Object, targets: &Targets, offsets: &Offsets) -> Result<RequestProbes, LoadError> {
+    let absent = offsets::absent(offsets);
+    let needed =
+        ["sock_family", "sock_type", "sock_shutdown", "sock_max_ack_backlog", "sock_socket", "socket_sock"];
+    if let Some(field) = needed.into_iter().find(|field| absent.contains(field)) {
+        return Err(LoadError::NoTarget(format!("field {field}")));
+    }
+    let probes = probes(object, REQUESTS, targets.requests)?;
+    Ok(RequestProbes { probes, finish: object.load(programs::FINISH_REQUEST, RunBy::Us)? })
+}
+
+/// Loads programs of tracepoints, by name, without attaching them.
+fn probes<const N: usize>(
+    object: &Object,
+    probes: [(&'static str, &str); N],
+    targets: [Option<u32>; N],
+) -> Result<Vec<Probe>, LoadError> {
+    let load = |((name, tracepoint), target): ((_, &str), Option<u32>)| {
+        let target = target.ok_or_else(|| LoadError::NoTarget(format!("tracepoint {tracepoint}")))?;
+        Ok(Probe { name, program: object.load(name, RunBy::Tracepoint(target))?, link: None })
+    };
+    probes.into_iter().zip(targets).map(load).collect()
 }
 
 fn enabled(name: &'static str) -> Feature {

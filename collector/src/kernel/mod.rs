@@ -9,6 +9,7 @@ mod free_list;
 mod load;
 mod object;
 pub mod offsets;
+mod requests;
 mod schedule;
 mod shared;
 mod slots;

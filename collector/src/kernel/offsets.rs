@@ -31,9 +31,22 @@ const REGS_ARGUMENT: &str = "di";
 #[cfg(target_arch = "aarch64")]
 const REGS_ARGUMENT: &str = "orig_x0";
 
+/// Where they have its second one.
+#[cfg(target_arch = "x86_64")]
+fn regs_second(btf: &Btf<'_>, regs: u32) -> Option<u32> {
+    Some(btf.field(regs, "si").filter(|field| field.size == 8)?.offset)
+}
+
+/// Where they have its second one.
+#[cfg(target_arch = "aarch64")]
+fn regs_second(btf: &Btf<'_>, regs: u32) -> Option<u32> {
+    let registers = btf.field(regs, "regs").filter(|field| field.size == 8)?;
+    registers.offset.checked_add(registers.size)
+}
+
 /// Resolves every offset from the running kernel's BTF. `cast` is the BTF id of `bpf_rdonly_cast`.
 pub fn resolve(btf: &Btf<'_>, cast: Option<u32>) -> Result<Offsets, OffsetsError> {
-    const NAMES: [&str; 9] = [
+    const NAMES: [&str; 12] = [
         "task_struct",
         "signal_struct",
         "mm_struct",
@@ -43,6 +56,9 @@ pub fn resolve(btf: &Btf<'_>, cast: Option<u32>) -> Result<Offsets, OffsetsError
         "file",
         "inode",
         "pt_regs",
+        "sock",
+        "unix_sock",
+        "socket",
     ];
     let found = btf.find(NAMES.map(|name| (Kind::Struct, name)));
     let id = |index: usize| found[index].ok_or(OffsetsError::Struct(NAMES[index]));
@@ -116,6 +132,14 @@ pub fn resolve(btf: &Btf<'_>, cast: Option<u32>) -> Result<Offsets, OffsetsError
         inode_mode: of(7, "i_mode", 2),
         regs_syscall: of(8, REGS_SYSCALL.0, REGS_SYSCALL.1),
         regs_argument: of(8, REGS_ARGUMENT, 8),
+        regs_second: found[8].and_then(|regs| regs_second(btf, regs)).unwrap_or(ABSENT),
+        sock_family: of(9, "__sk_common.skc_family", 2),
+        sock_type: of(9, "sk_type", 2),
+        sock_shutdown: of(9, "sk_shutdown", 1),
+        sock_max_ack_backlog: of(9, "sk_max_ack_backlog", 4),
+        sock_socket: of(9, "sk_socket", 8),
+        socket_sock: of(11, "sk", 8),
+        unix_address: of(10, "addr", 8),
         // `pt_regs` begins with a general register everywhere.
         word_type: cast.and(found[8]).unwrap_or(ABSENT),
         task_type: cast.map_or(ABSENT, |_| task),

@@ -1,5 +1,6 @@
 //! What the scheduler probes have counted, read from the arrays that they write.
 
+use std::collections::BTreeSet;
 use std::io::{self, Read};
 use std::mem::offset_of;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,6 +15,7 @@ use collector_ebpf::schedule::{
 
 use super::free_list::FreeList;
 use super::load::Attached;
+use super::requests::RequestTable;
 use super::shared::Shared;
 use super::sys;
 use crate::input::{Interval, ScheduleReading};
@@ -67,6 +69,9 @@ pub(super) struct ScheduleTable {
     times: Shared<Times>,
     chunks: Shared<Chunk>,
     free_chunks: FreeList<MAX_CHUNKS>,
+    requests: RequestTable,
+    /// Slots that had a place in that table when they were last read.
+    serving: BTreeSet<u32>,
     /// Slot and index of each thread that was followed at the last look, sorted.
     followed: Vec<(u32, u32)>,
     /// [`Control::follow_changes`](collector_ebpf::slot::Control::follow_changes) before the last look; `None` before the
@@ -87,6 +92,16 @@ struct Seen {
     signature: u64,
     /// [`Times::lived_ns`]: if it is the same, no thread has come and gone either.
     lived_ns: u64,
+    /// Requests and bytes, folded: they can change while its threads do not move.
+    served: u64,
+}
+
+impl Seen {
+    fn of(signature: u64, times: &Times) -> Self {
+        let requests = times.requests.iter().fold(times.open, |sum, count| sum.wrapping_add(*count));
+        let served = times.received_bytes.wrapping_add(times.sent_bytes).wrapping_add(requests.into());
+        Self { signature, lived_ns: times.lived_ns, served }
+    }
 }
 
 impl ScheduleTable {
@@ -95,12 +110,15 @@ impl ScheduleTable {
         times: MapData,
         chunks: MapData,
         free_chunks: MapData,
+        requests: RequestTable,
     ) -> io::Result<Self> {
         Ok(Self {
             threads: Shared::map(threads, THREAD_SETS)?,
             times: Shared::map(times, MAX_SLOTS)?,
             chunks: Shared::map(chunks, MAX_CHUNKS)?,
             free_chunks: FreeList::new(free_chunks)?,
+            requests,
+            serving: BTreeSet::new(),
             followed: Vec::new(),
             looked_at: None,
             left: Vec::new(),
@@ -121,7 +139,7 @@ impl ScheduleTable {
         for threads in self.followed.chunk_by(|(slot, _), (next, _)| slot == next) {
             let Some((slot, _)) = threads.first() else { continue };
             let before = self.seen.get(*slot as usize).map(|seen| seen.signature);
-            if self.signature(threads, *slot) != before {
+            if self.signature(threads, *slot) != before || self.serving.contains(slot) {
                 slots.push(*slot);
             }
         }
@@ -180,8 +198,7 @@ impl ScheduleTable {
         if threads.is_empty() && times.lived_ns == 0 && times.followed == 0 {
             return None;
         }
-        let now_seen =
-            self.signature(threads, slot).map(|signature| Seen { signature, lived_ns: times.lived_ns });
+        let now_seen = self.signature(threads, slot).map(|signature| Seen::of(signature, &times));
         if now_seen.is_some() && now_seen.as_ref() == self.seen.get(index) {
             return None;
         }
@@ -196,6 +213,11 @@ impl ScheduleTable {
             read = attempts(self, out);
         }
         self.take(slot, &mut out.intervals);
+        if times.open > 0 {
+            self.serving.insert(slot);
+        } else {
+            self.serving.remove(&slot);
+        }
         *self.seen.get_mut(index)? = read.unwrap_or_default();
         Some(read.is_some())
     }
@@ -265,12 +287,16 @@ impl ScheduleTable {
         out.busy = times.busy != 0;
         out.work = times.work;
         if out.busy {
-            out.work.busy_ns = out.work.busy_ns.wrapping_add(at_ns);
+            let until_ns = if out.living > 0 { at_ns } else { times.work.end_ns };
+            out.work.busy_ns = out.work.busy_ns.wrapping_add(until_ns);
         }
+        out.requests = times.requests;
+        out.in_flight = times.in_flight;
+        (out.received_bytes, out.sent_bytes) = (times.received_bytes, times.sent_bytes);
         for ((time, ended), open) in out.time_ns.iter_mut().zip(times.ended_ns).zip(open_ns) {
             *time = ended.wrapping_add(open);
         }
-        Some(Seen { signature, lived_ns: times.lived_ns })
+        Some(Seen::of(signature, &times))
     }
 
     /// Takes the counts of a slot's histograms. Nothing that is counted at the same moment is lost: it is in this
@@ -332,7 +358,7 @@ impl ScheduleTable {
             tid.compare_exchange(seen.tid, LET_GO, Ordering::SeqCst, Ordering::Relaxed).ok()
         };
         let let_go: Vec<usize> = (0..THREAD_SETS * WAYS).filter(|index| its(index).is_some()).collect();
-        if let_go.is_empty() {
+        if let_go.is_empty() && self.serving.is_empty() {
             return;
         }
         let begin_ns = monotonic_ns();
@@ -349,6 +375,49 @@ impl ScheduleTable {
                 tid.store(0, Ordering::Release);
             }
         }
+        self.requests.forget(slot, |slot, in_flight| self.close_request(slot, in_flight, now_ns));
+    }
+
+    /// A request is followed no more.
+    fn close_request(&self, slot: u32, in_flight: bool, now_ns: Option<u64>) {
+        let less = |offset: usize| self.word32(slot, offset).map(|word| word.fetch_sub(1, Ordering::SeqCst));
+        less(offset_of!(Times, open));
+        if in_flight {
+            less(offset_of!(Times, in_flight));
+            if less(offset_of!(Times, busy)) == Some(1)
+                && let Some((busy_ns, now_ns)) =
+                    self.word64(slot, offset_of!(Times, work.busy_ns)).zip(now_ns)
+            {
+                busy_ns.fetch_add(now_ns, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Requests with a place in the table.
+    pub(super) fn open_requests(&self) -> u64 {
+        if self.serving.is_empty() { 0 } else { self.requests.count() }
+    }
+
+    /// When the last thread of a slot ended that has requests in the table.
+    pub(super) fn ended_serving(&self, slot: u32) -> Option<u64> {
+        let times = self.times(slot).filter(|times| times.followed == 0 && times.open > 0)?;
+        Some(times.work.end_ns)
+    }
+
+    /// The table of requests in progress, and whether there are any.
+    pub(super) fn requests(&mut self) -> (&mut RequestTable, bool) {
+        (&mut self.requests, !self.serving.is_empty())
+    }
+
+    fn word32(&self, slot: u32, offset: usize) -> Option<&AtomicU32> {
+        // SAFETY: callers name a field of that type: mapped, aligned, as long as `self`; the programs change it by atomic
+        // instructions.
+        self.field(slot, offset).map(|field| unsafe { AtomicU32::from_ptr(field.cast()) })
+    }
+
+    fn word64(&self, slot: u32, offset: usize) -> Option<&AtomicU64> {
+        // SAFETY: as above.
+        self.field(slot, offset).map(|field| unsafe { AtomicU64::from_ptr(field.cast()) })
     }
 
     /// Whose an entry is.
@@ -362,14 +431,8 @@ impl ScheduleTable {
 
     /// Accounts for what a thread was doing when it was last followed.
     fn close(&self, slot: u32, thread: Thread, now_ns: u64) {
-        let word32 = |offset: usize| {
-            // SAFETY: a field of that type: mapped, aligned, as long as `self`; the programs change it by atomic instructions.
-            self.field(slot, offset).map(|field| unsafe { AtomicU32::from_ptr(field.cast()) })
-        };
-        let word64 = |offset: usize| {
-            // SAFETY: as above.
-            self.field(slot, offset).map(|field| unsafe { AtomicU64::from_ptr(field.cast()) })
-        };
+        let word32 = |offset: usize| self.word32(slot, offset);
+        let word64 = |offset: usize| self.word64(slot, offset);
         let add = |offset: usize, ns: u64| {
             word64(offset).map(|word| word.fetch_add(ns, Ordering::Relaxed));
         };
@@ -402,6 +465,10 @@ impl ScheduleTable {
             self.forget(Some(slot), Some(now_ns));
         }
         let Some(before) = self.times(slot) else { return };
+        if before.open > 0 {
+            self.requests.forget(Some(slot), |_, _| {});
+        }
+        self.serving.remove(&slot);
         self.times.set(slot as usize, Times { directories: before.directories, ..Times::default() });
         if let Some(seen) = self.seen.get_mut(slot as usize) {
             *seen = Seen::default();

@@ -8,7 +8,8 @@ use std::path::Path;
 use aya::maps::MapData;
 use aya::util::nr_cpus;
 use collector_ebpf::event::{Counter, EXEC, EXIT, FORK, KINDS, NONE, REAP, RENAME};
-use collector_ebpf::limits::{MAX_CHUNKS, MAX_SLOTS, THREAD_SETS};
+use collector_ebpf::limits::{MAX_CHUNKS, MAX_SLOTS, REQUEST_SETS, THREAD_SETS};
+use collector_ebpf::request::{REQUEST_WAYS, WANTS_REQUESTS, WANTS_STATUS};
 use collector_ebpf::schedule::{
     PROFILE_COUNTERS, PROFILE_HISTOGRAMS, PROFILE_NONE, TIMED_RUNS, WAYS, wishes,
 };
@@ -16,14 +17,17 @@ use collector_ebpf::slot::{EXITED, FINAL, FREE, REAPED, ROLE_MASTER, ROLE_WORKER
 
 use super::events::{self, EventReader};
 use super::load::{self, Attached, LoadError};
-use super::schedule::{ScheduleTable, Scheduler};
+use super::requests::RequestProbes;
+use super::schedule::{Probe, ScheduleTable, Scheduler};
 use super::slots::SlotTable;
 use super::stacks::Stacks;
 use super::support::Support;
 use super::sys;
 use super::tags::Tags;
 use super::tasks::{Missing, TaskReader};
-use crate::input::{self, Comm, Input, Listed, Profile, Role, ScheduleReading, SlotRecord, Source, Wishes};
+use crate::input::{
+    self, Comm, Input, Listed, Profile, Requests, Role, ScheduleReading, SlotRecord, Source, Wishes,
+};
 use crate::procfs::parse::stat::Stat;
 use crate::procfs::root::{Buffer, ReadError, Root};
 use crate::snapshot::{EventCounts, Feature, MapFill, ProgramCost};
@@ -49,6 +53,8 @@ pub struct KernelSource {
     tasks: TaskReader,
     slots: SlotTable,
     scheduler: Option<Scheduler>,
+    requests: Option<RequestProbes>,
+    requests_attached: bool,
     stacks: Option<Stacks>,
     scheduler_attached: bool,
     /// There may be workers whose threads are not followed.
@@ -98,6 +104,8 @@ impl KernelSource {
             tasks: TaskReader::new(loaded.tracked, loaded.all_processes, loaded.pass, host),
             slots: loaded.slots,
             scheduler: loaded.scheduler,
+            requests: loaded.requests,
+            requests_attached: false,
             stacks: loaded.stacks.map(|iterator| Stacks::new(iterator, procfs)),
             scheduler_attached: false,
             follow_wanted: false,
@@ -172,7 +180,12 @@ impl KernelSource {
 
     fn wishes_of(&self, pool: u32) -> u32 {
         let pool = self.wishes.get(&pool).copied().unwrap_or_default();
-        wishes(profile_number(pool.profile), pool.idle_in.0.into())
+        let requests = match pool.requests {
+            Requests::None => 0,
+            Requests::Timed => WANTS_REQUESTS,
+            Requests::WithStatus => WANTS_REQUESTS | WANTS_STATUS,
+        };
+        wishes(profile_number(pool.profile), u32::from(pool.idle_in.0) | requests)
     }
 
     /// `/proc/PID/stat`; `None` if there is no such process.
@@ -397,36 +410,40 @@ impl Source for KernelSource {
         }
     }
 
-    fn limit_profiles(&mut self, ceiling: Profile) {
-        let Some(Scheduler { probes, .. }) = &mut self.scheduler else { return };
+    fn limit_profiles(&mut self, ceiling: Profile, requests: bool) -> bool {
+        let Some(Scheduler { probes, .. }) = &mut self.scheduler else { return false };
         let wanted = ceiling > Profile::None;
         if wanted && !self.scheduler_attached {
             // There are none, unless a program was late.
             self.schedule.forget(None, None);
-            for probe in probes.iter_mut() {
-                match sys::tracepoint_attach(probe.program.as_fd()) {
-                    Ok(link) => probe.link = Some(link),
-                    Err(error) => {
-                        tracing::warn!(probe = probe.name, %error, "attaching a scheduler probe failed");
-                        // All of them or none, and no second attempt: the reason will not go away.
-                        self.scheduler = None;
-                        return;
-                    }
-                }
+            if !attach_all(probes) {
+                self.scheduler = None;
+                return false;
             }
             self.follow_wanted = true;
             self.scheduler_attached = true;
         }
+        // Requests are those of threads that are followed.
+        let requests = requests && wanted;
+        if let Some(probes) = self.requests.as_mut().map(|requests| &mut requests.probes)
+            && requests != self.requests_attached
+        {
+            self.requests_attached = requests;
+            if !requests {
+                detach_all(probes);
+            } else if !attach_all(probes) {
+                (self.requests, self.requests_attached) = (None, false);
+            }
+        }
         // Threads begin to be followed after the probes are attached, and cease to before they are detached.
         self.slots.set_ceiling(profile_number(ceiling));
         if !wanted && self.scheduler_attached {
-            for probe in probes.iter_mut() {
-                probe.link = None;
-            }
+            detach_all(probes);
             self.scheduler_attached = false;
             sys::wait_for_running_programs();
             self.schedule.forget(None, Some(monotonic_ns()));
         }
+        self.requests_attached
     }
 
     fn probe_cost_ns(&self) -> Option<u64> {
@@ -452,12 +469,24 @@ impl Source for KernelSource {
             self.refused_chunks = refused;
             self.slots.with_free(|slot| self.schedule.reclaim(slot));
         }
+        if let Some(RequestProbes { finish, .. }) = &self.requests
+            && let (table, true) = self.schedule.requests()
+            && let Err(error) = table.finish_quiet(finish, monotonic_ns(), records)
+        {
+            tracing::warn!(%error, "accounting for requests that were answered failed");
+        }
         self.schedule.moved(self.slots.follow_changes(), records);
     }
 
     fn schedule(&mut self, record: u32, out: &mut ScheduleReading) -> Option<bool> {
         out.intervals.clear();
         let slot = self.slots.get(record).filter(|slot| slot.phase != FREE)?;
+        if let Some(RequestProbes { finish, .. }) = &self.requests
+            && let Some(end_ns) = self.schedule.ended_serving(record)
+            && let Err(error) = self.schedule.requests().0.abandon(finish, record, end_ns)
+        {
+            tracing::warn!(%error, "accounting for the requests of a worker that ended failed");
+        }
         let read = self.schedule.read(record, monotonic_ns, out)?;
         out.pool = slot.pool;
         out.process = ProcessKey { pid: slot.pid, start_ns: slot.start_ns };
@@ -510,6 +539,8 @@ impl Source for KernelSource {
     fn losses(&self) -> Vec<(&'static str, u64)> {
         vec![
             ("event_malformed", self.events.malformed),
+            ("request_not_followed", self.counter(Counter::NO_REQUEST)),
+            ("request_torn", self.counter(Counter::REQUEST_MISSED)),
             ("thread_not_followed", self.counter(Counter::NO_THREAD)),
             ("histogram_memory", self.counter(Counter::NO_CHUNK)),
             ("interval_negative", self.counter(Counter::NEGATIVE)),
@@ -533,6 +564,7 @@ impl Source for KernelSource {
             let tracepoints =
                 self.tracepoints.iter().map(|attached| (attached.name, attached.program.as_fd()));
             let probes = self.scheduler.iter().flat_map(|scheduler| &scheduler.probes);
+            let probes = probes.chain(self.requests.iter().flat_map(|requests| &requests.probes));
             let probes = probes.map(|probe| (probe.name, probe.program.as_fd()));
             let stacks = self.stacks.iter().map(Stacks::program);
             let all = tracepoints.chain(probes).chain(self.tasks.programs()).chain(stacks);
@@ -550,6 +582,7 @@ impl Source for KernelSource {
         vec![
             fill("slots", self.slots.handed_out().into(), MAX_SLOTS),
             fill("threads", self.schedule.followed(), THREAD_SETS * WAYS),
+            fill("requests", self.schedule.open_requests(), REQUEST_SETS * REQUEST_WAYS),
             fill("histogram_chunks", self.slots.chunks_handed_out().into(), MAX_CHUNKS),
         ]
     }
@@ -557,6 +590,25 @@ impl Source for KernelSource {
     fn map_bytes(&self) -> Option<u64> {
         self.map_bytes
     }
+}
+
+/// Attaches all of them or none. There is no second attempt: the reason will not go away.
+fn attach_all(probes: &mut [Probe]) -> bool {
+    for probe in probes.iter_mut() {
+        match sys::tracepoint_attach(probe.program.as_fd()) {
+            Ok(link) => probe.link = Some(link),
+            Err(error) => {
+                tracing::warn!(probe = probe.name, %error, "attaching a probe failed");
+                detach_all(probes);
+                return false;
+            }
+        }
+    }
+    true
+}
+
+fn detach_all(probes: &mut [Probe]) {
+    probes.iter_mut().for_each(|probe| probe.link = None);
 }
 
 fn profile_number(profile: Profile) -> u32 {

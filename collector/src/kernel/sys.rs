@@ -94,6 +94,9 @@ unsafe impl Plain for collector_ebpf::slot::Tag {}
 unsafe impl Plain for collector_ebpf::slot::TagAccess {}
 
 // SAFETY: as above.
+unsafe impl Plain for collector_ebpf::request::Finish {}
+
+// SAFETY: as above.
 unsafe impl Plain for collector_ebpf::task::Told {}
 
 /// A task storage map: one value for a process, under a pidfd of it.

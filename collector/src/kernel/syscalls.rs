@@ -3,6 +3,7 @@
 //! Numbers differ by architecture and come from libc, so the table is right for the one we are built for. A 32-bit
 //! program on a 64-bit kernel has other numbers; its reasons are wrong.
 
+use collector_ebpf::request::{BYTES, MESSAGE, NO_BYTES, VECTORS};
 use collector_ebpf::schedule::{
     ADDRESS_SPACE, AS_BEFORE, BY_DESCRIPTOR, CHILD, DISK, LOCK, NETWORK, OTHER, POLL, SLEEP, SYSCALLS,
 };
@@ -56,6 +57,27 @@ const OLDER_CALLS: [(u8, &[libc::c_long]); 4] = [
 ];
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER_CALLS: [(u8, &[libc::c_long]); 0] = [];
+
+/// Calls that send, and how each names the bytes.
+const SENDERS: [(u8, libc::c_long); 5] = [
+    (BYTES, libc::SYS_write),
+    (BYTES, libc::SYS_sendto),
+    (VECTORS, libc::SYS_writev),
+    (MESSAGE, libc::SYS_sendmsg),
+    // The first message of several.
+    (MESSAGE, libc::SYS_sendmmsg),
+];
+
+/// How a call names the bytes that it sends, by its number.
+pub(super) fn sent_bytes() -> [u8; SYSCALLS] {
+    let mut table = [NO_BYTES; SYSCALLS];
+    for (named, call) in SENDERS {
+        if let Some(entry) = usize::try_from(call).ok().and_then(|call| table.get_mut(call)) {
+            *entry = named;
+        }
+    }
+    table
+}
 
 /// Reason by number of the call.
 pub(super) fn reasons() -> [u8; SYSCALLS] {

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use collector_ebpf::schedule::{KINDS, ON_CPU, POLL, RUNNABLE, SPAN, Work};
+use collector_ebpf::request::ABORTED;
+use collector_ebpf::schedule::{KINDS, ON_CPU, POLL, REQUEST, RUNNABLE, SPAN, Work};
 
 use crate::histogram::Scratch;
 use crate::input::{
@@ -17,7 +18,7 @@ use crate::snapshot::{
 use crate::units::{CpuTime, ProcessKey};
 use crate::worker::flags::{Flag, Limits};
 use crate::worker::runs::{Outcome, Run, Runs};
-use crate::worker::schedule::Schedules;
+use crate::worker::schedule::{Schedules, Watched};
 
 /// 2026-01-02T03:04:05.25Z
 pub(crate) const AT: u64 = 1_767_323_045_250_000_000;
@@ -127,6 +128,8 @@ pub(crate) fn schedule() -> ScheduleReading {
             Interval { measure: RUNNABLE as u8, bucket: 500, count: 40 },
             Interval { measure: POLL as u8, bucket: 1500, count: 39 },
             Interval { measure: SPAN as u8, bucket: 1500, count: 7 },
+            Interval { measure: REQUEST as u8, bucket: 1400, count: 11 },
+            Interval { measure: (REQUEST + ABORTED) as u8, bucket: 1600, count: 1 },
         ],
         process: ProcessKey { pid: 4000, start_ns: 1 },
         busy: false,
@@ -139,6 +142,10 @@ pub(crate) fn schedule() -> ScheduleReading {
             end_ns: 0,
             spans: 7,
         },
+        requests: [11, 0, 0, 0, 0, 1],
+        in_flight: 2,
+        received_bytes: 1200,
+        sent_bytes: 34_000,
     }
 }
 
@@ -333,7 +340,8 @@ pub(crate) fn snapshot() -> Snapshot {
         at_ns: SCHEDULES_AT - seconds * SECOND,
         ..ScheduleReading::default()
     };
-    schedules.watch(1, Profile::Histograms, Profile::Histograms, false, before(5).at_ns);
+    let work = Watched { requests: true, ..Watched::default() };
+    schedules.watch(1, Profile::Histograms, Profile::Histograms, work, before(5).at_ns);
     for (reading, user_ns) in
         [(before(5), 0), (before(4), 0), (before(3), 3_000_000), (schedule(), 3_000_000)]
     {

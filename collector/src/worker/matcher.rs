@@ -78,18 +78,22 @@ impl Conditions {
 pub enum Work {
     /// The life of a worker: a process per job.
     Runs,
+    /// From the first byte that a worker receives on a connection that somebody else opened to the last one that it
+    /// answers.
+    Requests,
     /// From the moment in which a worker ceases to wait for work until it waits again.
     Spans,
 }
 
 impl Work {
     /// All there are.
-    pub const ALL: [Self; 2] = [Self::Runs, Self::Spans];
+    pub const ALL: [Self; 3] = [Self::Runs, Self::Requests, Self::Spans];
 
     /// As the configuration has it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Runs => "runs",
+            Self::Requests => "requests",
             Self::Spans => "spans",
         }
     }
@@ -114,6 +118,8 @@ pub struct Rule {
     pub work: Option<Work>,
     /// Where its workers wait for work.
     pub idle_in: Option<IdleIn>,
+    /// The status of HTTP/1 answers is looked at.
+    pub http_status: bool,
     /// How long they may be in one state.
     pub flags: Limits,
 }
@@ -290,6 +296,7 @@ mod tests {
             interval_ns: None,
             profile: None,
             work: None,
+            http_status: true,
             idle_in: None,
             flags: Limits::default(),
         }

@@ -8,6 +8,7 @@ pub mod pool;
 pub mod process;
 pub mod recognize;
 pub mod registry;
+pub mod requests;
 mod rest;
 pub mod runs;
 pub mod schedule;

@@ -315,7 +315,7 @@ impl Pool {
                 self.runs = Some(Box::new(Runs::new(now_ns, now_unix_ns)))
             }
             Some(Work::Runs) => {}
-            Some(Work::Spans) | None => self.runs = None,
+            Some(Work::Requests | Work::Spans) | None => self.runs = None,
         }
     }
 

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use collector_ebpf::schedule::{KINDS, MEASURES, ON_CPU, SPAN, Work};
+use collector_ebpf::schedule::{KINDS, MEASURES, ON_CPU, REQUEST, SPAN, Work};
 
 use crate::histogram::{Scale, Scratch, Windowed};
 use crate::input::{Profile, ScheduleReading, Source};
@@ -14,6 +14,7 @@ use crate::snapshot::{self, Distribution, Schedule, WorkerState};
 use crate::units::{ByProcess, CpuTime, NANOS_PER_SECOND, monotonic_ns};
 use crate::worker::conservation::Comparison;
 use crate::worker::pool::PoolId;
+use crate::worker::requests::{Requests, WorkerRequests};
 use crate::worker::state::{self, TIMED};
 use crate::worker::utilization::Utilization;
 
@@ -163,6 +164,8 @@ pub struct WorkerSchedule {
     /// It has been ready.
     ready: bool,
     discarded: [u32; MEASURES],
+    /// `None` where nobody watches them.
+    requests: Option<WorkerRequests>,
     histograms: Histograms,
 }
 
@@ -180,6 +183,11 @@ impl WorkerSchedule {
     /// Time in the states of [`TIMED`] until `at_ns`, ns.
     pub fn state_ns(&self, at_ns: u64) -> [u64; TIMED.len()] {
         self.times.states.map(|running| running.at(at_ns))
+    }
+
+    /// What it was asked; `None` where that is not watched.
+    pub fn requests(&self) -> Option<&Requests> {
+        self.requests.as_ref().map(WorkerRequests::total)
     }
 
     /// Spans that have ended.
@@ -209,6 +217,8 @@ pub struct PoolSchedule {
     /// Its workers' lives are its work.
     works_in_runs: bool,
     spans: u64,
+    /// `None` where nobody watches them.
+    requests: Option<Requests>,
     spawn_to_ready: Option<Windowed>,
     shown_spawn_to_ready: Option<Arc<Distribution>>,
     utilization: Utilization,
@@ -326,6 +336,15 @@ fn grown(before: u64, now: u64) -> u64 {
     if now.wrapping_sub(before).cast_signed() > 0 { now } else { before }
 }
 
+/// How the work of a pool is looked at.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Watched {
+    /// Its workers' lives are its work.
+    pub in_runs: bool,
+    /// Requests are followed for it.
+    pub requests: bool,
+}
+
 /// All of it.
 #[derive(Debug, Default)]
 pub struct Schedules {
@@ -375,8 +394,7 @@ impl Schedules {
     /// The scheduler is watched for a pool from now on as far as it wants, if its probes are there, and `ceiling` allows:
     /// what has not happened yet is known not to have happened. What it does not want any more is forgotten; what it may
     /// not have now stays as it was.
-    /// `in_runs` says that its workers' lives are its work.
-    pub fn watch(&mut self, pool: PoolId, wanted: Profile, ceiling: Profile, in_runs: bool, now_ns: u64) {
+    pub fn watch(&mut self, pool: PoolId, wanted: Profile, ceiling: Profile, work: Watched, now_ns: u64) {
         if wanted == Profile::None {
             self.pools.remove(&pool);
             return;
@@ -391,7 +409,10 @@ impl Schedules {
             return;
         }
         let pool = self.pools.entry(pool).or_default();
-        pool.works_in_runs = in_runs;
+        pool.works_in_runs = work.in_runs;
+        if work.requests {
+            pool.requests.get_or_insert_default();
+        }
         pool.spawn_to_ready.get_or_insert_with(|| Windowed::new(SECONDS, now_ns));
         if matches!(pool.on_cpu, OnCpu::Unwatched) {
             pool.on_cpu = OnCpu::Wanted;
@@ -452,6 +473,9 @@ impl Schedules {
     /// will tell that they ended.
     fn stop(&mut self, worker: &WorkerSchedule, at_ns: u64) {
         if let Some(pool) = self.pools.get_mut(&worker.pool) {
+            if let (Some(pool), Some(worker)) = (&mut pool.requests, &worker.requests) {
+                worker.leave(pool);
+            }
             pool.times.replace(&worker.times, &worker.times.stopped(at_ns));
         }
     }
@@ -479,19 +503,23 @@ impl Schedules {
         let time_ns = pool.time_ns(at_ns);
         // Read after the CPU, so it contains that, but for workers whose times could not be read this time.
         pool.on_cpu.take(cpu.total_ns(), time_ns[ON_CPU as usize], at_ns);
-        let (intervals, span_seconds) = match pool.distributions(at_ns, scratch) {
-            Some(measures) => {
-                let span_seconds = Arc::clone(&measures[SPAN as usize]);
-                (Some(std::array::from_fn(|kind| Arc::clone(&measures[kind]))), Some(span_seconds))
-            }
-            None => (None, None),
-        };
+        let measures = pool.distributions(at_ns, scratch);
+        let measure = |measure: usize| measures.as_ref().map(|measures| Arc::clone(&measures[measure]));
+        let intervals =
+            measures.as_ref().map(|measures| std::array::from_fn(|kind| Arc::clone(&measures[kind])));
+        let requests = pool.requests.map(|total| snapshot::Requests {
+            total,
+            seconds: measures.as_ref().map(|measures| {
+                std::array::from_fn(|outcome| Arc::clone(&measures[REQUEST as usize + outcome]))
+            }),
+        });
         Some(Schedule {
             time_ns,
             lived_ns: pool.lived_ns(at_ns),
             unattributed_cpu_ns: pool.unattributed_cpu_ns.saturating_add(pool.on_cpu.unattributed_ns()),
             intervals,
-            work: pool.work(size, span_seconds, at_ns, scratch),
+            work: pool.work(size, measure(SPAN as usize), at_ns, scratch),
+            requests,
         })
     }
 
@@ -518,6 +546,9 @@ fn account(
             *new = now.wrapping_sub(before);
         }
         worker.discarded = reading.discarded;
+        if let Some(pool) = &mut pool.requests {
+            worker.requests.get_or_insert_default().take(reading, pool);
+        }
         let spans = std::mem::replace(&mut worker.spans, reading.work.spans);
         pool.spans += reading.work.spans.wrapping_sub(spans);
         if reading.work.ready_ns != 0 && !std::mem::replace(&mut worker.ready, true) {
@@ -536,23 +567,23 @@ mod tests {
         let mut schedules = Schedules::default();
         let view =
             |schedules: &mut Schedules| schedules.pool_view(1, CpuTime::default(), 1, &mut Scratch::new());
-        schedules.watch(1, Profile::None, Profile::Histograms, false, 0);
+        schedules.watch(1, Profile::None, Profile::Histograms, Watched::default(), 0);
         assert!(view(&mut schedules).is_none());
-        schedules.watch(1, Profile::Counters, Profile::Histograms, false, 0);
+        schedules.watch(1, Profile::Counters, Profile::Histograms, Watched::default(), 0);
         let counters = view(&mut schedules).unwrap();
         assert_eq!((counters.time_ns, counters.lived_ns), ([0; KINDS], 0));
         assert!(counters.intervals.is_none());
-        schedules.watch(1, Profile::Histograms, Profile::Histograms, false, 0);
+        schedules.watch(1, Profile::Histograms, Profile::Histograms, Watched::default(), 0);
         let intervals = view(&mut schedules).unwrap().intervals.unwrap();
         for distribution in intervals {
             assert_eq!((distribution.count, distribution.bounds.len()), (0, SECONDS.bounds.len()));
         }
         // For want of budget it stays, and goes when nobody wants it.
-        schedules.watch(1, Profile::Histograms, Profile::None, false, 0);
+        schedules.watch(1, Profile::Histograms, Profile::None, Watched::default(), 0);
         assert!(view(&mut schedules).unwrap().intervals.is_some());
-        schedules.watch(1, Profile::Counters, Profile::Histograms, false, 0);
+        schedules.watch(1, Profile::Counters, Profile::Histograms, Watched::default(), 0);
         assert!(view(&mut schedules).unwrap().intervals.is_none());
-        schedules.watch(1, Profile::None, Profile::Histograms, false, 0);
+        schedules.watch(1, Profile::None, Profile::Histograms, Watched::default(), 0);
         assert!(view(&mut schedules).is_none());
     }
 
@@ -561,7 +592,7 @@ mod tests {
     #[test]
     fn threads_whose_end_was_not_told_add_nothing_after_their_worker() {
         let mut schedules = Schedules::default();
-        schedules.watch(1, Profile::Counters, Profile::Histograms, false, 0);
+        schedules.watch(1, Profile::Counters, Profile::Histograms, Watched::default(), 0);
         let mut open = [0; KINDS];
         open[ON_CPU as usize] = 1;
         let reading = |at_ns| ScheduleReading { pool: 1, at_ns, open, living: 1, ..Default::default() };
@@ -581,7 +612,7 @@ mod tests {
         let mut at_ns = 0;
         let mut view = |schedules: &mut Schedules, cpu_s: u64, wanted, ceiling| {
             at_ns += SECOND;
-            schedules.watch(1, wanted, ceiling, false, at_ns);
+            schedules.watch(1, wanted, ceiling, Watched::default(), at_ns);
             schedules.at_ns = at_ns;
             let cpu = CpuTime { user_ns: cpu_s * SECOND, system_ns: 0 };
             schedules.pool_view(1, cpu, 1, &mut Scratch::new()).map(|view| view.unattributed_cpu_ns / SECOND)
@@ -609,7 +640,7 @@ mod tests {
     #[test]
     fn a_pool_that_wants_totals_alone_has_discarded_no_interval() {
         let mut schedules = Schedules::default();
-        schedules.watch(1, Profile::Counters, Profile::Histograms, false, 0);
+        schedules.watch(1, Profile::Counters, Profile::Histograms, Watched::default(), 0);
         let reading = ScheduleReading { pool: 1, discarded: [1; MEASURES], ..ScheduleReading::default() };
         schedules.account(0, &reading, true);
         let view = schedules.pool_view(1, CpuTime::default(), 1, &mut Scratch::new());

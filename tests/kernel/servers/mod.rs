@@ -21,14 +21,14 @@ use serde_json::Value;
 use crate::support::{Collector, eventually, pool_of};
 
 /// A server that is ended with the test, and all that it left in its process group.
-struct Server {
+pub(crate) struct Server {
     child: Child,
     end: Signal,
 }
 
 impl Server {
     /// One that ends at once, with its workers, when it is told to quit.
-    fn start(command: &mut Command) -> Self {
+    pub(crate) fn start(command: &mut Command) -> Self {
         Self::start_ended_by(Signal::SIGQUIT, command)
     }
 
@@ -45,7 +45,7 @@ impl Server {
         Self { child, end }
     }
 
-    fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id().cast_signed())
     }
 }
@@ -70,7 +70,7 @@ pub(crate) fn free_port() -> u16 {
 }
 
 /// A directory with these files.
-fn directory_with(files: &[(&str, &str)]) -> tempfile::TempDir {
+pub(crate) fn directory_with(files: &[(&str, &str)]) -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     for (name, text) in files {
         let path = directory.path().join(name);
@@ -80,7 +80,7 @@ fn directory_with(files: &[(&str, &str)]) -> tempfile::TempDir {
     directory
 }
 
-fn command_in(directory: &Path, program: &str, arguments: &[&str]) -> Command {
+pub(crate) fn command_in(directory: &Path, program: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(program);
     command.args(arguments).current_dir(directory);
     command

@@ -7,6 +7,7 @@ mod death;
 mod flag;
 mod own;
 mod pool;
+mod requests;
 mod runs;
 mod times;
 mod work;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Serialize, Serializer};
 
+use super::requests::{Requests, durations};
 use super::runs::Runs;
 use super::times::{Intervals, Quantiles, Schedule, recorded, windows};
 use super::work::Work;
@@ -118,6 +119,8 @@ pub(super) struct PoolStats<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     work: Option<Work>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    requests: Option<Requests>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     runs: Option<Runs<'a>>,
     /// By account of the kernel's that has it while ours has not.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -158,6 +161,7 @@ impl<'a> PoolStats<'a> {
             accept_queues: pool.accept_queues.iter().map(AcceptQueue::of).collect(),
             schedule: pool.schedule.as_ref().map(Schedule::of_pool),
             work: pool.schedule.as_ref().map(|schedule| Work::of_pool(&schedule.work)),
+            requests: Requests::of_pool(pool, snapshot),
             runs: pool.runs.as_ref().map(Runs::of),
             unattributed_cpu_seconds: pool.unattributed_cpu_ns().map(|(by, ns)| (by, Seconds(ns))).collect(),
             quantiles: Quantiles {
@@ -168,6 +172,7 @@ impl<'a> PoolStats<'a> {
                     .schedule
                     .as_ref()
                     .and_then(|schedule| Some(windows(schedule.work.span_seconds.as_ref()?))),
+                request_duration_seconds: pool.schedule.as_ref().and_then(durations),
                 spawn_to_ready_seconds: pool
                     .schedule
                     .as_ref()

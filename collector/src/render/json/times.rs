@@ -19,6 +19,9 @@ pub(super) struct Quantiles {
     pub(super) lifetime_seconds: BTreeMap<&'static str, Window>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) span_seconds: Option<Windows>,
+    /// By outcome.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) request_duration_seconds: Option<BTreeMap<&'static str, Windows>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) spawn_to_ready_seconds: Option<Windows>,
     #[serde(flatten)]

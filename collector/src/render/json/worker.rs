@@ -3,6 +3,7 @@
 use serde::{Serialize, Serializer};
 
 use super::flag::Flagged;
+use super::requests::Requests;
 use super::times::Schedule;
 use super::work::Work;
 use super::{Seconds, Time, finite};
@@ -100,6 +101,8 @@ pub(super) struct Worker<'a> {
     schedule: Option<Schedule>,
     #[serde(skip_serializing_if = "Option::is_none")]
     work: Option<Work>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    requests: Option<Requests>,
 }
 
 #[derive(Serialize)]
@@ -147,8 +150,7 @@ impl<'a> Worker<'a> {
         scratch: &mut Scratch,
     ) -> Self {
         let at_ns = snapshot.schedules_at_ns;
-        let record = worker.record.and_then(|record| usize::try_from(record).ok());
-        let schedule = record.and_then(|record| snapshot.schedules.get(record)?.as_deref());
+        let schedule = snapshot.schedule_of(worker);
         Self {
             id: Id { pool, slot: worker.slot, generation: worker.generation },
             slot: worker.slot,
@@ -165,6 +167,7 @@ impl<'a> Worker<'a> {
             reading: worker.reading.as_ref().map(Reading::of),
             schedule: schedule.map(|s| Schedule::of_worker(s, at_ns, scratch)),
             work: schedule.map(|s| Work::of_worker(s, at_ns, scratch)),
+            requests: schedule.and_then(|s| Requests::of_worker(s, at_ns, scratch)),
         }
     }
 }

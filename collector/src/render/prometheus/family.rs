@@ -188,6 +188,20 @@ families! {
             "Quantiles of worker_pool_off_cpu_seconds in a window, within 1.6 %.";
         POOL_BLOCKED_DISCARDED = Counter "worker_pool_off_cpu_seconds_discarded_total" ["pool", "reason"] ""
             "Intervals left out of worker_pool_off_cpu_seconds because their length is not known.";
+        POOL_REQUESTS = Counter "worker_pool_requests_total" ["pool", "outcome"] ""
+            "Requests that ended, by outcome: the class of the status of an HTTP/1 answer, ok for any other answer, aborted for none.";
+        POOL_IN_FLIGHT = Gauge "worker_pool_requests_in_flight" ["pool"] ""
+            "Requests that have begun and of which no byte was answered yet.";
+        POOL_RECEIVED = Counter "worker_pool_receive_bytes_total" ["pool"] "bytes"
+            "Bytes that workers received from sockets of any kind.";
+        POOL_SENT = Counter "worker_pool_transmit_bytes_total" ["pool"] "bytes"
+            "Bytes that workers sent to sockets of any kind.";
+        POOL_REQUEST = Histogram "worker_pool_request_duration_seconds" ["pool", "outcome"] "seconds"
+            "Time from the first byte of a request that a worker received to the last byte of its answer that it sent.";
+        POOL_REQUEST_QUANTILE = Summary "worker_pool_request_duration_seconds_quantile" ["pool", "outcome", "quantile", "window"] ""
+            "Quantiles of worker_pool_request_duration_seconds in a window, within 1.6 %.";
+        POOL_REQUEST_DISCARDED = Counter "worker_pool_request_duration_seconds_discarded_total" ["pool", "outcome"] ""
+            "Requests left out of worker_pool_request_duration_seconds for want of memory or budget.";
 
         MASTER_COUNT = Gauge "worker_pool_masters" ["pool"] ""
             "Processes alive that fork the workers of the pool.";
@@ -235,6 +249,12 @@ families! {
             "Bytes the worker caused to be read from storage since it started.";
         WORKER_WRITTEN = Counter "worker_written_bytes_total" ["pool", "slot"] "bytes"
             "Bytes the worker caused to be written to storage since it started.";
+        WORKER_REQUESTS = Counter "worker_requests_total" ["pool", "slot"] ""
+            "Requests of the worker that ended while it was watched.";
+        WORKER_RECEIVED = Counter "worker_receive_bytes_total" ["pool", "slot"] "bytes"
+            "Bytes the worker received from sockets of any kind while it was watched.";
+        WORKER_SENT = Counter "worker_transmit_bytes_total" ["pool", "slot"] "bytes"
+            "Bytes the worker sent to sockets of any kind while it was watched.";
     }
     Collector {
         BUILD_INFO = Info "collector_build_info" ["version"] ""

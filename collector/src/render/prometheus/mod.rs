@@ -20,6 +20,7 @@ mod native;
 mod own;
 mod pools;
 mod protobuf;
+mod requests;
 mod schedule;
 mod text;
 mod workers;
@@ -140,9 +141,11 @@ pub fn render(
     pools::write(&mut writer, &series);
     pools::write_runs(&mut writer, &series);
     schedule::write(&mut writer, &series);
+    requests::write(&mut writer, &series);
     pools::write_masters(&mut writer, &series);
     workers::write(&mut writer, &series);
     workers::write_details(&mut writer, &series);
+    requests::write_details(&mut writer, &series);
     own::write(&mut writer, snapshot);
     schedule::write_unattributed(&mut writer, &series);
     own::write_process(&mut writer, snapshot);
@@ -151,6 +154,7 @@ pub fn render(
 
 /// What there are series of, with their labels, which are escaped once and used for every family.
 struct Series<'a> {
+    snapshot: &'a Snapshot,
     labels: Labels,
     pools: Vec<(&'a Pool, Place)>,
     workers: Vec<(&'a Worker, Place)>,
@@ -173,7 +177,7 @@ impl<'a> Series<'a> {
                 workers.push((worker, labels.add(Some(of_pool), |labels| labels.number(&SLOT, worker.slot))));
             }
         }
-        Self { labels, pools, workers }
+        Self { snapshot, labels, pools, workers }
     }
 
     fn pools(&self) -> impl Iterator<Item = (&'a Pool, Piece<'_>)> {

@@ -225,7 +225,7 @@ fn groups_divide_what_there_is() {
     assert!(without_details.eq(&default));
     let of_worker =
         |lines: &[String]| lines.iter().filter(|line| line.contains("{pool=\"web\",slot=\"0\"")).count();
-    assert_eq!((of_worker(&default), of_worker(&one_by_one)), (8, 19), "series of one worker");
+    assert_eq!((of_worker(&default), of_worker(&one_by_one)), (8, 22), "series of one worker");
 }
 
 #[test]

@@ -129,8 +129,8 @@ fn histograms_are_native_too() {
             }
         }
     }
-    // Three of each pool, twelve kinds of time, spans, and one worker's way to be ready.
-    assert_eq!((histograms, empty), (3 * 5 + 12 + 2, 3 * 4 + 9));
+    // Three of each pool, twelve kinds of time, spans, one worker's way to be ready, and six outcomes of requests.
+    assert_eq!((histograms, empty), (3 * 5 + 12 + 2 + 6, 3 * 4 + 9 + 4));
 }
 
 proptest! {

@@ -1,0 +1,554 @@
+//! What workers are asked and how long they take to answer, connection by connection.
+//!
+//! A connection is known by the address of its `struct socket`, and only while a request of it is in progress: what it was
+//! before is of no use. (The address of its `struct sock` would do, too, but the verifier lets nobody calculate with it.) Several threads may use one connection, and another CPU may close it, so a request is locked by
+//! who changes it; that is never waited for.
+
+use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_or, atomic_xchg};
+
+use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_get_current_task_btf, bpf_task_pt_regs};
+use aya_ebpf::helpers::{bpf_probe_read_user, bpf_probe_read_user_buf};
+use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::programs::BtfTracePointContext;
+use collector_ebpf::event::Counter;
+use collector_ebpf::limits::REQUEST_SETS;
+use collector_ebpf::offsets::ABSENT;
+use collector_ebpf::request::{
+    ABORTED, ANSWERED, BYTES, CLOSED, Finish, LOCKED, MESSAGE, NO_BYTES, OK_2XX, REQUEST_BLOCKED,
+    REQUEST_HISTOGRAMS, REQUEST_WAYS, Request, STATUS_LINE, WANTS_REQUESTS, WANTS_STATUS, set_of,
+};
+use collector_ebpf::schedule::{REQUEST, SYSCALLS, THREAD_HISTOGRAMS, Thread, Times};
+
+use crate::kernel::{load_cast, now, offset, read};
+use crate::schedule::{add_u32, add_u64, discard, fall, find, record, rise, time_run};
+use crate::{CONNECTIONS, REQUESTS, TIMES, count};
+
+/// `MSG_PEEK` of `include/linux/socket.h`.
+const MSG_PEEK: i32 = 2;
+/// `EAGAIN`, `EPIPE` and `ECONNRESET` of `include/uapi/asm-generic`.
+const EAGAIN: i32 = 11;
+const EPIPE: i32 = 32;
+const ECONNRESET: i32 = 104;
+/// `AF_UNIX`, `AF_INET` and `AF_INET6` of `include/linux/socket.h`.
+const AF_UNIX: u16 = 1;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+/// `SOCK_STREAM` and `SOCK_SEQPACKET` of `include/linux/net.h`.
+const SOCK_STREAM: u16 = 1;
+const SOCK_SEQPACKET: u16 = 5;
+/// `SEND_SHUTDOWN` of `include/net/sock.h`.
+const SEND_SHUTDOWN: u8 = 2;
+/// `TCP_FIN_WAIT1`, `TCP_CLOSE` and `TCP_LAST_ACK` of `include/net/tcp_states.h`.
+const TCP_FIN_WAIT1: i32 = 4;
+const TCP_CLOSE: i32 = 7;
+const TCP_LAST_ACK: i32 = 9;
+/// Where `struct msghdr` has `msg_iov`, on machines of 64 bits.
+const MESSAGE_VECTORS: usize = 16;
+
+/// How system calls by number name the bytes that they send, set by the loader.
+#[unsafe(no_mangle)]
+static SYSCALL_BYTES: [u8; SYSCALLS] = [NO_BYTES; SYSCALLS];
+
+/// `(struct sock *sk, int ret, int flags)`
+#[btf_tracepoint(function = "sock_recv_length")]
+fn socket_received(ctx: BtfTracePointContext) -> i32 {
+    let Some(thread) = find(current_tid()) else { return 0 };
+    let (sock, length, flags) = (ctx.arg::<*const u8>(0), ctx.arg::<i32>(1), ctx.arg::<i32>(2));
+    if flags & MSG_PEEK != 0 || length < 0 {
+        return 0;
+    }
+    let Some(times) = TIMES.get_ptr_mut(Thread::slot_of(thread.place)) else { return 0 };
+    // SAFETY: a pointer into the array.
+    if unsafe { (*times).parks } & WANTS_REQUESTS == 0 {
+        return 0;
+    }
+    // SAFETY: as above.
+    add_u64(unsafe { &raw mut (*times).received_bytes }, u64::from(length.cast_unsigned()));
+    let at_ns = now();
+    let key = key_of_sock(sock);
+    match place_of(key) {
+        Some(index) => continued(key, index, thread.place, length, at_ns),
+        None if length > 0 && asks(sock) => begin(key, sock, thread.place, times, at_ns),
+        None => {}
+    }
+    time_run(at_ns);
+    0
+}
+
+/// `(struct sock *sk, int ret, int flags)`
+#[btf_tracepoint(function = "sock_send_length")]
+fn socket_sent(ctx: BtfTracePointContext) -> i32 {
+    let Some(thread) = find(current_tid()) else { return 0 };
+    let (sock, length) = (ctx.arg::<*const u8>(0), ctx.arg::<i32>(1));
+    if length <= 0 && length != -EAGAIN && length != -EPIPE && length != -ECONNRESET {
+        return 0;
+    }
+    let Some(times) = TIMES.get_ptr_mut(Thread::slot_of(thread.place)) else { return 0 };
+    // SAFETY: a pointer into the array.
+    let asks = unsafe { (*times).parks };
+    if asks & WANTS_REQUESTS == 0 {
+        return 0;
+    }
+    if length > 0 {
+        // SAFETY: as above.
+        add_u64(unsafe { &raw mut (*times).sent_bytes }, u64::from(length.cast_unsigned()));
+    }
+    let key = key_of_sock(sock);
+    if let Some(index) = place_of(key) {
+        let at_ns = now();
+        answered(key, index, length, asks & WANTS_STATUS != 0, at_ns);
+        time_run(at_ns);
+    }
+    0
+}
+
+/// `(const struct sock *sk, const int oldstate, const int newstate)`. In whatever task the packet came to.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+fn connection_state(ctx: BtfTracePointContext) -> i32 {
+    let state = ctx.arg::<i32>(2);
+    if state != TCP_FIN_WAIT1 && state != TCP_LAST_ACK && state != TCP_CLOSE {
+        return 0;
+    }
+    let key = key_of_sock(ctx.arg(0));
+    if let Some(index) = place_of(key) {
+        let at_ns = now();
+        let Some(request) = lock_to_end(key, index) else { return 0 };
+        end(key, index, request, at_ns);
+        time_run(at_ns);
+    }
+    0
+}
+
+/// Accounts for a request whose connection says nothing more, as user space has found it.
+///
+/// The section is not its kind, as for [`crate::tasks`]' `tracked_processes`.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+extern "C" fn finish_request(context: *mut Finish) -> i32 {
+    macro_rules! context {
+        ($field:ident) => {
+            // SAFETY: the context is as long as the verifier found us to reach. Volatile, so that it is one load.
+            unsafe { (&raw const (*context).$field).read_volatile() }
+        };
+    }
+    let (index, key, abandon) = (context!(index), context!(key), context!(abandon));
+    let (quiet_since_ns, end_ns) = (context!(quiet_since_ns), context!(end_ns));
+    let Some(request) = lock(key, index) else { return 0 };
+    // SAFETY: a pointer into the array; locked.
+    let (place, answer_ns) = unsafe { ((*request).place, (*request).answer_ns) };
+    let quiet = answer_ns != 0 && answer_ns < quiet_since_ns && place & REQUEST_BLOCKED == 0;
+    if quiet || abandon != 0 || !is_open(key, request) {
+        end(key, index, request, end_ns);
+    } else {
+        unlock(key, index, request);
+    }
+    0
+}
+
+/// The connection of a request is still there, also if nobody has told that it was closed: nobody tells it of UNIX
+/// connections.
+#[inline(always)]
+fn is_open(key: u64, request: *mut Request) -> bool {
+    // SAFETY: a pointer into the array; locked.
+    let sock = unsafe { (&raw const (*request).sock).cast::<u64>().read_volatile() };
+    // What was freed may be anything by now, but hardly two things that point to each other.
+    let back: u64 = load_cast(key as *const u8, offset!(socket_sock));
+    back == sock && load_cast::<u64>(sock as *const u8, offset!(sock_socket)) == key
+}
+
+#[inline(always)]
+fn current_tid() -> u32 {
+    // SAFETY: no precondition.
+    unsafe { bpf_get_current_pid_tgid() as u32 }
+}
+
+/// A connection that somebody else has opened to this side, and to which an answer could still be sent.
+///
+/// A TCP connection that was accepted has the limit of the queue of its listening socket, of which it began as a copy
+/// (`inet_csk_clone_lock` of `net/ipv4/inet_connection_sock.c`); one that connect(2) opened has none. An accepted UNIX
+/// connection has the address of its listening socket (`unix_stream_connect` of `net/unix/af_unix.c`); the other end has
+/// none, unless it was bound to one.
+#[inline(always)]
+fn asks(sock: *const u8) -> bool {
+    if offset!(sock_family) == ABSENT || offset!(word_type) == ABSENT {
+        return false;
+    }
+    let (family, kind): (u16, u16) = (read!(sock, sock_family), read!(sock, sock_type));
+    let shutdown: u8 = read!(sock, sock_shutdown);
+    if shutdown & SEND_SHUTDOWN != 0 {
+        return false;
+    }
+    match family {
+        AF_INET | AF_INET6 => {
+            let backlog: u32 = read!(sock, sock_max_ack_backlog);
+            kind == SOCK_STREAM && backlog != 0
+        }
+        AF_UNIX if offset!(unix_address) != ABSENT => {
+            let address: u64 = load_cast(sock, offset!(unix_address));
+            (kind == SOCK_STREAM || kind == SOCK_SEQPACKET) && address != 0
+        }
+        _ => false,
+    }
+}
+
+/// What a connection is known by; 0 if nobody has it open.
+#[inline(always)]
+fn key_of_sock(sock: *const u8) -> u64 {
+    load_cast(sock, offset!(sock_socket))
+}
+
+/// The index of the request that is in progress on a connection.
+#[inline(always)]
+fn place_of(key: u64) -> Option<u32> {
+    let set = set_of(key);
+    let keys = keys_of(set)?;
+    if key == 0 {
+        return None;
+    }
+    for way in 0..REQUEST_WAYS {
+        // SAFETY: one of the elements; other CPUs change them.
+        if unsafe { keys.add(way).read_volatile() } == key {
+            return Some(set * REQUEST_WAYS as u32 + way as u32);
+        }
+    }
+    None
+}
+
+#[inline(always)]
+fn keys_of(set: u32) -> Option<*mut u64> {
+    let set = CONNECTIONS.get_ptr_mut(set % REQUEST_SETS as u32)?;
+    // SAFETY: a pointer into the array, checked by the verifier.
+    Some(unsafe { (&raw mut (*set).keys).cast() })
+}
+
+/// Where the connection of a request is written.
+#[inline(always)]
+fn key_place(index: u32) -> Option<*mut u64> {
+    let keys = keys_of(index / REQUEST_WAYS as u32)?;
+    // SAFETY: one of the elements.
+    Some(unsafe { keys.add(index as usize % REQUEST_WAYS) })
+}
+
+#[inline(always)]
+fn key_of(index: u32) -> u64 {
+    // SAFETY: a pointer into the array; another CPU may change it.
+    key_place(index).map_or(0, |key| unsafe { key.read_volatile() })
+}
+
+/// Locks the request of a connection. `None` while another program is at it, which is counted, or if it has ended.
+#[inline(always)]
+fn lock(key: u64, index: u32) -> Option<*mut Request> {
+    let request = REQUESTS.get_ptr_mut(index)?;
+    if !try_lock(request) {
+        count(Counter::REQUEST_MISSED);
+        return None;
+    }
+    still_of(key, index, request)
+}
+
+/// The same to end it: if another program is at it, that one will.
+#[inline(always)]
+fn lock_to_end(key: u64, index: u32) -> Option<*mut Request> {
+    let request = REQUESTS.get_ptr_mut(index)?;
+    for _ in 0..ATTEMPTS_TO_END {
+        if try_lock(request) {
+            return still_of(key, index, request);
+        }
+        // SAFETY: an aligned integer of the map.
+        let before =
+            unsafe { atomic_or::<u32, u32, { AtomicOrdering::SeqCst }>(&raw mut (*request).lock, CLOSED) };
+        if before & LOCKED != 0 {
+            return None;
+        }
+    }
+    count(Counter::REQUEST_MISSED);
+    None
+}
+
+/// A lock is held for less than a microsecond.
+const ATTEMPTS_TO_END: usize = 3;
+
+#[inline(always)]
+fn try_lock(request: *mut Request) -> bool {
+    // SAFETY: an aligned integer of the map.
+    let before =
+        unsafe { atomic_or::<u32, u32, { AtomicOrdering::SeqCst }>(&raw mut (*request).lock, LOCKED) };
+    before & LOCKED == 0
+}
+
+/// A locked request, if it is of this connection.
+#[inline(always)]
+fn still_of(key: u64, index: u32, request: *mut Request) -> Option<*mut Request> {
+    if key_of(index) == key {
+        return Some(request);
+    }
+    unlock(key_of(index), index, request);
+    None
+}
+
+/// Unlocks a request, and accounts for it if its connection was closed meanwhile.
+#[inline(always)]
+fn unlock(key: u64, index: u32, request: *mut Request) {
+    // SAFETY: an aligned integer of the map.
+    let (_, unlocked) = unsafe {
+        atomic_cxchg::<u32, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
+            &raw mut (*request).lock,
+            LOCKED,
+            0,
+        )
+    };
+    if !unlocked {
+        end(key, index, request, now());
+    }
+}
+
+/// Ends a locked request and frees its place.
+#[inline(never)]
+fn end(key: u64, index: u32, request: *mut Request, at_ns: u64) -> u64 {
+    let Some(place) = key_place(index) else { return 0 };
+    // SAFETY: a pointer into the array; locked.
+    let (worker, answer_ns) = unsafe { ((*request).place, (*request).answer_ns) };
+    if let Some(times) = TIMES.get_ptr_mut(Request::slot_of(worker)) {
+        if answer_ns == 0 {
+            fly_no_more(times, worker, at_ns);
+            account(times, request, ABORTED, at_ns);
+        } else {
+            account(times, request, Request::outcome_of(worker), answer_ns);
+        }
+        // SAFETY: a pointer into the array.
+        add_u32(unsafe { &raw mut (*times).open }, u32::MAX);
+    }
+    // First nobody finds it, then it can be locked. Whoever has found it before that finds another's key, or none.
+    // SAFETY: aligned integers of the maps.
+    unsafe {
+        atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(place, key, 0);
+        atomic_xchg::<u32, { AtomicOrdering::SeqCst }>(&raw mut (*request).lock, 0);
+    }
+    0
+}
+
+/// Adds a request that has ended to its worker's.
+#[inline(never)]
+fn account(times: *mut Times, request: *mut Request, outcome: u32, end_ns: u64) -> u64 {
+    // SAFETY: callers pass pointers into the arrays; the request is locked.
+    let (place, begin_ns) = unsafe { ((*request).place, (*request).begin_ns) };
+    let outcome = if outcome > ABORTED { ABORTED } else { outcome };
+    // SAFETY: a pointer into the array, and an index below its length.
+    add_u32(unsafe { &raw mut (*times).requests[outcome as usize] }, 1);
+    let measure = REQUEST + outcome;
+    if place & REQUEST_HISTOGRAMS != 0 && !record(times, measure, end_ns.saturating_sub(begin_ns)) {
+        discard(times, measure);
+    }
+    0
+}
+
+#[inline(always)]
+fn fly_no_more(times: *mut Times, place: u32, at_ns: u64) {
+    // SAFETY: callers pass a pointer into the array.
+    add_u32(unsafe { &raw mut (*times).in_flight }, u32::MAX);
+    fall(times, place & REQUEST_HISTOGRAMS != 0, at_ns);
+}
+
+#[inline(always)]
+fn fly(times: *mut Times, at_ns: u64) {
+    // SAFETY: callers pass a pointer into the array.
+    add_u32(unsafe { &raw mut (*times).in_flight }, 1);
+    rise(times, at_ns);
+}
+
+/// The first byte of a request.
+#[inline(always)]
+fn begin(key: u64, sock: *const u8, thread_place: u32, times: *mut Times, at_ns: u64) {
+    let set = set_of(key);
+    let Some(index) = free_place(set).or_else(|| make_room(set, at_ns)) else {
+        count(Counter::NO_REQUEST);
+        return;
+    };
+    let (Some(request), Some(place)) = (REQUESTS.get_ptr_mut(index), key_place(index)) else { return };
+    let histograms = if thread_place & THREAD_HISTOGRAMS != 0 { REQUEST_HISTOGRAMS } else { 0 };
+    // SAFETY: pointers into the arrays; locked, and nobody finds it until its key is written.
+    unsafe {
+        (&raw mut (*request).place)
+            .write_volatile(Request::with_outcome(Thread::slot_of(thread_place) | histograms, ANSWERED));
+        (&raw mut (*request).begin_ns).write_volatile(at_ns);
+        (&raw mut (*request).answer_ns).write_volatile(0);
+        (&raw mut (*request).sock).cast::<*const u8>().write_volatile(sock);
+        add_u32(&raw mut (*times).open, 1);
+        fly(times, at_ns);
+        atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(place, key);
+    }
+    unlock(key, index, request);
+}
+
+/// More bytes came on a connection with a request, or no more will (`length` 0).
+#[inline(always)]
+fn continued(key: u64, index: u32, thread_place: u32, length: i32, at_ns: u64) {
+    let Some(request) = lock(key, index) else { return };
+    // SAFETY: a pointer into the array; locked.
+    let (place, answer_ns) = unsafe { ((*request).place, (*request).answer_ns) };
+    if answer_ns != 0 && length == 0 {
+        end(key, index, request, at_ns);
+        return;
+    }
+    if answer_ns != 0 {
+        // The answer was complete: this is the next request.
+        let (before, slot) = (Request::slot_of(place), Thread::slot_of(thread_place));
+        let (Some(old), Some(new)) = (TIMES.get_ptr_mut(before), TIMES.get_ptr_mut(slot)) else { return };
+        account(old, request, Request::outcome_of(place), answer_ns);
+        let histograms = if thread_place & THREAD_HISTOGRAMS != 0 { REQUEST_HISTOGRAMS } else { 0 };
+        // SAFETY: pointers into the arrays; locked.
+        unsafe {
+            if before != slot {
+                // Another worker was given the connection.
+                add_u32(&raw mut (*old).open, u32::MAX);
+                add_u32(&raw mut (*new).open, 1);
+            }
+            (&raw mut (*request).place).write_volatile(Request::with_outcome(slot | histograms, ANSWERED));
+            (&raw mut (*request).begin_ns).write_volatile(at_ns);
+            (&raw mut (*request).answer_ns).write_volatile(0);
+        }
+        fly(new, at_ns);
+    }
+    unlock(key, index, request);
+}
+
+/// Bytes were sent on a connection with a request, or found no room, or nobody who takes them.
+#[inline(always)]
+fn answered(key: u64, index: u32, length: i32, wants_status: bool, at_ns: u64) {
+    let Some(request) = lock(key, index) else { return };
+    // SAFETY: a pointer into the array; locked.
+    let (place, answer_ns) = unsafe { ((*request).place, (*request).answer_ns) };
+    if length == -EAGAIN {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*request).place).write_volatile(place | REQUEST_BLOCKED) };
+        unlock(key, index, request);
+        return;
+    }
+    if length <= 0 {
+        end(key, index, request, at_ns);
+        return;
+    }
+    let mut outcome = Request::outcome_of(place);
+    if answer_ns == 0 || outcome < ANSWERED {
+        let told = if wants_status { told_outcome() } else { ANSWERED };
+        if told == INTERIM {
+            // 100 Continue and the like: the answer is yet to come.
+            unlock(key, index, request);
+            return;
+        }
+        if answer_ns == 0 {
+            outcome = told;
+            if let Some(times) = TIMES.get_ptr_mut(Request::slot_of(place)) {
+                fly_no_more(times, place, at_ns);
+            }
+        } else if told < ANSWERED
+            && let Some(times) = TIMES.get_ptr_mut(Request::slot_of(place))
+        {
+            // The answer to the next of several requests that came together: begun when the last one was done with.
+            account(times, request, outcome, answer_ns);
+            outcome = told;
+            // SAFETY: as above.
+            unsafe { (&raw mut (*request).begin_ns).write_volatile(answer_ns) };
+        }
+    }
+    // SAFETY: as above.
+    unsafe {
+        let place = Request::with_outcome(place & !REQUEST_BLOCKED, outcome);
+        (&raw mut (*request).place).write_volatile(place);
+        (&raw mut (*request).answer_ns).write_volatile(at_ns);
+    }
+    unlock(key, index, request);
+}
+
+/// An HTTP/1 answer that is not the last to its request.
+const INTERIM: u32 = 0xff;
+
+/// The outcome that the bytes tell that the current system call sends.
+#[inline(always)]
+fn told_outcome() -> u32 {
+    let Some(line) = sent_bytes() else { return ANSWERED };
+    if line[..7] != *b"HTTP/1." || line[8] != b' ' {
+        return ANSWERED;
+    }
+    match line[9] {
+        b'1' if line[10] == b'0' && line[11] == b'1' => ANSWERED,
+        b'1' => INTERIM,
+        class @ b'2'..=b'5' => OK_2XX + u32::from(class - b'2'),
+        _ => ANSWERED,
+    }
+}
+
+/// The first bytes that the current system call sends. `None` where it does not say them: sendfile(2), io_uring.
+#[inline(always)]
+fn sent_bytes() -> Option<[u8; STATUS_LINE]> {
+    if offset!(regs_syscall) == ABSENT || offset!(regs_second) == ABSENT {
+        return None;
+    }
+    // SAFETY: no precondition.
+    let task = unsafe { bpf_get_current_task_btf() };
+    // SAFETY: a trusted task; the helper gives the registers that were saved on entry to the kernel.
+    let registers = unsafe { bpf_task_pt_regs(task) } as *const u8;
+    let number: i32 = read!(registers, regs_syscall);
+    let number = number as usize;
+    if number >= SYSCALLS {
+        return None;
+    }
+    let named = (&raw const SYSCALL_BYTES).cast::<u8>();
+    // SAFETY: an index below the length; volatile, because the loader replaces the values.
+    let named = unsafe { named.add(number).read_volatile() };
+    let mut at: u64 = read!(registers, regs_second);
+    if named == NO_BYTES {
+        return None;
+    }
+    if named == MESSAGE {
+        at = user_word(at.wrapping_add(MESSAGE_VECTORS as u64))?;
+    }
+    if named != BYTES {
+        at = user_word(at)?;
+    }
+    let mut line = [0; STATUS_LINE];
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_user_buf(at as *const u8, &mut line) }.ok()?;
+    Some(line)
+}
+
+#[inline(always)]
+fn user_word(at: u64) -> Option<u64> {
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_user(at as *const u64) }.ok()
+}
+
+/// A place that nobody has, locked.
+#[inline(always)]
+fn free_place(set: u32) -> Option<u32> {
+    for way in 0..REQUEST_WAYS as u32 {
+        let index = set * REQUEST_WAYS as u32 + way;
+        if key_of(index) != 0 {
+            continue;
+        }
+        let request = REQUESTS.get_ptr_mut(index)?;
+        if try_lock(request) && still_of(0, index, request).is_some() {
+            return Some(index);
+        }
+    }
+    None
+}
+
+/// Takes a request that was answered for complete, so that there is room for one that is not.
+#[inline(always)]
+fn make_room(set: u32, at_ns: u64) -> Option<u32> {
+    for way in 0..REQUEST_WAYS as u32 {
+        let index = set * REQUEST_WAYS as u32 + way;
+        let request = REQUESTS.get_ptr_mut(index)?;
+        // SAFETY: a pointer into the array; another CPU may change it.
+        if unsafe { (&raw const (*request).answer_ns).read_volatile() } == 0 {
+            continue;
+        }
+        let key = key_of(index);
+        if let Some(request) = lock(key, index) {
+            end(key, index, request, at_ns);
+            return free_place(set);
+        }
+    }
+    None
+}

@@ -1,0 +1,148 @@
+//! The table of requests that are in progress, and the program that accounts for those that nothing else ends.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use aya::maps::MapData;
+use collector_ebpf::limits::REQUEST_SETS;
+use collector_ebpf::request::{Connections, Finish, QUIET_NS, REQUEST_WAYS, Request};
+
+use super::schedule::Probe;
+use super::shared::Shared;
+use super::sys;
+
+/// Requests that are looked at in one round: each is one system call. The rest is looked at in the next ones.
+const LOOKS: usize = 1024;
+
+/// Programs that follow requests.
+pub(super) struct RequestProbes {
+    pub(super) probes: Vec<Probe>,
+    /// Accounts for one request that we found.
+    pub(super) finish: OwnedFd,
+}
+
+/// Requests that are in progress, or were answered a moment ago.
+pub(super) struct RequestTable {
+    connections: Shared<Connections>,
+    requests: Shared<Request>,
+    /// Where the next round begins to look.
+    next: usize,
+}
+
+/// A request as the table has it.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    index: u32,
+    key: u64,
+    request: Request,
+}
+
+impl RequestTable {
+    pub(super) fn new(connections: MapData, requests: MapData) -> io::Result<Self> {
+        Ok(Self {
+            connections: Shared::map(connections, REQUEST_SETS)?,
+            requests: Shared::map(requests, REQUEST_SETS * REQUEST_WAYS)?,
+            next: 0,
+        })
+    }
+
+    /// Requests with a place, from a set on, around to it again.
+    fn all(&self, from: usize) -> impl Iterator<Item = Found> + '_ {
+        let indices = (0..REQUEST_SETS * REQUEST_WAYS)
+            .map(move |offset| (from * REQUEST_WAYS + offset) % (REQUEST_SETS * REQUEST_WAYS));
+        indices.filter_map(|index| {
+            let key = self.key(index)?.load(Ordering::Acquire);
+            let request = (key != 0).then(|| self.requests.get(index)).flatten()?;
+            Some(Found { index: u32::try_from(index).ok()?, key, request })
+        })
+    }
+
+    /// Which connection a request is of.
+    fn key(&self, index: usize) -> Option<&AtomicU64> {
+        let set = self.connections.at(index / REQUEST_WAYS)?;
+        // SAFETY: an element of the set; a pointer into the mapping.
+        let key = unsafe { &raw mut (*set).keys[index % REQUEST_WAYS] };
+        // SAFETY: mapped, aligned, as long as `self`; the programs change it by atomic instructions.
+        Some(unsafe { AtomicU64::from_ptr(key) })
+    }
+
+    /// Has those accounted for that have been quiet, or whose connection is gone. Returns their slots.
+    pub(super) fn finish_quiet(
+        &mut self,
+        finish: &OwnedFd,
+        now_ns: u64,
+        slots: &mut Vec<u32>,
+    ) -> io::Result<()> {
+        let quiet_since_ns = now_ns.saturating_sub(QUIET_NS);
+        let mut looks = 0;
+        let mut next = 0;
+        for found in self.all(self.next) {
+            let last_ns = found.request.begin_ns.max(found.request.answer_ns);
+            if last_ns >= quiet_since_ns {
+                continue;
+            }
+            looks += 1;
+            if looks > LOOKS {
+                next = found.index as usize / REQUEST_WAYS;
+                break;
+            }
+            let Found { index, key, .. } = found;
+            run(finish, Finish { index, key, quiet_since_ns, end_ns: now_ns, ..Finish::default() })?;
+            slots.push(Request::slot_of(found.request.place));
+        }
+        self.next = next;
+        Ok(())
+    }
+
+    /// Has all of a slot accounted for, whose worker ended at `end_ns`.
+    pub(super) fn abandon(&self, finish: &OwnedFd, slot: u32, end_ns: u64) -> io::Result<()> {
+        for Found { index, key, request } in self.all(0) {
+            if Request::slot_of(request.place) == slot {
+                run(finish, Finish { index, key, abandon: 1, end_ns, ..Finish::default() })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets the requests of a worker that lives on, or of all: no program is at them. Calls with the slot of each, and
+    /// whether it was in flight.
+    pub(super) fn forget(&self, slot: Option<u32>, mut each: impl FnMut(u32, bool)) {
+        for Found { index, key, request } in self.all(0) {
+            let its = Request::slot_of(request.place);
+            if slot.is_some_and(|slot| slot != its) {
+                continue;
+            }
+            let Some(place) = self.key(index as usize) else { continue };
+            if place.compare_exchange(key, 0, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
+                each(its, request.answer_ns == 0);
+            }
+            if let Some(lock) = self.lock(index as usize) {
+                lock.store(0, Ordering::SeqCst);
+            }
+        }
+    }
+
+    fn lock(&self, index: usize) -> Option<&AtomicU32> {
+        let request = self.requests.at(index)?;
+        // SAFETY: a field of an element; a pointer into the mapping.
+        let lock = unsafe { &raw mut (*request).lock };
+        // SAFETY: mapped, aligned, as long as `self`; the programs change it by atomic instructions.
+        Some(unsafe { AtomicU32::from_ptr(lock) })
+    }
+
+    /// Requests with a place.
+    pub(super) fn count(&self) -> u64 {
+        self.all(0).count() as u64
+    }
+}
+
+fn run(finish: &OwnedFd, mut context: Finish) -> io::Result<()> {
+    sys::program_run_with(finish.as_fd(), &mut context)
+}
+
+impl std::fmt::Debug for RequestTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RequestTable").field("next", &self.next).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,71 @@
+//! Families of what workers were asked, and how long they took to answer.
+//!
+//! A pool whose requests are watched has every outcome from the first scrape on.
+
+use super::family::*;
+use super::writer::{Labels, Name, Place, Variants, Writer};
+use super::{POOL, Series};
+use crate::input::REQUEST_OUTCOMES;
+use crate::snapshot::{self, Distribution};
+
+const OUTCOME: Name = Name::new("outcome");
+
+pub(super) fn write(writer: &mut Writer<'_>, series: &Series<'_>) {
+    let requests = || series.pools().filter_map(|(pool, labels)| Some((requests_of(pool)?, labels)));
+    writer.family(&POOL_REQUESTS, |samples| {
+        let mut outcomes = Variants::of(OUTCOME);
+        for (requests, labels) in requests() {
+            for (outcome, count) in REQUEST_OUTCOMES.into_iter().zip(requests.total.ended) {
+                samples.add_variant(labels, &mut outcomes, outcome, count);
+            }
+        }
+    });
+    writer.family(&POOL_IN_FLIGHT, |samples| {
+        for (requests, labels) in requests() {
+            samples.add(labels, u64::from(requests.total.in_flight));
+        }
+    });
+    writer.family(&POOL_RECEIVED, |samples| {
+        for (requests, labels) in requests() {
+            samples.add(labels, requests.total.received_bytes);
+        }
+    });
+    writer.family(&POOL_SENT, |samples| {
+        for (requests, labels) in requests() {
+            samples.add(labels, requests.total.sent_bytes);
+        }
+    });
+    let mut labels = Labels::of(writer.format);
+    let mut durations: Vec<(Place, &Distribution)> = Vec::new();
+    for (pool, _) in series.pools() {
+        let Some(seconds) = requests_of(pool).and_then(|requests| requests.seconds.as_ref()) else {
+            continue;
+        };
+        let of_pool = labels.add(None, |labels| labels.text(&POOL, &pool.name));
+        for (name, seconds) in REQUEST_OUTCOMES.iter().zip(seconds) {
+            let of_outcome = labels.add(Some(of_pool), |labels| labels.text(&OUTCOME, name));
+            durations.push((of_outcome, &**seconds));
+        }
+    }
+    let durations = || durations.iter().map(|(place, seconds)| (labels.get(*place), *seconds));
+    let families = [&POOL_REQUEST, &POOL_REQUEST_QUANTILE, &POOL_REQUEST_DISCARDED];
+    super::pools::write_distributions(writer, families, durations);
+}
+
+fn requests_of(pool: &snapshot::Pool) -> Option<&snapshot::Requests> {
+    pool.schedule.as_ref()?.requests.as_ref()
+}
+
+/// By worker.
+pub(super) fn write_details(writer: &mut Writer<'_>, series: &Series<'_>) {
+    let mut each = |family: &Family, value: fn(&crate::worker::requests::Requests) -> u64| {
+        writer.family(family, |samples| {
+            for (worker, labels) in series.workers() {
+                samples.add_known(labels, series.snapshot.requests_of(worker).map(value));
+            }
+        });
+    };
+    each(&WORKER_REQUESTS, |requests| requests.count());
+    each(&WORKER_RECEIVED, |requests| requests.received_bytes);
+    each(&WORKER_SENT, |requests| requests.sent_bytes);
+}
