@@ -21,7 +21,10 @@ const KERNELS: [(&str, &str); 2] =
 
 /// Features of `collector doctor` that are known to be off in a kernel of the matrix, with the reason. Any other one
 /// that is off fails the run: a feature that quietly stops loading is what this matrix is for.
-const KNOWN_OFF: [(&str, &str, &str); 1] = [("6.1", "task_walk", "programs may walk over tasks since 6.10")];
+const KNOWN_OFF: [(&str, &str, &str); 2] = [
+    ("6.1", "task_walk", "programs may walk over tasks since 6.10"),
+    ("6.1", "requests", "sockets tell how much they received and sent since 6.3"),
+];
 
 /// What a host would load by itself when it is asked for, each after those that it needs; paths below a release's `kernel`.
 const MODULES: [&str; 3] = ["net/ipv4/inet_diag.ko", "net/ipv4/tcp_diag.ko", "net/unix/unix_diag.ko"];
