@@ -146,6 +146,8 @@ offsets! {
     sock_socket,
     /// `socket.sk`
     socket_sock,
+    /// `socket_alloc.vfs_inode.i_ino`, and so from a `struct socket`, which is its first field: unsigned long
+    socket_inode_number,
     /// `unix_sock.addr`
     unix_address,
     /// Not an offset: BTF id of a struct that begins with a word, in a kernel with `bpf_rdonly_cast` (6.2+)

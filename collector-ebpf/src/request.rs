@@ -39,8 +39,11 @@ pub struct Request {
     pub answer_ns: u64,
     /// Address of the `struct sock` of its connection.
     pub sock: u64,
+    /// Number of the inode of its `struct socket`, by which a connection is told apart from one that had the same addresses
+    /// before it.
+    pub inode: u64,
     /// Zero: fills the cache line, so that workers on different CPUs do not meet in one.
-    pub padding: [u64; 4],
+    pub padding: [u64; 3],
 }
 
 /// In [`Request::lock`]

@@ -1,8 +1,9 @@
 //! What workers are asked and how long they take to answer, connection by connection.
 //!
 //! A connection is known by the address of its `struct socket`, and only while a request of it is in progress: what it was
-//! before is of no use. (The address of its `struct sock` would do, too, but the verifier lets nobody calculate with it.) Several threads may use one connection, and another CPU may close it, so a request is locked by
-//! who changes it; that is never waited for.
+//! before is of no use. (The address of its `struct sock` would do, too, but the verifier lets nobody calculate with it.)
+//! Several threads may use one connection, and another CPU may close it, so a request is locked by who changes it; that is
+//! never waited for.
 
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_or, atomic_xchg};
 
@@ -66,7 +67,7 @@ fn socket_received(ctx: BtfTracePointContext) -> i32 {
     add_u64(unsafe { &raw mut (*times).received_bytes }, u64::from(length.cast_unsigned()));
     let at_ns = now();
     let key = key_of_sock(sock);
-    match place_of(key) {
+    match request_of(key, at_ns) {
         Some(index) => continued(key, index, thread.place, length, at_ns),
         None if length > 0 && asks(sock) => begin(key, sock, thread.place, times, at_ns),
         None => {}
@@ -94,11 +95,14 @@ fn socket_sent(ctx: BtfTracePointContext) -> i32 {
         add_u64(unsafe { &raw mut (*times).sent_bytes }, u64::from(length.cast_unsigned()));
     }
     let key = key_of_sock(sock);
-    if let Some(index) = place_of(key) {
-        let at_ns = now();
-        answered(key, index, length, asks & WANTS_STATUS != 0, at_ns);
-        time_run(at_ns);
+    if place_of(key).is_none() {
+        return 0;
     }
+    let at_ns = now();
+    if let Some(index) = request_of(key, at_ns) {
+        answered(key, index, length, asks & WANTS_STATUS != 0, at_ns);
+    }
+    time_run(at_ns);
     0
 }
 
@@ -153,7 +157,9 @@ fn is_open(key: u64, request: *mut Request) -> bool {
     let sock = unsafe { (&raw const (*request).sock).cast::<u64>().read_volatile() };
     // What was freed may be anything by now, but hardly two things that point to each other.
     let back: u64 = load_cast(key as *const u8, offset!(socket_sock));
-    back == sock && load_cast::<u64>(sock as *const u8, offset!(sock_socket)) == key
+    // SAFETY: as above.
+    let inode = unsafe { (&raw const (*request).inode).read_volatile() };
+    back == sock && load_cast::<u64>(sock as *const u8, offset!(sock_socket)) == key && inode_of(key) == inode
 }
 
 #[inline(always)]
@@ -162,12 +168,14 @@ fn current_tid() -> u32 {
     unsafe { bpf_get_current_pid_tgid() as u32 }
 }
 
-/// A connection that somebody else has opened to this side, and to which an answer could still be sent.
+/// A connection that somebody else has opened to this side, and on which this side has not said that it sends no more: what
+/// comes after that is read away.
 ///
 /// A TCP connection that was accepted has the limit of the queue of its listening socket, of which it began as a copy
 /// (`inet_csk_clone_lock` of `net/ipv4/inet_connection_sock.c`); one that connect(2) opened has none. An accepted UNIX
 /// connection has the address of its listening socket (`unix_stream_connect` of `net/unix/af_unix.c`); the other end has
-/// none, unless it was bound to one.
+/// none, unless it was bound to one. When that is closed, neither direction is open, which does not keep this side from
+/// reading what came before.
 #[inline(always)]
 fn asks(sock: *const u8) -> bool {
     if offset!(sock_family) == ABSENT || offset!(word_type) == ABSENT {
@@ -175,17 +183,14 @@ fn asks(sock: *const u8) -> bool {
     }
     let (family, kind): (u16, u16) = (read!(sock, sock_family), read!(sock, sock_type));
     let shutdown: u8 = read!(sock, sock_shutdown);
-    if shutdown & SEND_SHUTDOWN != 0 {
-        return false;
-    }
     match family {
         AF_INET | AF_INET6 => {
             let backlog: u32 = read!(sock, sock_max_ack_backlog);
-            kind == SOCK_STREAM && backlog != 0
+            kind == SOCK_STREAM && backlog != 0 && shutdown & SEND_SHUTDOWN == 0
         }
         AF_UNIX if offset!(unix_address) != ABSENT => {
             let address: u64 = load_cast(sock, offset!(unix_address));
-            (kind == SOCK_STREAM || kind == SOCK_SEQPACKET) && address != 0
+            (kind == SOCK_STREAM || kind == SOCK_SEQPACKET) && address != 0 && shutdown != SEND_SHUTDOWN
         }
         _ => false,
     }
@@ -212,6 +217,28 @@ fn place_of(key: u64) -> Option<u32> {
         }
     }
     None
+}
+
+/// The index of the request that is in progress on a connection. One of a connection that was closed untold, and whose
+/// address this one has got, is accounted for.
+#[inline(always)]
+fn request_of(key: u64, at_ns: u64) -> Option<u32> {
+    let index = place_of(key)?;
+    let request = REQUESTS.get_ptr_mut(index)?;
+    // SAFETY: a pointer into the array; it was written before the key.
+    if unsafe { (&raw const (*request).inode).read_volatile() } == inode_of(key) {
+        return Some(index);
+    }
+    if let Some(request) = lock_to_end(key, index) {
+        end(key, index, request, at_ns);
+    }
+    None
+}
+
+/// Number of the inode of a `struct socket`: no two of those that live now have the same.
+#[inline(always)]
+fn inode_of(key: u64) -> u64 {
+    load_cast(key as *const u8, offset!(socket_inode_number))
 }
 
 #[inline(always)]
@@ -373,6 +400,7 @@ fn begin(key: u64, sock: *const u8, thread_place: u32, times: *mut Times, at_ns:
         (&raw mut (*request).begin_ns).write_volatile(at_ns);
         (&raw mut (*request).answer_ns).write_volatile(0);
         (&raw mut (*request).sock).cast::<*const u8>().write_volatile(sock);
+        (&raw mut (*request).inode).write_volatile(inode_of(key));
         add_u32(&raw mut (*times).open, 1);
         fly(times, at_ns);
         atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(place, key);

@@ -369,8 +369,15 @@ fn scheduler(object: &Object, targets: &Targets) -> Result<Scheduler, LoadError>
 
 fn requests(object: &Object, targets: &Targets, offsets: &Offsets) -> Result<RequestProbes, LoadError> {
     let absent = offsets::absent(offsets);
-    let needed =
-        ["sock_family", "sock_type", "sock_shutdown", "sock_max_ack_backlog", "sock_socket", "socket_sock"];
+    let needed = [
+        "sock_family",
+        "sock_type",
+        "sock_shutdown",
+        "sock_max_ack_backlog",
+        "sock_socket",
+        "socket_sock",
+        "socket_inode_number",
+    ];
     if let Some(field) = needed.into_iter().find(|field| absent.contains(field)) {
         return Err(LoadError::NoTarget(format!("field {field}")));
     }

@@ -46,7 +46,7 @@ fn regs_second(btf: &Btf<'_>, regs: u32) -> Option<u32> {
 
 /// Resolves every offset from the running kernel's BTF. `cast` is the BTF id of `bpf_rdonly_cast`.
 pub fn resolve(btf: &Btf<'_>, cast: Option<u32>) -> Result<Offsets, OffsetsError> {
-    const NAMES: [&str; 12] = [
+    const NAMES: [&str; 13] = [
         "task_struct",
         "signal_struct",
         "mm_struct",
@@ -59,6 +59,7 @@ pub fn resolve(btf: &Btf<'_>, cast: Option<u32>) -> Result<Offsets, OffsetsError
         "sock",
         "unix_sock",
         "socket",
+        "socket_alloc",
     ];
     let found = btf.find(NAMES.map(|name| (Kind::Struct, name)));
     let id = |index: usize| found[index].ok_or(OffsetsError::Struct(NAMES[index]));
@@ -139,6 +140,7 @@ pub fn resolve(btf: &Btf<'_>, cast: Option<u32>) -> Result<Offsets, OffsetsError
         sock_max_ack_backlog: of(9, "sk_max_ack_backlog", 4),
         sock_socket: of(9, "sk_socket", 8),
         socket_sock: of(11, "sk", 8),
+        socket_inode_number: of(12, "vfs_inode.i_ino", 8),
         unix_address: of(10, "addr", 8),
         // `pt_regs` begins with a general register everywhere.
         word_type: cast.and(found[8]).unwrap_or(ABSENT),

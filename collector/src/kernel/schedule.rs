@@ -92,15 +92,17 @@ struct Seen {
     signature: u64,
     /// [`Times::lived_ns`]: if it is the same, no thread has come and gone either.
     lived_ns: u64,
-    /// Requests and bytes, folded: they can change while its threads do not move.
-    served: u64,
+    /// Requests that have ended, of all outcomes: they can end while its threads do not move.
+    requests: u32,
+    /// Bytes received and sent: so can this change.
+    bytes: u64,
 }
 
 impl Seen {
     fn of(signature: u64, times: &Times) -> Self {
-        let requests = times.requests.iter().fold(times.open, |sum, count| sum.wrapping_add(*count));
-        let served = times.received_bytes.wrapping_add(times.sent_bytes).wrapping_add(requests.into());
-        Self { signature, lived_ns: times.lived_ns, served }
+        let requests = times.requests.iter().fold(0, |sum: u32, count| sum.wrapping_add(*count));
+        let bytes = times.received_bytes.wrapping_add(times.sent_bytes);
+        Self { signature, lived_ns: times.lived_ns, requests, bytes }
     }
 }
 
