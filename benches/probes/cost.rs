@@ -53,6 +53,26 @@ impl Cost {
         Self(self.0.iter().map(difference).collect())
     }
 
+    /// Run time of all, ns, and what is left of it without what `empty` took for as many runs, where it is attached.
+    pub(crate) fn ns_and_net_ns(&self, empty: &Self) -> (f64, f64) {
+        let ns: u64 = self.0.values().map(|(ns, _)| ns).sum();
+        let counting: f64 = self
+            .0
+            .iter()
+            .filter(|(name, (_, runs))| *runs > 0 && empty.0.contains_key(*name))
+            .map(|(name, (_, runs))| *runs as f64 * empty.ns_per_run(name))
+            .sum();
+        (ns as f64, ns as f64 - counting)
+    }
+
+    /// Tracepoints with runs there and their mean run time, ns, the busiest first.
+    pub(crate) fn by_tracepoint(&self) -> Vec<(&str, u64, f64)> {
+        let mut all: Vec<_> =
+            self.0.iter().map(|(name, (_, runs))| (name.as_str(), *runs, self.ns_per_run(name))).collect();
+        all.sort_by_key(|(_, runs, _)| std::cmp::Reverse(*runs));
+        all
+    }
+
     /// Not a number when it did not run.
     pub(crate) fn ns_per_run(&self, tracepoint: &str) -> f64 {
         let (ns, runs) = self.0.get(tracepoint).copied().unwrap_or_default();

@@ -10,9 +10,11 @@
 #![allow(clippy::disallowed_methods, reason = "loads run for a time, and time has to pass")]
 #![allow(missing_docs, reason = "a program")]
 
+#[expect(dead_code, reason = "the bench of requests uses the rest")]
 mod cost;
 mod empty;
 mod pipe;
+mod sidecar;
 #[path = "../collect/statistics.rs"]
 mod statistics;
 #[expect(dead_code, reason = "the bench of collecting uses all of it")]

@@ -21,7 +21,7 @@ pub(crate) enum Need {
     Bench,
 }
 
-const PACKAGES: [(&str, Need, &str); 27] = [
+const PACKAGES: [(&str, Need, &str); 28] = [
     ("rustc-web", Need::Ebpf, "a compiler whose LLVM is the linker's, at /usr/bin/rustc"),
     ("libstd-rust-web-dev-bpf", Need::Ebpf, "`core`, compiled for BPF"),
     ("rust-web-clippy", Need::Ebpf, "lints the BPF programs"),
@@ -48,6 +48,7 @@ const PACKAGES: [(&str, Need, &str); 27] = [
     ("prometheus-process-exporter", Need::Bench, "the peer of the scrape benchmarks"),
     ("libbpf-tools", Need::Bench, "the peers of the benchmark of scheduler probes"),
     ("linux-perf", Need::Bench, "its load: `perf bench sched pipe`"),
+    ("nginx", Need::Bench, "the server whose requests are followed"),
     ("wrk", Need::Bench, "load for the HTTP benchmarks"),
 ];
 

@@ -1,0 +1,243 @@
+//! What following requests costs the servers that answer them: `cargo bench --bench requests`, as root.
+//!
+//! One run, all ways to watch in turn on the same load, because the speed of a host drifts and only what is measured side
+//! by side counts: one worker of nginx with a CPU of its own, which answers a small file as fast as it can. The cost of a
+//! request is the run time of all BPF programs as the kernel counts it, with what the counting takes itself, and net of an
+//! empty program at the same tracepoints. What the server feels is the requests that it answers in a second, and its CPU
+//! time for each, with nothing counted. The result is a table. A missed target fails the run with `--check`; `--quick` is
+//! a short run.
+#![allow(unsafe_code, reason = "bpf(2) and death signals; each block argues its case")]
+#![allow(clippy::disallowed_methods, reason = "loads run for a time, and time has to pass")]
+#![allow(missing_docs, reason = "a program")]
+
+#[expect(dead_code, reason = "the bench of the scheduler probes uses the rest")]
+#[path = "../probes/cost.rs"]
+mod cost;
+#[path = "../probes/empty.rs"]
+mod empty;
+mod nginx;
+#[path = "../probes/sidecar.rs"]
+mod sidecar;
+#[path = "../collect/statistics.rs"]
+mod statistics;
+#[path = "../collect/table.rs"]
+mod table;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+
+use cost::Cost;
+use empty::Empty;
+use nginx::{Answered, Nginx};
+use sidecar::Sidecar;
+use statistics::Counting;
+use table::{Table, Verdict};
+
+/// The most that the programs may run for a request, ns, counting included.
+const RUN_TIME_NS: f64 = 3000.0;
+/// The share of its throughput that a server may lose.
+const LOST: f64 = 0.05;
+
+/// Where the collector's programs are attached that a request runs.
+const TRACEPOINTS: [&str; 6] = [
+    cost::SWITCH,
+    cost::WAKEUP,
+    "sched_wakeup_new",
+    "sock_recv_length",
+    "sock_send_length",
+    "inet_sock_set_state",
+];
+
+/// How the worker is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Which {
+    /// As by default: requests, the status of each answer, and all histograms.
+    Requests,
+    /// Without looking into answers.
+    NoStatus,
+    /// The scheduler alone.
+    Spans,
+}
+
+impl Which {
+    const ALL: [Self; 3] = [Self::Requests, Self::NoStatus, Self::Spans];
+
+    fn what(self) -> &'static str {
+        match self {
+            Self::Requests => "everything on",
+            Self::NoStatus => "without the status of answers",
+            Self::Spans => "no requests, scheduler only",
+        }
+    }
+
+    fn rules(self) -> String {
+        let work = match self {
+            Self::Requests => "",
+            Self::NoStatus => "    http_status: false\n",
+            Self::Spans => "    work: spans\n",
+        };
+        format!("zero_config: false\npools:\n  - name: web\n    match:\n      comm: nginx\n{work}")
+    }
+
+    /// Starts a collector, and waits until it follows the worker.
+    fn watch(self, collector: &Path, nginx: &Nginx) -> anyhow::Result<Sidecar> {
+        let mut sidecar = Sidecar::start(collector, &self.rules())?;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let followed = |sidecar: &Sidecar| {
+            let pool = sidecar.pool()?;
+            let known = pool["schedule"]["seconds"]["on_cpu"].as_f64()? > 0.0;
+            Some(known && (self == Self::Spans || pool["requests"]["total"].as_u64()? > 0))
+        };
+        loop {
+            nginx.ask(Duration::from_secs(1))?;
+            if sidecar.cost().is_ok() && followed(&sidecar) == Some(true) {
+                return Ok(sidecar);
+            }
+            sidecar.alive()?;
+            ensure!(Instant::now() < deadline, "the worker is not followed: {:?}", sidecar.pool());
+        }
+    }
+}
+
+struct Plan {
+    rounds: usize,
+    asked: Duration,
+    check: bool,
+    collector: PathBuf,
+}
+
+fn main() -> anyhow::Result<()> {
+    let mut plan = Plan {
+        rounds: 9,
+        asked: Duration::from_secs(2),
+        check: false,
+        collector: env!("CARGO_BIN_EXE_collector").into(),
+    };
+    for argument in std::env::args().skip(1) {
+        match argument.as_str() {
+            // What cargo adds.
+            "--bench" => {}
+            "--quick" => {
+                plan.rounds = 3;
+                plan.asked = Duration::from_secs(1);
+            }
+            "--check" => plan.check = true,
+            other => match other.strip_prefix("--collector=") {
+                Some(path) => plan.collector = path.into(),
+                None => {
+                    anyhow::bail!("unknown argument {other}; there are --quick, --check and --collector=PATH")
+                }
+            },
+        }
+    }
+    ensure!(nix::unistd::geteuid().is_root(), "run as root: all of this is about eBPF programs");
+    ensure!(Nginx::available(), "nginx and wrk are the load: install the Debian packages of these names");
+    let mut table = Table::default();
+    run_time(&mut table, &plan)?;
+    throughput(&mut table, &plan)?;
+    println!("{}", table.render());
+    ensure!(!plan.check || table.missed() == 0, "{} targets missed", table.missed());
+    Ok(())
+}
+
+/// Run time of all programs for a request, ns.
+#[derive(Clone, Copy)]
+struct RunTime {
+    counted: f64,
+    net: f64,
+}
+
+fn run_time(table: &mut Table, plan: &Plan) -> anyhow::Result<()> {
+    let _counting = Counting::start()?;
+    let empty = Empty::attach(&TRACEPOINTS)?;
+    let nginx = Nginx::start()?;
+    let mut found: [Vec<RunTime>; Which::ALL.len()] = Default::default();
+    let mut runs = String::new();
+    for round in 0..plan.rounds {
+        eprintln!("run time, round {} of {}", round + 1, plan.rounds);
+        for (which, found) in Which::ALL.into_iter().zip(&mut found) {
+            let sidecar = which.watch(&plan.collector, &nginx)?;
+            let before = (sidecar.cost()?, empty.cost()?);
+            let answered = nginx.ask(plan.asked)?;
+            let (ours, nothing) = (sidecar.cost()?.since(&before.0), empty.cost()?.since(&before.1));
+            let (ns, net_ns) = ours.ns_and_net_ns(&nothing);
+            let requests = answered.requests as f64;
+            found.push(RunTime { counted: ns / requests, net: net_ns / requests });
+            if which == Which::Requests {
+                runs = told_runs(&ours, &nothing, requests);
+            }
+        }
+    }
+    for (which, found) in Which::ALL.into_iter().zip(&found) {
+        let counted = median(found.iter().map(|time| time.counted).collect());
+        let net = median(found.iter().map(|time| time.net).collect());
+        let target = which == Which::Requests;
+        table.add(
+            format!("run time of all programs for a request: {}", which.what()),
+            format!("{counted:.0} ns, net {net:.0} ns"),
+            format!("empty programs {:.0} ns", counted - net),
+            format!("{:.1} empty", counted / (counted - net)),
+            if target { format!("≤ {RUN_TIME_NS:.0} ns") } else { "-".into() },
+            if target { Verdict::at_most(counted, RUN_TIME_NS) } else { Verdict::None },
+        );
+    }
+    println!("Everything on, runs for a request and ns of each: {runs}");
+    Ok(())
+}
+
+/// Where the programs ran.
+fn told_runs(ours: &Cost, nothing: &Cost, requests: f64) -> String {
+    let told = ours.by_tracepoint().into_iter().filter(|(_, runs, _)| *runs > 0).map(|(name, runs, ns)| {
+        format!("{name} {:.2} × {ns:.0} (empty {:.0})", runs as f64 / requests, nothing.ns_per_run(name))
+    });
+    told.collect::<Vec<_>>().join(", ")
+}
+
+fn throughput(table: &mut Table, plan: &Plan) -> anyhow::Result<()> {
+    let nginx = Nginx::start()?;
+    let mut found: [Vec<(Answered, Answered)>; Which::ALL.len()] = Default::default();
+    for round in 0..plan.rounds {
+        eprintln!("throughput, round {} of {}", round + 1, plan.rounds);
+        for (which, found) in Which::ALL.into_iter().zip(&mut found) {
+            // Right before and right after it was watched, because the host drifts.
+            let before = nginx.ask(plan.asked)?;
+            let watched = {
+                let _sidecar = which.watch(&plan.collector, &nginx)?;
+                nginx.ask(plan.asked)?
+            };
+            let after = nginx.ask(plan.asked)?;
+            found.extend([(watched, before), (watched, after)]);
+        }
+    }
+    for (which, found) in Which::ALL.into_iter().zip(&found) {
+        let middle =
+            |figure: &dyn Fn(&(Answered, Answered)) -> f64| median(found.iter().map(figure).collect());
+        let rate = middle(&|(watched, alone)| watched.per_second / alone.per_second);
+        let cpu = middle(&|(watched, alone)| watched.cpu_us() / alone.cpu_us());
+        let target = which == Which::Requests;
+        table.add(
+            format!("requests a second of a worker of nginx: {}", which.what()),
+            format!("{:.0}", middle(&|(watched, _)| watched.per_second)),
+            format!("unwatched {:.0}", middle(&|(_, alone)| alone.per_second)),
+            format!("{:+.1} %", (rate - 1.0) * 100.0),
+            if target { format!("≥ -{:.0} %", LOST * 100.0) } else { "-".into() },
+            if target { Verdict::at_least(rate, 1.0 - LOST) } else { Verdict::None },
+        );
+        table.add(
+            format!("CPU time of the worker for a request: {}", which.what()),
+            format!("{:.2} µs", middle(&|(watched, _)| watched.cpu_us())),
+            format!("unwatched {:.2} µs", middle(&|(_, alone)| alone.cpu_us())),
+            format!("{:+.1} %", (cpu - 1.0) * 100.0),
+            "-",
+            Verdict::None,
+        );
+    }
+    Ok(())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}

@@ -1,0 +1,110 @@
+//! The load: a worker of nginx that answers a small file from a CPU of its own, and wrk on another.
+
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use nix::time::ClockId;
+use nix::unistd::Pid;
+
+use crate::sidecar::spawn;
+
+/// What is served: as long as the page that comes with nginx.
+const PAGE: [u8; 612] = [b'x'; 612];
+
+/// Connections that wrk keeps open.
+const CONNECTIONS: &str = "-c32";
+
+/// Serves while it lives.
+pub(crate) struct Nginx {
+    master: Child,
+    worker: Pid,
+    port: u16,
+    _directory: tempfile::TempDir,
+}
+
+impl Nginx {
+    pub(crate) fn available() -> bool {
+        let found = |program: &str| Command::new(program).arg("-v").output().is_ok();
+        found("/usr/sbin/nginx") && found("wrk")
+    }
+
+    /// Starts it with one worker on the first CPU.
+    pub(crate) fn start() -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let at = directory.path().display();
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let text = format!(
+            "daemon off;\nworker_processes 1;\nworker_cpu_affinity 1;\npid {at}/pid;\nerror_log {at}/error.log;\n\
+             events {{}}\nhttp {{ sendfile on; tcp_nopush on; access_log off; keepalive_requests 1000000000;\n\
+             server {{ listen 127.0.0.1:{port}; root {at}/page; }} }}\n"
+        );
+        fs::write(directory.path().join("nginx.conf"), text)?;
+        fs::create_dir(directory.path().join("page"))?;
+        fs::write(directory.path().join("page/index.html"), PAGE)?;
+        // Its workers are another user and have to get there.
+        fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        let mut command = Command::new("/usr/sbin/nginx");
+        command.arg("-c").arg(directory.path().join("nginx.conf")).args(["-p", &at.to_string()]);
+        let master = spawn(command.stdout(Stdio::null()).stderr(Stdio::null()))?;
+        let children = format!("/proc/{0}/task/{0}/children", master.id());
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let worker = loop {
+            let children = fs::read_to_string(&children)?;
+            if let Some(worker) = children.split_whitespace().next() {
+                break Pid::from_raw(worker.parse()?);
+            }
+            ensure!(Instant::now() < deadline, "nginx did not start a worker");
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        Ok(Self { master, worker, port, _directory: directory })
+    }
+
+    /// Has wrk ask for so long.
+    pub(crate) fn ask(&self, time: Duration) -> anyhow::Result<Answered> {
+        let before = self.cpu()?;
+        let mut command = Command::new("taskset");
+        // Whole seconds are all that it takes.
+        command.args(["-c", "1", "wrk", "-t1", CONNECTIONS, &format!("-d{}s", time.as_secs().max(1))]);
+        let output = command.arg(format!("http://127.0.0.1:{}/index.html", self.port)).output()?;
+        ensure!(output.status.success(), "wrk: {output:?}");
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(!text.contains("Non-2xx") && !text.contains("Socket errors"), "wrk: {text}");
+        let requests = text.lines().find_map(|line| line.trim().split_once(" requests in "));
+        let per_second = text.lines().find_map(|line| line.trim().strip_prefix("Requests/sec:"));
+        Ok(Answered {
+            requests: requests.context("wrk says no number of requests")?.0.parse()?,
+            per_second: per_second.context("wrk says no rate")?.trim().parse()?,
+            cpu: self.cpu()?.saturating_sub(before),
+        })
+    }
+
+    /// CPU time of the worker.
+    fn cpu(&self) -> anyhow::Result<Duration> {
+        Ok(ClockId::pid_cpu_clock_id(self.worker)?.now()?.into())
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        let _ = nix::sys::signal::kill(self.worker, nix::sys::signal::Signal::SIGKILL);
+        let _ = self.master.kill();
+        let _ = self.master.wait();
+    }
+}
+
+/// What wrk got, and what it cost the worker.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Answered {
+    pub(crate) requests: u64,
+    pub(crate) per_second: f64,
+    cpu: Duration,
+}
+
+impl Answered {
+    /// CPU time of the worker, µs a request.
+    pub(crate) fn cpu_us(&self) -> f64 {
+        self.cpu.as_secs_f64() * 1e6 / self.requests as f64
+    }
+}
