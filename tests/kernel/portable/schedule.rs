@@ -60,9 +60,10 @@ fn start() -> (Workload, Collector) {
 #[test]
 fn every_wait_has_its_reason() {
     let (mut master, collector) = start();
-    // A file of its own on a file system that knows direct reads, where there is one.
+    // A file of its own on a file system that knows direct reads, where there is one. Long enough that it does not matter
+    // if the host holds the guest up for a few milliseconds while it waits for storage.
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/waits-data");
-    let on_disk = std::fs::write(&data, vec![1u8; 4 << 20]).is_ok();
+    let on_disk = std::fs::write(&data, vec![1u8; 32 << 20]).is_ok();
     let disk = format!("disk {}", data.display());
     let mut behaviours = vec!["lock", "sleep", "poll", "pipe", "network", "child"];
     if on_disk {
