@@ -6,7 +6,7 @@ use super::{
     Server, apps, check_name, command_in, directory_with, free_port, has_child, replaces_a_killed_worker,
     settled, slots,
 };
-use crate::support::Collector;
+use crate::support::{Collector, eventually};
 
 const SHOP: (&str, &str) =
     ("shop.py", "def app(environ, start_response):\n    start_response('200 OK', [])\n    return [b'ok']\n");
@@ -57,6 +57,10 @@ fn celery_with_titles_and_beat() {
     let arguments = ["-m", "celery", "-A", "shop", "worker", "-c", "3", "--beat"];
     let mut command = command_in(directory.path(), "/usr/bin/python3", &arguments);
     let celery = Server::start_ended_by(Signal::SIGKILL, &mut command);
+    let pool = collector.pool_of(celery.pid(), 3);
+    eventually("beat has its title", || {
+        has_child(celery.pid(), &pool, |_, line| line.starts_with("[celery beat]")).then_some(())
+    });
     let pool = settled(&collector, celery.pid(), 3);
     check_name(&pool, "celery", Some(3));
     assert_eq!(apps(&pool), ["shop"; 3]);
