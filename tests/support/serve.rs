@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
-use crate::waits::answer;
+use crate::waits::{answer, waited_for_cpu};
 
 /// A connection of either family.
 trait Stream: Read + Write {}
@@ -36,15 +36,21 @@ fn converse(stream: &mut dyn Stream, file: &str, took: &mut Vec<u64>) {
     loop {
         let length = stream.read(&mut buffer).unwrap_or(0);
         let begin = Instant::now();
+        let mut sent = begin;
         if length == 0 {
             return;
         }
         let text = String::from_utf8_lossy(&buffer[..length]);
         let words: Vec<&str> = text.split_whitespace().collect();
         let pause = |word: &str| std::thread::sleep(Duration::from_millis(word.parse().expect("a time")));
+        let mut kept_ns = 0;
         let mut say = |text: &str| {
+            let before_ns = waited_for_cpu();
             // The client may be gone.
             let _ = stream.write_all(text.as_bytes());
+            sent = Instant::now();
+            // Who is woken up by an answer may take the CPU of who has sent it: that is after the answer.
+            kept_ns = waited_for_cpu() - before_ns;
         };
         match words[..] {
             ["http", ms, status] => {
@@ -79,6 +85,6 @@ fn converse(stream: &mut dyn Stream, file: &str, took: &mut Vec<u64>) {
             ["tell"] => answer(file, took),
             _ => panic!("unknown request {text:?}"),
         }
-        took.push(begin.elapsed().as_nanos() as u64);
+        took.push(((sent - begin).as_nanos() as u64).saturating_sub(kept_ns));
     }
 }
