@@ -295,11 +295,14 @@ impl Aggregate {
             return;
         }
         let Some(pool) = self.registry.pools.get(&pool_id) else { return };
+        let (program, app) = (pool.program, pool.app.clone());
         let facts_now = as_facts(comm.as_bytes(), &facts);
-        let belongs = match pool.program {
+        let belongs = match program {
             Some(program) => match recognize::child_role(program, &facts_now) {
-                recognize::Role::Worker { app } => Some(app.map(Arc::from).or_else(|| pool.app.clone())),
-                recognize::Role::Helper if self.shows_its_parents_title(key, &facts, now_ns) => return,
+                recognize::Role::Worker { app: its } => Some(its.map(Arc::from).or(app)),
+                recognize::Role::Helper if self.shows_its_parents_title(key, &facts, now_ns, reader) => {
+                    return;
+                }
                 recognize::Role::Helper => None,
             },
             None => {
@@ -320,12 +323,22 @@ impl Aggregate {
         }
     }
 
-    /// It has not said yet what it is: its title is written soon after the fork.
-    fn shows_its_parents_title(&self, key: ProcessKey, facts: &ProgramFacts, now_ns: u64) -> bool {
+    /// It has not said yet what it is: its title is written soon after the fork. The parent's is read again, because a
+    /// master may write another one whenever it likes.
+    fn shows_its_parents_title(
+        &mut self,
+        key: ProcessKey,
+        facts: &ProgramFacts,
+        now_ns: u64,
+        reader: &mut dyn FactReader,
+    ) -> bool {
         let Some(process) = self.processes.get(key) else { return false };
-        let parents = self.processes.by_pid(process.parent).and_then(|p| p.facts.as_ref());
-        now_ns.saturating_sub(process.changed_at_ns) < SETTLED_NS
-            && parents.is_some_and(|parents| parents.cmdline == facts.cmdline)
+        if now_ns.saturating_sub(process.changed_at_ns) >= SETTLED_NS {
+            return false;
+        }
+        let Some(parent) = self.processes.by_pid(process.parent).map(|p| p.key) else { return false };
+        let parents = self.facts(parent, Needs::PROGRAM, true, reader);
+        parents.is_some_and(|parents| parents.cmdline == facts.cmdline)
     }
 
     /// The configured size of a pool whose helpers look like workers, but are forked after them.

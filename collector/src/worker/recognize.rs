@@ -490,9 +490,7 @@ pub fn child_role(program: &str, child: &Facts<'_>) -> Role {
             }
         }
         "celery" => {
-            // It has the title of its master until it gives itself one of its own.
-            let inherited = || line.windows(12).any(|w| w == b":MainProcess");
-            if line.windows(11).any(|w| w == b"PoolWorker-") || script_is(b"celery") || inherited() {
+            if line.windows(11).any(|w| w == b"PoolWorker-") || script_is(b"celery") {
                 worker
             } else {
                 Role::Helper
@@ -715,8 +713,6 @@ mod tests {
         assert_eq!(role("gunicorn", "gunicorn: worker [shop]\0"), app("shop"));
         assert_eq!(role("puma", "puma: cluster worker 1: 4711 [shop]\0"), app("shop"));
         assert_eq!(role("celery", "[celeryd: celery@vm:ForkPoolWorker-3]\0"), Role::Worker { app: None });
-        let inherited = "[celeryd: celery@vm:MainProcess] -active- (-A shop worker -c 3 --beat)\0";
-        assert_eq!(role("celery", inherited), Role::Worker { app: None }, "it has none of its own yet");
         assert_eq!(role("celery", "[celery beat]\0"), Role::Helper);
         let uwsgi = |line: &str| child_role("uwsgi", &facts("/usr/bin/uwsgi-core", line));
         assert_eq!(uwsgi("uwsgi\0--processes\x003\0"), Role::Worker { app: None });

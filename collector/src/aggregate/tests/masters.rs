@@ -113,6 +113,28 @@ fn a_recognized_master_that_runs_something_else_is_none() {
 }
 
 #[test]
+fn a_child_with_a_title_that_its_master_wrote_untold_has_not_said_what_it_is() {
+    let mut world = World::new(config(vec![]));
+    world.host(|host| gunicorn(host, 10, "shop"));
+    world.settle();
+    // No event tells of a new title, and the child is forked with it.
+    world.host(|host| {
+        let facts = &mut host.processes.get_mut(&10).unwrap().facts;
+        facts.cmdline = Some("gunicorn: master [shop] again\0".into());
+        host.fork(10, 12);
+    });
+    world.turn();
+    world.check(&["gunicorn: [10] | [11, 12]"]);
+    world.host(|host| {
+        let facts = &mut host.processes.get_mut(&12).unwrap().facts;
+        facts.cmdline = Some("gunicorn: worker [shop]\0".into());
+    });
+    world.settle();
+    world.check(&["gunicorn: [10] | [11, 12]"]);
+    assert_eq!(world.pool("gunicorn").exits.reclassified, 0);
+}
+
+#[test]
 fn a_master_that_was_found_and_is_a_rules_worker_now_is_none() {
     let mut world = found();
     world.reconfigure(config(vec![Rule { worker: alone("srv", "^srv$"), ..by_comm("front", "") }]));
