@@ -141,6 +141,7 @@ fn replaces_a_killed_worker(collector: &Collector, master: Pid, pool: &Value, at
     let mut others = slots(pool);
     let (slot, generation) = others.remove(at);
     let lowest = (0..).find(|slot| others.iter().all(|(other, _)| other != slot)).unwrap();
+    assert!(lowest == slot || pool["totals"]["exits"]["reclassified"] != 0, "nobody left a slot: {pool}");
     let after = eventually("a successor has the lowest free slot", || {
         let stats = collector.stats();
         let pool = pool_of(&stats, master)?.clone();
