@@ -12,10 +12,10 @@
 #![allow(missing_docs, reason = "a program")]
 
 mod client;
+#[path = "../common/mod.rs"]
+mod common;
 mod paths;
 mod programs;
-mod statistics;
-mod table;
 mod workers;
 
 use std::time::{Duration, Instant};
@@ -25,8 +25,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::time::ClockId;
 
 use client::{Client, Coding};
+use common::statistics::Counting;
+use common::table::{Table, Verdict};
 use programs::{PEER, PEER_PACKAGE, Program};
-use table::{Table, Verdict};
 use workers::Workers;
 
 const MIB: f64 = (1 << 20) as f64;
@@ -329,7 +330,7 @@ fn idle(table: &mut Table, plan: &Plan, ours: &[Program], workers: &Workers) -> 
         );
     }
     let Some(ebpf) = ours.iter().find(|program| program.name == "ebpf") else { return Ok(()) };
-    let counting = statistics::Counting::start()?;
+    let counting = Counting::start()?;
     // Counting has to have begun before the first look, and the first snapshot has to know.
     std::thread::sleep(Duration::from_millis(1500));
     let before = ebpf.metrics()?;

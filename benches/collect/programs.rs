@@ -1,17 +1,18 @@
 //! Whole programs that watch processes: the collector and its peer, started, asked and measured from outside.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use nix::time::ClockId;
 use nix::unistd::Pid;
 
 use crate::client::{Client, Coding};
-use crate::workers::{COMM, die_with_us};
+use crate::common::launch;
+use crate::workers::COMM;
 
 /// The longest that anything may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -31,32 +32,9 @@ pub(crate) struct Program {
 impl Program {
     /// Starts the collector from this source; it need not be ready yet.
     pub(crate) fn collector(source: &'static str) -> anyhow::Result<Self> {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_collector"));
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("COLLECTOR_") {
-                command.env_remove(name);
-            }
-        }
-        command.arg(format!("--source={source}")).arg("--web.listen-address=127.0.0.1:0");
-        command.stdin(Stdio::null()).stderr(Stdio::piped());
-        die_with_us(&mut command);
         let started = Instant::now();
-        let mut child = command.spawn().context("starting the collector")?;
-        let mut lines = BufReader::new(child.stderr.take().context("piped")?).lines();
-        let mut log = Vec::new();
-        let address = loop {
-            let Some(line) = lines.next() else {
-                bail!("the collector ended before it listened:\n{}", log.join("\n"));
-            };
-            let line = line?;
-            let address = line.split("address=").nth(1).and_then(|rest| rest.split_whitespace().next());
-            match address {
-                Some(address) => break address.trim_matches('"').parse()?,
-                None => log.push(line),
-            }
-        };
-        // Its log goes on, and must not block it.
-        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
+        let program = Path::new(env!("CARGO_BIN_EXE_collector"));
+        let (child, address) = launch::collector(program, &[&format!("--source={source}")])?;
         Ok(Self { child, name: source, address, started, _configuration: None })
     }
 
@@ -72,10 +50,9 @@ impl Program {
         let mut command = Command::new(PEER);
         command.arg("-config.path").arg(configuration.path()).args(["-procfs", "/proc"]);
         command.arg(format!("-web.listen-address={address}"));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        die_with_us(&mut command);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
         let started = Instant::now();
-        let child = command.spawn().context("starting process-exporter")?;
+        let child = launch::spawn(&mut command)?;
         let program =
             Self { child, name: "process-exporter", address, started, _configuration: Some(configuration) };
         program.until("process-exporter listens", || program.client().ok())?;

@@ -4,7 +4,6 @@
 //! the master dies with the bench and the workers with the master, however the bench ends.
 
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
@@ -12,6 +11,8 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getppid};
+
+use crate::common::launch::die_with_us;
 
 /// First argument of a bench that is to be the master.
 pub(crate) const MASTER: &str = "--be-the-master-of-workers";
@@ -98,14 +99,6 @@ impl Drop for Workers {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-}
-
-/// The child gets SIGKILL when the thread that starts it ends.
-pub(crate) fn die_with_us(command: &mut Command) {
-    // SAFETY: prctl(2) is async-signal-safe, and nothing is allocated or locked.
-    unsafe {
-        command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?));
     }
 }
 

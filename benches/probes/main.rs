@@ -10,27 +10,22 @@
 #![allow(clippy::disallowed_methods, reason = "loads run for a time, and time has to pass")]
 #![allow(missing_docs, reason = "a program")]
 
-#[expect(dead_code, reason = "the bench of requests uses the rest")]
-mod cost;
-mod empty;
+#[path = "../common/mod.rs"]
+mod common;
 mod pipe;
-mod sidecar;
-#[path = "../collect/statistics.rs"]
-mod statistics;
-#[expect(dead_code, reason = "the bench of collecting uses all of it")]
-#[path = "../collect/table.rs"]
-mod table;
 mod watcher;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::ensure;
 
-use empty::Empty;
+use common::cost;
+use common::empty::Empty;
+use common::median;
+use common::plan::Plan;
+use common::statistics::Counting;
+use common::table::{Table, Verdict};
 use pipe::{Pinning, Pipe};
-use statistics::Counting;
-use table::{Table, Verdict};
 use watcher::{BENCH, Watcher, Which};
 
 /// Of what `runqlat -P` costs for one histogram, the share that our three may cost.
@@ -38,37 +33,19 @@ const SHARE: f64 = 0.4;
 /// The most that the switch of a thread that nobody follows may cost, ns.
 const UNTRACKED_NS: f64 = 20.0;
 
-struct Plan {
-    rounds: usize,
+/// Rounds of a run, and how long each load is measured.
+struct Rounds {
+    number: usize,
     counted: Duration,
-    check: bool,
-    collector: PathBuf,
 }
 
 fn main() -> anyhow::Result<()> {
-    let mut plan = Plan {
-        rounds: 11,
-        counted: Duration::from_millis(800),
-        check: false,
-        collector: env!("CARGO_BIN_EXE_collector").into(),
+    let plan = Plan::from_arguments(env!("CARGO_BIN_EXE_collector"))?;
+    let rounds = if plan.quick {
+        Rounds { number: 5, counted: Duration::from_millis(400) }
+    } else {
+        Rounds { number: 11, counted: Duration::from_millis(800) }
     };
-    for argument in std::env::args().skip(1) {
-        match argument.as_str() {
-            // What cargo adds.
-            "--bench" => {}
-            "--quick" => {
-                plan.rounds = 5;
-                plan.counted = Duration::from_millis(400);
-            }
-            "--check" => plan.check = true,
-            other => match other.strip_prefix("--collector=") {
-                Some(path) => plan.collector = path.into(),
-                None => {
-                    anyhow::bail!("unknown argument {other}; there are --quick, --check and --collector=PATH")
-                }
-            },
-        }
-    }
     ensure!(nix::unistd::geteuid().is_root(), "run as root: all of this is about eBPF programs");
     ensure!(Pipe::available(), "`perf bench sched pipe` is the load: install Debian's package linux-perf");
     nix::sys::prctl::set_name(&std::ffi::CString::new(BENCH)?)?;
@@ -79,9 +56,9 @@ fn main() -> anyhow::Result<()> {
     ensure!(!plan.check || Which::Runqlat.available(), "the target is a share of what runqlat costs");
 
     let mut table = Table::default();
-    run_time(&mut table, &plan, &watchers)?;
+    run_time(&mut table, &plan, &rounds, &watchers)?;
     for pinning in [Pinning::OneCpu, Pinning::Free] {
-        operations(&mut table, &plan, &watchers, pinning)?;
+        operations(&mut table, &plan, &rounds, &watchers, pinning)?;
     }
     println!("{}", table.render());
     ensure!(!plan.check || table.missed() == 0, "{} targets missed", table.missed());
@@ -102,18 +79,18 @@ impl Net {
 }
 
 /// Run time per switch cycle: one switch, from one task of the pair to the other, and the wake-up that led to it.
-fn run_time(table: &mut Table, plan: &Plan, watchers: &[Which]) -> anyhow::Result<()> {
+fn run_time(table: &mut Table, plan: &Plan, rounds: &Rounds, watchers: &[Which]) -> anyhow::Result<()> {
     let _counting = Counting::start()?;
     let empty = Empty::attach(&cost::TRACEPOINTS)?;
     let mut found: Vec<Vec<Net>> = vec![Vec::new(); watchers.len()];
     let mut empties = Vec::new();
-    for round in 0..plan.rounds {
-        eprintln!("run time, round {} of {}", round + 1, plan.rounds);
+    for round in 0..rounds.number {
+        eprintln!("run time, round {} of {}", round + 1, rounds.number);
         let _pipe = Pipe::start(Pinning::OneCpu)?;
         for (which, found) in watchers.iter().zip(&mut found) {
             let watcher = Watcher::start(*which, &plan.collector)?;
             let before = (watcher.cost()?, empty.cost()?);
-            std::thread::sleep(plan.counted);
+            std::thread::sleep(rounds.counted);
             let (ours, nothing) = (watcher.cost()?.since(&before.0), empty.cost()?.since(&before.1));
             found.push(Net {
                 switch: ours.net_ns_per_run(cost::SWITCH, &nothing),
@@ -179,20 +156,26 @@ fn run_time(table: &mut Table, plan: &Plan, watchers: &[Which]) -> anyhow::Resul
 }
 
 /// What the pair feels. On one CPU that is CPU time, on several the wait for each other counts, too.
-fn operations(table: &mut Table, plan: &Plan, watchers: &[Which], pinning: Pinning) -> anyhow::Result<()> {
+fn operations(
+    table: &mut Table,
+    plan: &Plan,
+    rounds: &Rounds,
+    watchers: &[Which],
+    pinning: Pinning,
+) -> anyhow::Result<()> {
     let mut alone = Vec::new();
     let mut found: Vec<Vec<f64>> = vec![Vec::new(); watchers.len()];
     let measure = |pipe: &Pipe| -> anyhow::Result<f64> {
         let before = pipe.done()?;
-        std::thread::sleep(plan.counted);
+        std::thread::sleep(rounds.counted);
         let after = pipe.done()?;
         Ok(match pinning {
             Pinning::OneCpu => after.cpu_us_since(&before),
             Pinning::Free => after.us_since(&before),
         })
     };
-    for round in 0..plan.rounds {
-        eprintln!("{}, round {} of {}", pinning.name(), round + 1, plan.rounds);
+    for round in 0..rounds.number {
+        eprintln!("{}, round {} of {}", pinning.name(), round + 1, rounds.number);
         let pipe = Pipe::start(pinning)?;
         alone.push(measure(&pipe)?);
         for (which, found) in watchers.iter().zip(&mut found) {
@@ -224,9 +207,4 @@ fn operations(table: &mut Table, plan: &Plan, watchers: &[Which], pinning: Pinni
         );
     }
     Ok(())
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use nix::time::ClockId;
 use nix::unistd::Pid;
 
-use crate::sidecar::spawn;
+use crate::common::launch::spawn;
 
 /// The name that it gives itself.
 pub(crate) const COMM: &str = "sched-pipe";

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 
-use crate::cost::Cost;
+use crate::common::cost::Cost;
+use crate::common::launch::spawn;
+use crate::common::sidecar::Sidecar;
 use crate::pipe::COMM;
-use crate::sidecar::{Sidecar, spawn};
 
 /// The name that the bench gives itself. Where the pair is not to be followed, the bench is: the collector's probes are
 /// attached only while there is a worker.

@@ -10,35 +10,31 @@
 #![allow(clippy::disallowed_methods, reason = "loads run for a time, and time has to pass")]
 #![allow(missing_docs, reason = "a program")]
 
-#[expect(dead_code, reason = "the bench of the scheduler probes uses the rest")]
-#[path = "../probes/cost.rs"]
-mod cost;
-#[path = "../probes/empty.rs"]
-mod empty;
+#[path = "../common/mod.rs"]
+mod common;
 mod nginx;
-#[path = "../probes/sidecar.rs"]
-mod sidecar;
-#[path = "../collect/statistics.rs"]
-mod statistics;
-#[path = "../collect/table.rs"]
-mod table;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 
-use cost::Cost;
-use empty::Empty;
+use common::cost::{self, Cost};
+use common::empty::Empty;
+use common::median;
+use common::plan::Plan;
+use common::sidecar::Sidecar;
+use common::statistics::Counting;
+use common::table::{Table, Verdict};
 use nginx::{Answered, Nginx};
-use sidecar::Sidecar;
-use statistics::Counting;
-use table::{Table, Verdict};
 
 /// The most that the programs may run for a request, ns, counting included.
 const RUN_TIME_NS: f64 = 3000.0;
 /// The share of its throughput that a server may lose.
 const LOST: f64 = 0.05;
+
+/// How long it is asked before it is measured, at least.
+const WARM_UP: Duration = Duration::from_secs(1);
 
 /// Where the collector's programs are attached that a request runs.
 const TRACEPOINTS: [&str; 6] = [
@@ -91,7 +87,7 @@ impl Which {
             Some(known && (self == Self::Spans || pool["requests"]["total"].as_u64()? > 0))
         };
         loop {
-            nginx.ask(Duration::from_secs(1))?;
+            nginx.ask(WARM_UP)?;
             if sidecar.cost().is_ok() && followed(&sidecar) == Some(true) {
                 return Ok(sidecar);
             }
@@ -101,42 +97,24 @@ impl Which {
     }
 }
 
-struct Plan {
-    rounds: usize,
+/// Rounds of a run, and how long each load is measured.
+struct Rounds {
+    number: usize,
     asked: Duration,
-    check: bool,
-    collector: PathBuf,
 }
 
 fn main() -> anyhow::Result<()> {
-    let mut plan = Plan {
-        rounds: 9,
-        asked: Duration::from_secs(2),
-        check: false,
-        collector: env!("CARGO_BIN_EXE_collector").into(),
+    let plan = Plan::from_arguments(env!("CARGO_BIN_EXE_collector"))?;
+    let rounds = if plan.quick {
+        Rounds { number: 3, asked: Duration::from_secs(1) }
+    } else {
+        Rounds { number: 9, asked: Duration::from_secs(2) }
     };
-    for argument in std::env::args().skip(1) {
-        match argument.as_str() {
-            // What cargo adds.
-            "--bench" => {}
-            "--quick" => {
-                plan.rounds = 3;
-                plan.asked = Duration::from_secs(1);
-            }
-            "--check" => plan.check = true,
-            other => match other.strip_prefix("--collector=") {
-                Some(path) => plan.collector = path.into(),
-                None => {
-                    anyhow::bail!("unknown argument {other}; there are --quick, --check and --collector=PATH")
-                }
-            },
-        }
-    }
     ensure!(nix::unistd::geteuid().is_root(), "run as root: all of this is about eBPF programs");
     ensure!(Nginx::available(), "nginx and wrk are the load: install the Debian packages of these names");
     let mut table = Table::default();
-    run_time(&mut table, &plan)?;
-    throughput(&mut table, &plan)?;
+    run_time(&mut table, &plan, &rounds)?;
+    throughput(&mut table, &plan, &rounds)?;
     println!("{}", table.render());
     ensure!(!plan.check || table.missed() == 0, "{} targets missed", table.missed());
     Ok(())
@@ -149,18 +127,18 @@ struct RunTime {
     net: f64,
 }
 
-fn run_time(table: &mut Table, plan: &Plan) -> anyhow::Result<()> {
+fn run_time(table: &mut Table, plan: &Plan, rounds: &Rounds) -> anyhow::Result<()> {
     let _counting = Counting::start()?;
     let empty = Empty::attach(&TRACEPOINTS)?;
     let nginx = Nginx::start()?;
     let mut found: [Vec<RunTime>; Which::ALL.len()] = Default::default();
     let mut runs = String::new();
-    for round in 0..plan.rounds {
-        eprintln!("run time, round {} of {}", round + 1, plan.rounds);
+    for round in 0..rounds.number {
+        eprintln!("run time, round {} of {}", round + 1, rounds.number);
         for (which, found) in Which::ALL.into_iter().zip(&mut found) {
             let sidecar = which.watch(&plan.collector, &nginx)?;
             let before = (sidecar.cost()?, empty.cost()?);
-            let answered = nginx.ask(plan.asked)?;
+            let answered = nginx.ask(rounds.asked)?;
             let (ours, nothing) = (sidecar.cost()?.since(&before.0), empty.cost()?.since(&before.1));
             let (ns, net_ns) = ours.ns_and_net_ns(&nothing);
             let requests = answered.requests as f64;
@@ -195,30 +173,36 @@ fn told_runs(ours: &Cost, nothing: &Cost, requests: f64) -> String {
     told.collect::<Vec<_>>().join(", ")
 }
 
-fn throughput(table: &mut Table, plan: &Plan) -> anyhow::Result<()> {
+fn throughput(table: &mut Table, plan: &Plan, rounds: &Rounds) -> anyhow::Result<()> {
     let nginx = Nginx::start()?;
-    let mut found: [Vec<(Answered, Answered)>; Which::ALL.len()] = Default::default();
-    for round in 0..plan.rounds {
-        eprintln!("throughput, round {} of {}", round + 1, plan.rounds);
-        for (which, found) in Which::ALL.into_iter().zip(&mut found) {
+    // Nobody watches in the last one: what it seems to cost is what the figures are worth.
+    let all = Which::ALL.map(Some).into_iter().chain([None]);
+    let mut found: [Vec<(Answered, Answered)>; Which::ALL.len() + 1] = Default::default();
+    for round in 0..rounds.number {
+        eprintln!("throughput, round {} of {}", round + 1, rounds.number);
+        for (which, found) in all.clone().zip(&mut found) {
             // Right before and right after it was watched, because the host drifts.
-            let before = nginx.ask(plan.asked)?;
+            let before = nginx.ask(rounds.asked)?;
             let watched = {
-                let _sidecar = which.watch(&plan.collector, &nginx)?;
-                nginx.ask(plan.asked)?
+                let _sidecar = match which {
+                    Some(which) => Some(which.watch(&plan.collector, &nginx)?),
+                    None => nginx.ask(WARM_UP).map(|_| None)?,
+                };
+                nginx.ask(rounds.asked)?
             };
-            let after = nginx.ask(plan.asked)?;
+            let after = nginx.ask(rounds.asked)?;
             found.extend([(watched, before), (watched, after)]);
         }
     }
-    for (which, found) in Which::ALL.into_iter().zip(&found) {
+    for (which, found) in all.zip(&found) {
         let middle =
             |figure: &dyn Fn(&(Answered, Answered)) -> f64| median(found.iter().map(figure).collect());
         let rate = middle(&|(watched, alone)| watched.per_second / alone.per_second);
         let cpu = middle(&|(watched, alone)| watched.cpu_us() / alone.cpu_us());
-        let target = which == Which::Requests;
+        let target = which == Some(Which::Requests);
+        let what = which.map_or("nobody watches", Which::what);
         table.add(
-            format!("requests a second of a worker of nginx: {}", which.what()),
+            format!("requests a second of a worker of nginx: {what}"),
             format!("{:.0}", middle(&|(watched, _)| watched.per_second)),
             format!("unwatched {:.0}", middle(&|(_, alone)| alone.per_second)),
             format!("{:+.1} %", (rate - 1.0) * 100.0),
@@ -226,7 +210,7 @@ fn throughput(table: &mut Table, plan: &Plan) -> anyhow::Result<()> {
             if target { Verdict::at_least(rate, 1.0 - LOST) } else { Verdict::None },
         );
         table.add(
-            format!("CPU time of the worker for a request: {}", which.what()),
+            format!("CPU time of the worker for a request: {what}"),
             format!("{:.2} µs", middle(&|(watched, _)| watched.cpu_us())),
             format!("unwatched {:.2} µs", middle(&|(_, alone)| alone.cpu_us())),
             format!("{:+.1} %", (cpu - 1.0) * 100.0),
@@ -235,9 +219,4 @@ fn throughput(table: &mut Table, plan: &Plan) -> anyhow::Result<()> {
         );
     }
     Ok(())
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

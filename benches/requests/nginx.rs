@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use nix::time::ClockId;
 use nix::unistd::Pid;
 
-use crate::sidecar::spawn;
+use crate::common::launch::spawn;
 
 /// What is served: as long as the page that comes with nginx.
 const PAGE: [u8; 612] = [b'x'; 612];

@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use anyhow::Context;
 
-use crate::cost::Cost;
+use super::cost::Cost;
 
 /// `r0 = 0; exit` as `struct bpf_insn` (opcode, registers, offset, immediate).
 const PROGRAM: [u64; 2] = [0xb7, 0x95];

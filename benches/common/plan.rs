@@ -1,0 +1,38 @@
+//! What a bench of probes is told by its arguments.
+
+use std::path::PathBuf;
+
+/// How to run.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// A short run.
+    pub(crate) quick: bool,
+    /// A missed target fails the run.
+    pub(crate) check: bool,
+    /// The collector that is measured.
+    pub(crate) collector: PathBuf,
+}
+
+impl Plan {
+    /// By the arguments of the process. `collector` is the one to measure if they name none.
+    pub(crate) fn from_arguments(collector: &str) -> anyhow::Result<Self> {
+        let mut plan = Self { quick: false, check: false, collector: collector.into() };
+        for argument in std::env::args().skip(1) {
+            match argument.as_str() {
+                // What cargo adds.
+                "--bench" => {}
+                "--quick" => plan.quick = true,
+                "--check" => plan.check = true,
+                other => match other.strip_prefix("--collector=") {
+                    Some(path) => plan.collector = path.into(),
+                    None => {
+                        anyhow::bail!(
+                            "unknown argument {other}; there are --quick, --check and --collector=PATH"
+                        )
+                    }
+                },
+            }
+        }
+        Ok(plan)
+    }
+}

@@ -1,0 +1,58 @@
+//! A collector that a bench starts, with its rules, and what it says.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Child;
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+
+use super::cost::Cost;
+use super::launch;
+
+/// Runs while it lives.
+pub(crate) struct Sidecar {
+    child: Child,
+    address: SocketAddr,
+    _rules: tempfile::NamedTempFile,
+}
+
+impl Sidecar {
+    /// Starts it with a file of rules, and waits until it listens.
+    pub(crate) fn start(collector: &Path, rules: &str) -> anyhow::Result<Self> {
+        let mut file = tempfile::Builder::new().suffix(".yaml").tempfile()?;
+        file.write_all(rules.as_bytes())?;
+        let rules = file.path().to_str().context("a path")?;
+        // Without a budget: the load of a bench is above any, and the probes would record less.
+        let arguments = ["--source=ebpf", "--probes.overhead-budget=0", "--config.file", rules];
+        let (child, address) = launch::collector(collector, &arguments)?;
+        Ok(Self { child, address, _rules: file })
+    }
+
+    /// What it knows of its first pool. `None` before it answers.
+    pub(crate) fn pool(&self) -> Option<Value> {
+        let mut answer = ureq::get(format!("http://{}/api/v1/stats", self.address)).call().ok()?;
+        let mut stats = answer.body_mut().read_json::<Value>().ok()?;
+        Some(stats["pools"][0].take())
+    }
+
+    /// Fails if it has ended.
+    pub(crate) fn alive(&mut self) -> anyhow::Result<()> {
+        let status = self.child.try_wait()?;
+        ensure!(status.is_none(), "the collector ended: {status:?}");
+        Ok(())
+    }
+
+    /// Run time of its programs so far.
+    pub(crate) fn cost(&self) -> anyhow::Result<Cost> {
+        Cost::of(&self.child.id().to_string())
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
