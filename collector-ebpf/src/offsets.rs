@@ -140,6 +140,12 @@ offsets! {
     sock_type,
     /// `sock.sk_shutdown`: u8
     sock_shutdown,
+    /// `sock.sk_err`: int
+    sock_error,
+    /// `sock.sk_receive_queue.qlen`: u32, buffers that were not read to their end yet
+    sock_queued,
+    /// `tcp_sock.bytes_sent`: u64
+    tcp_bytes_sent,
     /// `sock.sk_max_ack_backlog`: u32
     sock_max_ack_backlog,
     /// `sock.sk_socket`

@@ -16,7 +16,8 @@ use collector_ebpf::limits::REQUEST_SETS;
 use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::request::{
     ABORTED, ANSWERED, BYTES, CLOSED, Finish, LOCKED, MESSAGE, NO_BYTES, OK_2XX, REQUEST_BLOCKED,
-    REQUEST_HISTOGRAMS, REQUEST_WAYS, Request, STATUS_LINE, WANTS_REQUESTS, WANTS_STATUS, set_of,
+    REQUEST_HISTOGRAMS, REQUEST_LEFT, REQUEST_WAYS, Request, STATUS_LINE, WANTS_REQUESTS, WANTS_STATUS,
+    set_of,
 };
 use collector_ebpf::schedule::{REQUEST, SYSCALLS, THREAD_HISTOGRAMS, Thread, Times};
 
@@ -68,7 +69,7 @@ fn socket_received(ctx: BtfTracePointContext) -> i32 {
     let at_ns = now();
     let key = key_of_sock(sock);
     match request_of(key, at_ns) {
-        Some(index) => continued(key, index, thread.place, length, at_ns),
+        Some(index) => continued(key, index, sock, thread.place, length, at_ns),
         None if length > 0 && asks(sock) => begin(key, sock, thread.place, times, at_ns),
         None => {}
     }
@@ -100,7 +101,7 @@ fn socket_sent(ctx: BtfTracePointContext) -> i32 {
     }
     let at_ns = now();
     if let Some(index) = request_of(key, at_ns) {
-        answered(key, index, length, asks & WANTS_STATUS != 0, at_ns);
+        answered(key, index, sock, length, asks & WANTS_STATUS != 0, at_ns);
     }
     time_run(at_ns);
     0
@@ -186,7 +187,7 @@ fn asks(sock: *const u8) -> bool {
     match family {
         AF_INET | AF_INET6 => {
             let backlog: u32 = read!(sock, sock_max_ack_backlog);
-            kind == SOCK_STREAM && backlog != 0 && shutdown & SEND_SHUTDOWN == 0
+            kind == SOCK_STREAM && backlog != 0 && (shutdown & SEND_SHUTDOWN == 0 || was_reset(sock))
         }
         AF_UNIX if offset!(unix_address) != ABSENT => {
             let address: u64 = load_cast(sock, offset!(unix_address));
@@ -194,6 +195,23 @@ fn asks(sock: *const u8) -> bool {
         }
         _ => false,
     }
+}
+
+/// A TCP connection was reset by the other side before anything was sent on it. Neither direction is open then, as after
+/// this side has ended its own; what came before the reset can be read.
+#[inline(always)]
+fn was_reset(sock: *const u8) -> bool {
+    let error: i32 = read!(sock, sock_error);
+    error != 0 && load_cast::<u64>(sock, offset!(tcp_bytes_sent)) == 0
+}
+
+/// What comes on a connection whose last request was answered is read away, and is no other request: this side has said
+/// that it sends no more. If the other side has closed the connection by now nothing tells who was first, but for what
+/// had come before the answer.
+#[inline(always)]
+fn is_read_away(sock: *const u8, place: u32) -> bool {
+    let shutdown: u8 = read!(sock, sock_shutdown);
+    shutdown == SEND_SHUTDOWN || shutdown & SEND_SHUTDOWN != 0 && place & REQUEST_LEFT != 0
 }
 
 /// What a connection is known by; 0 if nobody has it open.
@@ -410,7 +428,7 @@ fn begin(key: u64, sock: *const u8, thread_place: u32, times: *mut Times, at_ns:
 
 /// More bytes came on a connection with a request, or no more will (`length` 0).
 #[inline(always)]
-fn continued(key: u64, index: u32, thread_place: u32, length: i32, at_ns: u64) {
+fn continued(key: u64, index: u32, sock: *const u8, thread_place: u32, length: i32, at_ns: u64) {
     let Some(request) = lock(key, index) else { return };
     // SAFETY: a pointer into the array; locked.
     let (place, answer_ns) = unsafe { ((*request).place, (*request).answer_ns) };
@@ -418,7 +436,7 @@ fn continued(key: u64, index: u32, thread_place: u32, length: i32, at_ns: u64) {
         end(key, index, request, at_ns);
         return;
     }
-    if answer_ns != 0 {
+    if answer_ns != 0 && !is_read_away(sock, place) {
         // The answer was complete: this is the next request.
         let (before, slot) = (Request::slot_of(place), Thread::slot_of(thread_place));
         let (Some(old), Some(new)) = (TIMES.get_ptr_mut(before), TIMES.get_ptr_mut(slot)) else { return };
@@ -442,7 +460,7 @@ fn continued(key: u64, index: u32, thread_place: u32, length: i32, at_ns: u64) {
 
 /// Bytes were sent on a connection with a request, or found no room, or nobody who takes them.
 #[inline(always)]
-fn answered(key: u64, index: u32, length: i32, wants_status: bool, at_ns: u64) {
+fn answered(key: u64, index: u32, sock: *const u8, length: i32, wants_status: bool, at_ns: u64) {
     let Some(request) = lock(key, index) else { return };
     // SAFETY: a pointer into the array; locked.
     let (place, answer_ns) = unsafe { ((*request).place, (*request).answer_ns) };
@@ -481,7 +499,9 @@ fn answered(key: u64, index: u32, length: i32, wants_status: bool, at_ns: u64) {
     }
     // SAFETY: as above.
     unsafe {
-        let place = Request::with_outcome(place & !REQUEST_BLOCKED, outcome);
+        let queued: u32 = read!(sock, sock_queued);
+        let left = if queued != 0 { REQUEST_LEFT } else { 0 };
+        let place = Request::with_outcome(place & !(REQUEST_BLOCKED | REQUEST_LEFT) | left, outcome);
         (&raw mut (*request).place).write_volatile(place);
         (&raw mut (*request).answer_ns).write_volatile(at_ns);
     }

@@ -46,7 +46,7 @@ fn regs_second(btf: &Btf<'_>, regs: u32) -> Option<u32> {
 
 /// Resolves every offset from the running kernel's BTF. `cast` is the BTF id of `bpf_rdonly_cast`.
 pub fn resolve(btf: &Btf<'_>, cast: Option<u32>) -> Result<Offsets, OffsetsError> {
-    const NAMES: [&str; 13] = [
+    const NAMES: [&str; 14] = [
         "task_struct",
         "signal_struct",
         "mm_struct",
@@ -60,6 +60,7 @@ pub fn resolve(btf: &Btf<'_>, cast: Option<u32>) -> Result<Offsets, OffsetsError
         "unix_sock",
         "socket",
         "socket_alloc",
+        "tcp_sock",
     ];
     let found = btf.find(NAMES.map(|name| (Kind::Struct, name)));
     let id = |index: usize| found[index].ok_or(OffsetsError::Struct(NAMES[index]));
@@ -137,6 +138,9 @@ pub fn resolve(btf: &Btf<'_>, cast: Option<u32>) -> Result<Offsets, OffsetsError
         sock_family: of(9, "__sk_common.skc_family", 2),
         sock_type: of(9, "sk_type", 2),
         sock_shutdown: of(9, "sk_shutdown", 1),
+        sock_error: of(9, "sk_err", 4),
+        sock_queued: of(9, "sk_receive_queue.qlen", 4),
+        tcp_bytes_sent: of(13, "bytes_sent", 8),
         sock_max_ack_backlog: of(9, "sk_max_ack_backlog", 4),
         sock_socket: of(9, "sk_socket", 8),
         socket_sock: of(11, "sk", 8),
