@@ -16,3 +16,4 @@ mod requests;
 mod schedule;
 mod servers;
 mod storm;
+mod trace;

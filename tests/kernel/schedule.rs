@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::portable::cgroup::{Begins, agrees_with_the_cgroup};
 use crate::portable::schedule::{answer_file, at_rest, measured, waited};
 use crate::support::{Collector, Workload, eventually, pool_of, worker};
+use crate::trace::Trace;
 
 /// Shorter waits are not noticed by those who wait.
 const SHORTEST_NS: u64 = 20_000;
@@ -57,8 +58,10 @@ fn waits_are_as_long_as_the_waiting_measured() {
         check(kind, &schedule["quantiles"]["off_cpu_seconds"][kind], truth);
     }
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/waits-data-long");
-    std::fs::write(&data, vec![1u8; 16 << 20]).unwrap();
-    let (pid, truth) = waited(&mut master, &format!("disk {}", data.display()), &answer_file("disk"));
+    std::fs::write(&data, vec![1u8; 64 << 20]).unwrap();
+    let trace = Trace::start();
+    let (pid, _) = waited(&mut master, &format!("disk {}", data.display()), &answer_file("disk"));
+    let truth = trace.disk_waits(pid);
     let _ = std::fs::remove_file(&data);
     let schedule = at_rest(&collector, master.pid(), pid);
     check("disk", &schedule["quantiles"]["off_cpu_seconds"]["disk"], truth);

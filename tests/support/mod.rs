@@ -186,9 +186,13 @@ impl Collector {
 impl Drop for Collector {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            // Into files: they are long, and what the test has to say must not be lost behind them.
             let last = self.request("/api/v1/stats", &[]).and_then(|mut r| r.body_mut().read_to_string());
-            eprintln!("the collector's last figures:\n{}", last.unwrap_or_else(|e| e.to_string()));
-            eprintln!("the collector's log:\n{}", self.log());
+            for (what, text) in [("stats", last.unwrap_or_else(|e| e.to_string())), ("log", self.log())] {
+                let path = std::env::temp_dir().join(format!("collector-{}-{what}", self.pid()));
+                let written = std::fs::write(&path, text);
+                eprintln!("its last {what}: {} ({written:?})", path.display());
+            }
         }
         let _ = self.child.kill();
         let _ = self.child.wait();

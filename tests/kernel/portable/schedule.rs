@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::cgroup::Cgroup;
 use crate::support::{Collector, Workload, eventually, pool_of, worker};
+use crate::trace::Trace;
 
 /// A file that a worker writes what it measured to.
 pub(crate) fn answer_file(what: &str) -> PathBuf {
@@ -71,7 +72,9 @@ fn every_wait_has_its_reason() {
     }
     for behaviour in behaviours {
         let kind = behaviour.split(' ').next().unwrap();
+        let trace = (kind == "disk").then(Trace::start);
         let (pid, waits) = waited(&mut master, behaviour, &answer_file(kind));
+        let waits = trace.map_or(waits, |trace| trace.disk_waits(pid));
         let schedule = at_rest(&collector, master.pid(), pid);
         let truth: f64 = waits.iter().sum::<u64>() as f64 / 1e9;
         // It sleeps when it has done.
