@@ -14,7 +14,7 @@ use collector::render::json;
 use collector::render::prometheus::{Buffer, Format, Groups, render};
 use collector::snapshot::{
     Distribution, ExitCounts, FlagCounts, Own, Pool, Reading, Requests, Schedule, Snapshot, StateCounts,
-    WindowQuantiles, Work, Worker, WorkerState,
+    Waterfall, WindowQuantiles, Work, Worker, WorkerState,
 };
 use collector::units::CpuTime;
 use collector::worker::flags::Limits;
@@ -203,6 +203,13 @@ fn snapshot(pools: u32) -> Snapshot {
             utilization: vec![("1m", 0.5), ("5m", 0.5), ("start", 0.5)],
         },
         requests: Some(Requests {
+            waterfall: Some(Waterfall {
+                requests: 1_234_567,
+                duration_ns: 12 * 123_456_789_012,
+                time_ns: [123_456_789_012; KINDS],
+                seconds: std::array::from_fn(|_| Arc::clone(&intervals)),
+                slowest: Arc::default(),
+            }),
             total: requests::Requests { ended: [1_234_567; OUTCOMES], ..requests::Requests::default() },
             seconds: Some(std::array::from_fn(|_| Arc::clone(&intervals))),
         }),
@@ -241,6 +248,7 @@ fn snapshot(pools: u32) -> Snapshot {
     Snapshot {
         schedules: Vec::new(),
         schedules_at_ns: 0,
+        unix_minus_monotonic: 0,
         at_unix_ns: NOW,
         started_unix_ns: NOW - 1_000_000_000_000,
         source: "ebpf",

@@ -15,6 +15,7 @@ pub mod request;
 pub mod schedule;
 pub mod slot;
 pub mod task;
+pub mod waterfall;
 
 /// Names of the maps in the object.
 pub mod maps {
@@ -38,7 +39,7 @@ pub mod maps {
     pub const COUNTERS: &str = "COUNTERS";
     /// Mappable array of [`crate::schedule::ThreadSet`].
     pub const THREADS: &str = "THREADS";
-    /// Mappable array of [`crate::schedule::Times`], by slot.
+    /// Mappable array of [`crate::schedule::Times`]: by slot, then by number of a waterfall.
     pub const TIMES: &str = "TIMES";
     /// Mappable array of [`crate::schedule::Chunk`]; chunk number 1 is the first.
     pub const CHUNKS: &str = "CHUNKS";
@@ -48,6 +49,10 @@ pub mod maps {
     pub const CONNECTIONS: &str = "CONNECTIONS";
     /// Mappable array of [`crate::request::Request`].
     pub const REQUESTS: &str = "REQUESTS";
+    /// Array of [`crate::waterfall::Flight`].
+    pub const FLYING: &str = "FLYING";
+    /// Mappable array of [`crate::waterfall::Slowest`].
+    pub const SLOWEST_REQUESTS: &str = "SLOWEST_REQUESTS";
 }
 
 /// Names of the programs in the object; each is attached to the tracepoint or iterator of its documentation.

@@ -19,6 +19,12 @@ pub const MAX_CHUNKS: usize = 32_768;
 /// Sets of [`crate::request::REQUEST_WAYS`] requests; a power of two. 16,384 requests can be in progress.
 pub const REQUEST_SETS: usize = 2048;
 
+/// Places for threads whose requests are split into where their time went, by thread id; a power of two.
+pub const FLIGHTS: usize = 2048;
+
+/// Pools that can have a waterfall of their requests.
+pub const MAX_WATERFALLS: usize = 64;
+
 /// Places for what was last told of a process, by pid (a power of two): enough that few of [`MAX_SLOTS`] processes meet
 /// in one place.
 pub const TOLD_PLACES: usize = 16384;

@@ -42,8 +42,10 @@ pub struct Request {
     /// Number of the inode of its `struct socket`, by which a connection is told apart from one that had the same addresses
     /// before it.
     pub inode: u64,
+    /// Thread that it counts for as unanswered ([`crate::waterfall`]), or 0.
+    pub tid: u32,
     /// Zero: fills the cache line, so that workers on different CPUs do not meet in one.
-    pub padding: [u64; 3],
+    pub padding: [u32; 5],
 }
 
 /// In [`Request::lock`]

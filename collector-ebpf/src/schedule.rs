@@ -103,6 +103,8 @@ pub const THREAD_BUSY: u32 = 1 << 26;
 pub const THREAD_BEFORE_SHIFT: u32 = 27;
 /// The bits of the same.
 pub const THREAD_BEFORE: u32 = 0xf << THREAD_BEFORE_SHIFT;
+/// In [`Thread::place`]: its time is that of a request ([`crate::waterfall`]).
+pub const THREAD_IN_REQUEST: u32 = 1 << 31;
 
 impl Thread {
     /// Packs a place.

@@ -308,7 +308,7 @@ impl Aggregate {
     }
 
     fn drop_pool(&mut self, id: PoolId, source: &mut dyn Source) {
-        source.set_wishes(id, Wishes::default());
+        source.forget_pool(id);
         let masters: Vec<ProcessKey> =
             self.masters.iter().filter(|(_, master)| master.pool == id).map(|(k, _)| *k).collect();
         for key in masters {
@@ -686,6 +686,7 @@ impl Aggregate {
             at_unix_ns: self.unix_from_monotonic(now_ns),
             schedules: self.schedules.workers().to_vec(),
             schedules_at_ns: self.schedules.at_ns(),
+            unix_minus_monotonic: self.unix_minus_monotonic,
             started_unix_ns: self.started_unix_ns,
             source,
             features: Arc::clone(features),

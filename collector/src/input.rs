@@ -155,6 +155,42 @@ pub struct ScheduleReading {
     pub sent_bytes: u64,
 }
 
+/// What is new of the requests of one pool that had their thread to themselves.
+#[derive(Clone, Debug, Default)]
+pub struct WaterfallReading {
+    /// When this was read, `CLOCK_MONOTONIC` ns.
+    pub at_ns: u64,
+    /// How many there were; wraps around.
+    pub requests: u32,
+    /// How long they took, together, ns.
+    pub duration_ns: u64,
+    /// Where their threads were meanwhile, by kind, ns.
+    pub time_ns: [u64; KINDS],
+    /// Times by kind that are in no histogram; wraps around.
+    pub discarded: [u32; KINDS],
+    /// Time of a request in a kind, where it was in it at all, recorded since the last reading.
+    pub intervals: Vec<Interval>,
+    /// The slowest of each stretch of time of which one was kept since then.
+    pub slowest: Vec<(u64, Vec<SlowRequest>)>,
+}
+
+/// A request that was one of the slowest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SlowRequest {
+    /// When its first byte was received, `CLOCK_MONOTONIC` ns.
+    pub begin_ns: u64,
+    /// From then to the last byte of its answer, ns.
+    pub duration_ns: u64,
+    /// Its worker.
+    pub pid: Pid,
+    /// The thread.
+    pub tid: Pid,
+    /// Index into [`REQUEST_OUTCOMES`].
+    pub outcome: u32,
+    /// Where the thread was meanwhile, by kind, ns.
+    pub time_ns: [u64; KINDS],
+}
+
 /// Outcomes of requests, in the order of [`collector_ebpf::request`].
 pub const REQUEST_OUTCOMES: [&str; OUTCOMES] = ["2xx", "3xx", "4xx", "5xx", "ok", "aborted"];
 
@@ -315,6 +351,12 @@ pub trait Source {
     fn schedule(&mut self, _record: u32, _out: &mut ScheduleReading) -> Option<bool> {
         None
     }
+
+    /// Reads where the time of requests went, and tells of each pool, by its number, where something is new.
+    fn waterfalls(&mut self, _tell: &mut dyn FnMut(u32, &WaterfallReading)) {}
+
+    /// Says that there is no such pool any more.
+    fn forget_pool(&mut self, _pool: u32) {}
 
     /// Of each thread of a process, the functions of the kernel that it is in, the innermost first; none of those that
     /// run, and where that is not known.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use collector_ebpf::request::OUTCOMES;
 use collector_ebpf::schedule::KINDS;
 
-use crate::input::{Doing, ExitStatus, Profile, Sender, SocketFamily, TaskState};
+use crate::input::{Doing, ExitStatus, Profile, Sender, SlowRequest, SocketFamily, TaskState};
 use crate::units::{CpuTime, Pid};
 use crate::worker::flags::{Flag, Limits};
 use crate::worker::requests;
@@ -27,6 +27,8 @@ pub struct Snapshot {
     pub schedules: Vec<Option<Arc<WorkerSchedule>>>,
     /// When their totals were taken, `CLOCK_MONOTONIC` ns.
     pub schedules_at_ns: u64,
+    /// What `CLOCK_MONOTONIC` lacks to the time since the Unix epoch, ns.
+    pub unix_minus_monotonic: i64,
     /// Where the facts come from: `ebpf` or `procfs`.
     pub source: &'static str,
     /// What this kernel and these rights allow, feature by feature.
@@ -341,9 +343,29 @@ pub struct Schedule {
 pub struct Requests {
     /// How many requests and bytes.
     pub total: requests::Requests,
+    /// `None` where that is not measured.
+    pub waterfall: Option<Waterfall>,
     /// How long requests took, seconds, by outcome ([`crate::input::REQUEST_OUTCOMES`]); `None` where that is not measured.
     pub seconds: Option<[Arc<Distribution>; OUTCOMES]>,
 }
+
+/// Where the time of requests went that had the thread to themselves that they began on, since start.
+#[derive(Clone, Debug)]
+pub struct Waterfall {
+    /// How many there were.
+    pub requests: u64,
+    /// How long they took, together, ns.
+    pub duration_ns: u64,
+    /// Where their threads were meanwhile, by kind of time, ns; adds up to `duration_ns`.
+    pub time_ns: [u64; KINDS],
+    /// Time of a request in a kind, seconds, by kind; those that were not in it are there with 0.
+    pub seconds: [Arc<Distribution>; KINDS],
+    /// Which took longest.
+    pub slowest: Arc<Slowest>,
+}
+
+/// The slowest requests by window, the slowest first.
+pub type Slowest = Vec<(&'static str, Vec<SlowRequest>)>;
 
 impl Snapshot {
     /// Where the time of a worker's threads went; `None` where that is not watched.

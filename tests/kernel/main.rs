@@ -17,3 +17,4 @@ mod schedule;
 mod servers;
 mod storm;
 mod trace;
+mod waterfall;

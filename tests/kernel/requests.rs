@@ -14,28 +14,33 @@ use crate::schedule::check;
 use crate::servers::{Server, command_in, directory_with, free_port};
 use crate::support::{Collector, Workload, eventually, pool_of, worker};
 
-const OPTIONS: [&str; 2] = ["--source=ebpf", "--probes.overhead-budget=0"];
+pub(crate) const OPTIONS: [&str; 2] = ["--source=ebpf", "--probes.overhead-budget=0"];
 
 /// A pool with a worker that serves at an address, and the file in which it tells what it measured.
 fn serving(address: &str) -> (Workload, Collector, Pid, std::path::PathBuf) {
+    doing(&format!("serve {address}"))
+}
+
+/// A pool with a worker of this behaviour, whose last word is the file in which it tells what it measured.
+pub(crate) fn doing(behaviour: &str) -> (Workload, Collector, Pid, std::path::PathBuf) {
     let mut master = Workload::start();
     master.spawn("sleep");
     master.spawn("sleep");
     let collector = Collector::start(&OPTIONS);
     collector.pool_of(master.pid(), 2);
     let file = answer_file("serve");
-    let pid = master.spawn(&format!("serve {address} {}", file.display()));
+    let pid = master.spawn(&format!("{behaviour} {}", file.display()));
     (master, collector, pid, file)
 }
 
-fn connect(address: &str) -> TcpStream {
+pub(crate) fn connect(address: &str) -> TcpStream {
     let stream = eventually("it listens", || TcpStream::connect(address).ok());
     stream.set_nodelay(true).unwrap();
     stream
 }
 
 /// Sends a request, and waits for an answer that ends so.
-fn ask(stream: &mut (impl Read + Write), request: &str, end: &str) {
+pub(crate) fn ask(stream: &mut (impl Read + Write), request: &str, end: &str) {
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = String::new();
     while !answer.ends_with(end) {
@@ -47,7 +52,7 @@ fn ask(stream: &mut (impl Read + Write), request: &str, end: &str) {
 }
 
 /// What a worker was asked, once the outcomes are these.
-fn asked(collector: &Collector, master: Pid, pid: Pid, expected: &[(&str, u64)]) -> Value {
+pub(crate) fn asked(collector: &Collector, master: Pid, pid: Pid, expected: &[(&str, u64)]) -> Value {
     let mut last = Value::Null;
     let found = || {
         last = worker(pool_of(&collector.stats(), master)?, pid)?.get("requests")?.clone();

@@ -276,6 +276,12 @@ impl Drop for Workload {
     }
 }
 
+/// What the hypervisor has kept from this machine's CPUs, in seconds: `steal` of `/proc/stat`, see proc(5).
+pub fn stolen_seconds() -> f64 {
+    let text = std::fs::read_to_string("/proc/stat").expect("/proc");
+    text.lines().next().unwrap().split_whitespace().nth(8).unwrap().parse::<f64>().unwrap() / 100.0
+}
+
 /// `/proc/PID/stat` after the name, from field 3 (state) on: `fields[n - 3]` is field n of proc_pid_stat(5).
 pub fn proc_stat(pid: Pid) -> Option<Vec<u64>> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

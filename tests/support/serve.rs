@@ -3,9 +3,10 @@
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::waits::{answer, waited_for_cpu};
+use crate::waits::{answer, blocked_in_lock, blocked_in_sleep, thread_cpu_ns, waited_for_cpu};
 
 /// A connection of either family.
 trait Stream: Read + Write {}
@@ -27,6 +28,24 @@ pub(crate) fn serve(address: &str, file: &str) {
             stream.set_nodelay(true).expect("a socket");
             converse(&mut stream, file, &mut took);
         }
+    }
+}
+
+/// The same, each connection in a thread of its own.
+pub(crate) fn serve_in_threads(address: &str, file: &str) {
+    let took = Arc::new(Mutex::new(Vec::new()));
+    let listener = TcpListener::bind(address).expect("a port that is free");
+    for stream in listener.incoming() {
+        let mut stream = stream.expect("a connection");
+        stream.set_nodelay(true).expect("a socket");
+        let (took, file) = (Arc::clone(&took), file.to_owned());
+        std::thread::spawn(move || {
+            let mut own = Vec::new();
+            converse(&mut stream, &file, &mut own);
+            let mut took = took.lock().expect("no panic holds it");
+            took.append(&mut own);
+            answer(&file, &took);
+        });
     }
 }
 
@@ -77,6 +96,20 @@ fn converse(stream: &mut dyn Stream, file: &str, took: &mut Vec<u64>) {
                 say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
                 pause(ms);
                 say("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
+            }
+            // So long on a CPU, asleep and in a lock; what it was is told in this order, and how long it waited for a CPU.
+            ["mix", cpu, sleep, lock] => {
+                let (cpu_ns, waited_ns) = (thread_cpu_ns(), waited_for_cpu());
+                let until_ns = cpu_ns + cpu.parse::<u64>().expect("a time") * 1_000_000;
+                while thread_cpu_ns() < until_ns {}
+                let ms = |word: &str| Duration::from_millis(word.parse().expect("a time"));
+                let blocked = [blocked_in_sleep(ms(sleep)), blocked_in_lock(ms(lock))];
+                let waited_ns = waited_for_cpu() - waited_ns;
+                say("mixed\n");
+                took.push(thread_cpu_ns() - cpu_ns);
+                took.extend(blocked);
+                took.push(waited_ns);
+                continue;
             }
             ["close", ms] => {
                 pause(ms);

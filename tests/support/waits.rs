@@ -64,6 +64,26 @@ pub(crate) fn waited_for_cpu() -> u64 {
     text.split(' ').nth(1).and_then(|field| field.parse().ok()).expect("a number")
 }
 
+/// CPU time of this thread, ns.
+pub(crate) fn thread_cpu_ns() -> u64 {
+    now(ClockId::CLOCK_THREAD_CPUTIME_ID)
+}
+
+/// Sleeps, and returns for how long, ns.
+pub(crate) fn blocked_in_sleep(time: Duration) -> u64 {
+    measured(|| std::thread::sleep(time))
+}
+
+/// Waits in a futex that nobody wakes, and returns for how long, ns.
+pub(crate) fn blocked_in_lock(time: Duration) -> u64 {
+    let word = 0u32;
+    let timeout = libc::timespec { tv_sec: 0, tv_nsec: i64::from(time.subsec_nanos()) };
+    measured(|| {
+        // SAFETY: the word and the timeout outlive the call.
+        unsafe { libc::syscall(libc::SYS_futex, &raw const word, libc::FUTEX_WAIT, 0, &raw const timeout) };
+    })
+}
+
 /// Time that a call was blocked: all but what this thread spent on a CPU, and waiting for one.
 fn measured(call: impl FnOnce()) -> u64 {
     let runnable = waited_for_cpu();
@@ -76,21 +96,13 @@ fn measured(call: impl FnOnce()) -> u64 {
 
 /// 5, 20 and 100 ms in shares of 60, 30 and 10 percent.
 fn futexes() -> Vec<u64> {
-    let word = 0u32;
     (0..100)
         .map(|turn| {
-            let ms = match turn % 10 {
+            blocked_in_lock(Duration::from_millis(match turn % 10 {
                 0..6 => 5,
                 6..9 => 20,
                 _ => 100,
-            };
-            let timeout = libc::timespec { tv_sec: 0, tv_nsec: ms * 1_000_000 };
-            measured(|| {
-                // SAFETY: the word and the timeout outlive the call.
-                unsafe {
-                    libc::syscall(libc::SYS_futex, &raw const word, libc::FUTEX_WAIT, 0, &raw const timeout)
-                };
-            })
+            }))
         })
         .collect()
 }

@@ -23,6 +23,7 @@ mod signals;
 mod tags;
 mod tasks;
 mod walk;
+mod waterfall;
 
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
@@ -34,13 +35,15 @@ use aya_ebpf::macros::btf_map;
 use collector_ebpf::event::Counter;
 use collector_ebpf::free_list::FreeList;
 use collector_ebpf::limits::{
-    EVENT_RING_BYTES, MAX_CHUNKS, MAX_SLOTS, PASS_ROWS, REQUEST_SETS, THREAD_SETS, TOLD_PLACES,
+    EVENT_RING_BYTES, FLIGHTS, MAX_CHUNKS, MAX_SLOTS, MAX_WATERFALLS, PASS_ROWS, REQUEST_SETS, THREAD_SETS,
+    TOLD_PLACES,
 };
 use collector_ebpf::offsets::Offsets;
 use collector_ebpf::request::{Connections, REQUEST_WAYS, Request};
 use collector_ebpf::schedule::{Chunk, ThreadSet, Times};
 use collector_ebpf::slot::{Control, Slot, Tag};
 use collector_ebpf::task::{Pass, TaskRow, Told};
+use collector_ebpf::waterfall::{Flight, STRETCHES, Slowest};
 
 /// Set by the loader before the programs are verified.
 #[unsafe(no_mangle)]
@@ -62,7 +65,7 @@ static CONTROL: Array<Control, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 static THREADS: Array<ThreadSet, THREAD_SETS, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map]
-static TIMES: Array<Times, MAX_SLOTS, { BPF_F_MMAPABLE as usize }> = Array::new();
+static TIMES: Array<Times, { MAX_SLOTS + MAX_WATERFALLS }, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map]
 static CHUNKS: Array<Chunk, MAX_CHUNKS, { BPF_F_MMAPABLE as usize }> = Array::new();
@@ -75,6 +78,13 @@ static CONNECTIONS: Array<Connections, REQUEST_SETS, { BPF_F_MMAPABLE as usize }
 
 #[btf_map]
 static REQUESTS: Array<Request, { REQUEST_SETS * REQUEST_WAYS }, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+#[btf_map]
+static FLYING: Array<Flight, FLIGHTS> = Array::new();
+
+#[btf_map]
+static SLOWEST_REQUESTS: Array<Slowest, { MAX_WATERFALLS * STRETCHES }, { BPF_F_MMAPABLE as usize }> =
+    Array::new();
 
 #[btf_map]
 static PASS: Array<Pass, 1, { BPF_F_MMAPABLE as usize }> = Array::new();

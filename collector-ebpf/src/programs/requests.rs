@@ -4,6 +4,9 @@
 //! before is of no use. (The address of its `struct sock` would do, too, but the verifier lets nobody calculate with it.)
 //! Several threads may use one connection, and another CPU may close it, so a request is locked by who changes it; that is
 //! never waited for.
+//!
+//! The functions that are not mangled are global to the verifier: it goes through each of them once, with whatever it is
+//! given, and not once for each way that leads to each of their calls. That takes numbers for arguments, no pointers.
 
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_or, atomic_xchg};
 
@@ -22,8 +25,8 @@ use collector_ebpf::request::{
 use collector_ebpf::schedule::{REQUEST, SYSCALLS, THREAD_HISTOGRAMS, Thread, Times};
 
 use crate::kernel::{load_cast, now, offset, read};
-use crate::schedule::{add_u32, add_u64, discard, fall, find, record, rise, time_run};
-use crate::{CONNECTIONS, REQUESTS, TIMES, count};
+use crate::schedule::{add_u32, add_u64, fall, find, record_or_discard, rise, time_run};
+use crate::{CONNECTIONS, REQUESTS, TIMES, count, waterfall};
 
 /// `MSG_PEEK` of `include/linux/socket.h`.
 const MSG_PEEK: i32 = 2;
@@ -69,8 +72,8 @@ fn socket_received(ctx: BtfTracePointContext) -> i32 {
     let at_ns = now();
     let key = key_of_sock(sock);
     match request_of(key, at_ns) {
-        Some(index) => continued(key, index, sock, thread.place, length, at_ns),
-        None if length > 0 && asks(sock) => begin(key, sock, thread.place, times, at_ns),
+        Some(index) => continued(key, index, sock, thread, length, at_ns),
+        None if length > 0 && asks(sock) => begin(key, sock, thread, times, at_ns),
         None => {}
     }
     time_run(at_ns);
@@ -101,7 +104,7 @@ fn socket_sent(ctx: BtfTracePointContext) -> i32 {
     }
     let at_ns = now();
     if let Some(index) = request_of(key, at_ns) {
-        answered(key, index, sock, length, asks & WANTS_STATUS != 0, at_ns);
+        answered(key, index, sock, thread, length, asks & WANTS_STATUS != 0, at_ns);
     }
     time_run(at_ns);
     0
@@ -117,8 +120,10 @@ fn connection_state(ctx: BtfTracePointContext) -> i32 {
     let key = key_of_sock(ctx.arg(0));
     if let Some(index) = place_of(key) {
         let at_ns = now();
-        let Some(request) = lock_to_end(key, index) else { return 0 };
-        end(key, index, request, at_ns);
+        if lock_to_end(key, index).is_none() {
+            return 0;
+        }
+        end(key, index, at_ns);
         time_run(at_ns);
     }
     0
@@ -143,7 +148,7 @@ extern "C" fn finish_request(context: *mut Finish) -> i32 {
     let (place, answer_ns) = unsafe { ((*request).place, (*request).answer_ns) };
     let quiet = answer_ns != 0 && answer_ns < quiet_since_ns && place & REQUEST_BLOCKED == 0;
     if quiet || abandon != 0 || !is_open(key, request) {
-        end(key, index, request, end_ns);
+        end(key, index, end_ns);
     } else {
         unlock(key, index, request);
     }
@@ -223,18 +228,30 @@ fn key_of_sock(sock: *const u8) -> u64 {
 /// The index of the request that is in progress on a connection.
 #[inline(always)]
 fn place_of(key: u64) -> Option<u32> {
-    let set = set_of(key);
-    let keys = keys_of(set)?;
-    if key == 0 {
-        return None;
-    }
+    found(index_of_key(set_of(key), key)).filter(|_| key != 0)
+}
+
+/// The index that a global function has returned, which cannot return an `Option`.
+#[inline(always)]
+fn found(index: u32) -> Option<u32> {
+    (index != NOWHERE).then_some(index)
+}
+
+/// No index.
+const NOWHERE: u32 = u32::MAX;
+
+/// The first index in a set whose key is this one, which may be 0; [`NOWHERE`] if none is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn index_of_key(set: u32, key: u64) -> u32 {
+    let Some(keys) = keys_of(set) else { return NOWHERE };
     for way in 0..REQUEST_WAYS {
         // SAFETY: one of the elements; other CPUs change them.
         if unsafe { keys.add(way).read_volatile() } == key {
-            return Some(set * REQUEST_WAYS as u32 + way as u32);
+            return set * REQUEST_WAYS as u32 + way as u32;
         }
     }
-    None
+    NOWHERE
 }
 
 /// The index of the request that is in progress on a connection. One of a connection that was closed untold, and whose
@@ -247,8 +264,8 @@ fn request_of(key: u64, at_ns: u64) -> Option<u32> {
     if unsafe { (&raw const (*request).inode).read_volatile() } == inode_of(key) {
         return Some(index);
     }
-    if let Some(request) = lock_to_end(key, index) {
-        end(key, index, request, at_ns);
+    if lock_to_end(key, index).is_some() {
+        end(key, index, at_ns);
     }
     None
 }
@@ -343,22 +360,24 @@ fn unlock(key: u64, index: u32, request: *mut Request) {
         )
     };
     if !unlocked {
-        end(key, index, request, now());
+        end(key, index, now());
     }
 }
 
 /// Ends a locked request and frees its place.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn end(key: u64, index: u32, request: *mut Request, at_ns: u64) -> u64 {
-    let Some(place) = key_place(index) else { return 0 };
+extern "C" fn end(key: u64, index: u32, at_ns: u64) -> u32 {
+    let (Some(place), Some(request)) = (key_place(index), REQUESTS.get_ptr_mut(index)) else { return 0 };
     // SAFETY: a pointer into the array; locked.
     let (worker, answer_ns) = unsafe { ((*request).place, (*request).answer_ns) };
+    leave_thread(request, at_ns);
     if let Some(times) = TIMES.get_ptr_mut(Request::slot_of(worker)) {
         if answer_ns == 0 {
             fly_no_more(times, worker, at_ns);
-            account(times, request, ABORTED, at_ns);
+            account(index, ABORTED, at_ns);
         } else {
-            account(times, request, Request::outcome_of(worker), answer_ns);
+            account(index, Request::outcome_of(worker), answer_ns);
         }
         // SAFETY: a pointer into the array.
         add_u32(unsafe { &raw mut (*times).open }, u32::MAX);
@@ -372,17 +391,29 @@ fn end(key: u64, index: u32, request: *mut Request, at_ns: u64) -> u64 {
     0
 }
 
+/// The thread that a request began on has nothing to do with it any more.
+#[inline(always)]
+fn leave_thread(request: *mut Request, at_ns: u64) {
+    // SAFETY: callers pass a pointer into the array; locked.
+    let (tid, begin_ns, answer_ns) = unsafe { ((*request).tid, (*request).begin_ns, (*request).answer_ns) };
+    waterfall::ended(tid, begin_ns, answer_ns != 0, at_ns);
+}
+
 /// Adds a request that has ended to its worker's.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn account(times: *mut Times, request: *mut Request, outcome: u32, end_ns: u64) -> u64 {
-    // SAFETY: callers pass pointers into the arrays; the request is locked.
+extern "C" fn account(index: u32, outcome: u32, end_ns: u64) -> u32 {
+    let Some(request) = REQUESTS.get_ptr_mut(index) else { return 0 };
+    // SAFETY: a pointer into the array; locked.
     let (place, begin_ns) = unsafe { ((*request).place, (*request).begin_ns) };
+    let slot = Request::slot_of(place);
+    let Some(times) = TIMES.get_ptr_mut(slot) else { return 0 };
     let outcome = if outcome > ABORTED { ABORTED } else { outcome };
     // SAFETY: a pointer into the array, and an index below its length.
     add_u32(unsafe { &raw mut (*times).requests[outcome as usize] }, 1);
     let measure = REQUEST + outcome;
-    if place & REQUEST_HISTOGRAMS != 0 && !record(times, measure, end_ns.saturating_sub(begin_ns)) {
-        discard(times, measure);
+    if place & REQUEST_HISTOGRAMS != 0 {
+        record_or_discard(slot, measure, end_ns.saturating_sub(begin_ns));
     }
     0
 }
@@ -403,14 +434,17 @@ fn fly(times: *mut Times, at_ns: u64) {
 
 /// The first byte of a request.
 #[inline(always)]
-fn begin(key: u64, sock: *const u8, thread_place: u32, times: *mut Times, at_ns: u64) {
+fn begin(key: u64, sock: *const u8, thread: &mut Thread, times: *mut Times, at_ns: u64) {
+    let thread_place = thread.place;
     let set = set_of(key);
-    let Some(index) = free_place(set).or_else(|| make_room(set, at_ns)) else {
+    let free = free_place(set).or_else(|| found(make_room(set, at_ns)).and_then(|_| free_place(set)));
+    let Some(index) = free else {
         count(Counter::NO_REQUEST);
         return;
     };
     let (Some(request), Some(place)) = (REQUESTS.get_ptr_mut(index), key_place(index)) else { return };
     let histograms = if thread_place & THREAD_HISTOGRAMS != 0 { REQUEST_HISTOGRAMS } else { 0 };
+    let tid = waterfall::begin(thread, times, at_ns);
     // SAFETY: pointers into the arrays; locked, and nobody finds it until its key is written.
     unsafe {
         (&raw mut (*request).place)
@@ -419,6 +453,7 @@ fn begin(key: u64, sock: *const u8, thread_place: u32, times: *mut Times, at_ns:
         (&raw mut (*request).answer_ns).write_volatile(0);
         (&raw mut (*request).sock).cast::<*const u8>().write_volatile(sock);
         (&raw mut (*request).inode).write_volatile(inode_of(key));
+        (&raw mut (*request).tid).write_volatile(tid);
         add_u32(&raw mut (*times).open, 1);
         fly(times, at_ns);
         atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(place, key);
@@ -428,19 +463,22 @@ fn begin(key: u64, sock: *const u8, thread_place: u32, times: *mut Times, at_ns:
 
 /// More bytes came on a connection with a request, or no more will (`length` 0).
 #[inline(always)]
-fn continued(key: u64, index: u32, sock: *const u8, thread_place: u32, length: i32, at_ns: u64) {
+fn continued(key: u64, index: u32, sock: *const u8, thread: &mut Thread, length: i32, at_ns: u64) {
     let Some(request) = lock(key, index) else { return };
     // SAFETY: a pointer into the array; locked.
     let (place, answer_ns) = unsafe { ((*request).place, (*request).answer_ns) };
     if answer_ns != 0 && length == 0 {
-        end(key, index, request, at_ns);
+        end(key, index, at_ns);
         return;
     }
     if answer_ns != 0 && !is_read_away(sock, place) {
         // The answer was complete: this is the next request.
+        let thread_place = thread.place;
         let (before, slot) = (Request::slot_of(place), Thread::slot_of(thread_place));
         let (Some(old), Some(new)) = (TIMES.get_ptr_mut(before), TIMES.get_ptr_mut(slot)) else { return };
-        account(old, request, Request::outcome_of(place), answer_ns);
+        account(index, Request::outcome_of(place), answer_ns);
+        leave_thread(request, at_ns);
+        let tid = waterfall::begin(thread, new, at_ns);
         let histograms = if thread_place & THREAD_HISTOGRAMS != 0 { REQUEST_HISTOGRAMS } else { 0 };
         // SAFETY: pointers into the arrays; locked.
         unsafe {
@@ -452,6 +490,7 @@ fn continued(key: u64, index: u32, sock: *const u8, thread_place: u32, length: i
             (&raw mut (*request).place).write_volatile(Request::with_outcome(slot | histograms, ANSWERED));
             (&raw mut (*request).begin_ns).write_volatile(at_ns);
             (&raw mut (*request).answer_ns).write_volatile(0);
+            (&raw mut (*request).tid).write_volatile(tid);
         }
         fly(new, at_ns);
     }
@@ -460,7 +499,15 @@ fn continued(key: u64, index: u32, sock: *const u8, thread_place: u32, length: i
 
 /// Bytes were sent on a connection with a request, or found no room, or nobody who takes them.
 #[inline(always)]
-fn answered(key: u64, index: u32, sock: *const u8, length: i32, wants_status: bool, at_ns: u64) {
+fn answered(
+    key: u64,
+    index: u32,
+    sock: *const u8,
+    thread: &Thread,
+    length: i32,
+    wants_status: bool,
+    at_ns: u64,
+) {
     let Some(request) = lock(key, index) else { return };
     // SAFETY: a pointer into the array; locked.
     let (place, answer_ns) = unsafe { ((*request).place, (*request).answer_ns) };
@@ -471,7 +518,7 @@ fn answered(key: u64, index: u32, sock: *const u8, length: i32, wants_status: bo
         return;
     }
     if length <= 0 {
-        end(key, index, request, at_ns);
+        end(key, index, at_ns);
         return;
     }
     let mut outcome = Request::outcome_of(place);
@@ -487,24 +534,26 @@ fn answered(key: u64, index: u32, sock: *const u8, length: i32, wants_status: bo
             if let Some(times) = TIMES.get_ptr_mut(Request::slot_of(place)) {
                 fly_no_more(times, place, at_ns);
             }
-        } else if told < ANSWERED
-            && let Some(times) = TIMES.get_ptr_mut(Request::slot_of(place))
-        {
+        } else if told < ANSWERED {
             // The answer to the next of several requests that came together: begun when the last one was done with.
-            account(times, request, outcome, answer_ns);
+            account(index, outcome, answer_ns);
+            leave_thread(request, at_ns);
             outcome = told;
             // SAFETY: as above.
             unsafe { (&raw mut (*request).begin_ns).write_volatile(answer_ns) };
         }
     }
+    let queued: u32 = read!(sock, sock_queued);
+    let left = if queued != 0 { REQUEST_LEFT } else { 0 };
     // SAFETY: as above.
     unsafe {
-        let queued: u32 = read!(sock, sock_queued);
-        let left = if queued != 0 { REQUEST_LEFT } else { 0 };
         let place = Request::with_outcome(place & !(REQUEST_BLOCKED | REQUEST_LEFT) | left, outcome);
         (&raw mut (*request).place).write_volatile(place);
         (&raw mut (*request).answer_ns).write_volatile(at_ns);
     }
+    // SAFETY: as above.
+    let (tid, begin_ns) = unsafe { ((*request).tid, (*request).begin_ns) };
+    waterfall::answered(thread, tid, begin_ns, outcome, answer_ns == 0, at_ns);
     unlock(key, index, request);
 }
 
@@ -512,8 +561,9 @@ fn answered(key: u64, index: u32, sock: *const u8, length: i32, wants_status: bo
 const INTERIM: u32 = 0xff;
 
 /// The outcome that the bytes tell that the current system call sends.
-#[inline(always)]
-fn told_outcome() -> u32 {
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn told_outcome() -> u32 {
     let Some(line) = sent_bytes() else { return ANSWERED };
     if line[..7] != *b"HTTP/1." || line[8] != b' ' {
         return ANSWERED;
@@ -569,11 +619,8 @@ fn user_word(at: u64) -> Option<u64> {
 /// A place that nobody has, locked.
 #[inline(always)]
 fn free_place(set: u32) -> Option<u32> {
-    for way in 0..REQUEST_WAYS as u32 {
-        let index = set * REQUEST_WAYS as u32 + way;
-        if key_of(index) != 0 {
-            continue;
-        }
+    for _ in 0..ATTEMPTS_TO_BEGIN {
+        let index = found(index_of_key(set, 0))?;
         let request = REQUESTS.get_ptr_mut(index)?;
         if try_lock(request) && still_of(0, index, request).is_some() {
             return Some(index);
@@ -582,21 +629,26 @@ fn free_place(set: u32) -> Option<u32> {
     None
 }
 
-/// Takes a request that was answered for complete, so that there is room for one that is not.
-#[inline(always)]
-fn make_room(set: u32, at_ns: u64) -> Option<u32> {
+/// Another CPU can be about to take the same one.
+const ATTEMPTS_TO_BEGIN: usize = 3;
+
+/// Takes a request that was answered for complete, so that there is room for one that is not. Returns what was its index,
+/// or [`NOWHERE`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn make_room(set: u32, at_ns: u64) -> u32 {
     for way in 0..REQUEST_WAYS as u32 {
         let index = set * REQUEST_WAYS as u32 + way;
-        let request = REQUESTS.get_ptr_mut(index)?;
+        let Some(request) = REQUESTS.get_ptr_mut(index) else { break };
         // SAFETY: a pointer into the array; another CPU may change it.
         if unsafe { (&raw const (*request).answer_ns).read_volatile() } == 0 {
             continue;
         }
         let key = key_of(index);
-        if let Some(request) = lock(key, index) {
-            end(key, index, request, at_ns);
-            return free_place(set);
+        if lock(key, index).is_some() {
+            end(key, index, at_ns);
+            return index;
         }
     }
-    None
+    NOWHERE
 }

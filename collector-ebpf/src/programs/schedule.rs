@@ -18,15 +18,15 @@ use collector_ebpf::limits::{MAX_CHUNKS, THREAD_SETS};
 use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::schedule::{
     ADDRESS_SPACE, AS_BEFORE, BY_DESCRIPTOR, CHILD, CHUNK_WORDS, COMING, Chunk, DIRECTORIES, DISK, FRESH,
-    KINDS, LET_GO, LOCK, NETWORK, ON_CPU, OTHER, PAGE_FAULT, PARKS_IN_SHARED_LOCK, PIPE, POLL,
+    KINDS, LET_GO, LOCK, MEASURES, NETWORK, ON_CPU, OTHER, PAGE_FAULT, PARKS_IN_SHARED_LOCK, PIPE, POLL,
     PROFILE_COUNTERS, PROFILE_HISTOGRAMS, RUNNABLE, SPAN, STOPPED, SYSCALLS, THREAD_BEFORE,
-    THREAD_BEFORE_SHIFT, THREAD_BUSY, THREAD_HISTOGRAMS, THREAD_PARTIAL, TIMED_RUNS, Thread, Times, UNKNOWN,
-    WAYS, directory_of, entry_of, parks_of, profile_of, shift_of, wishes,
+    THREAD_BEFORE_SHIFT, THREAD_BUSY, THREAD_HISTOGRAMS, THREAD_IN_REQUEST, THREAD_PARTIAL, TIMED_RUNS,
+    Thread, Times, UNKNOWN, WAYS, directory_of, entry_of, parks_of, profile_of, shift_of, wishes,
 };
 use collector_ebpf::slot::Tag;
 
 use crate::kernel::{Task, load_cast, now, offset, read, unforeseen};
-use crate::{CHUNKS, CONTROL, FREE_CHUNKS, THREADS, TIMES, count, count_by, free_list, lifecycle};
+use crate::{CHUNKS, CONTROL, FREE_CHUNKS, THREADS, TIMES, count, count_by, free_list, lifecycle, waterfall};
 
 /// `TASK_UNINTERRUPTIBLE` of `include/linux/sched.h`.
 const TASK_UNINTERRUPTIBLE: u32 = 0x2;
@@ -294,6 +294,7 @@ fn enter(tid: u32, place: u32, parks: u32, now: u64) {
             )
         };
         if free {
+            waterfall::leave(tid);
             if others == 0 {
                 begin_work(times, parks, place & THREAD_PARTIAL != 0, now);
             }
@@ -334,6 +335,9 @@ fn leave(thread: &mut Thread, now: u64) -> bool {
     let Some(times) = TIMES.get_ptr_mut(slot) else { return false };
     account(times, place, since_ns, now);
     end_work(times, place, now);
+    if place & THREAD_IN_REQUEST != 0 {
+        waterfall::leave(tid);
+    }
     lived(slot, now);
     count_change();
     // SAFETY: a pointer into the array. After all that is written for this thread.
@@ -396,7 +400,7 @@ fn begin_change(thread: *mut Thread) {
 }
 
 /// What of a thread's place outlasts an interval.
-const THREAD_STAYS: u32 = THREAD_HISTOGRAMS | THREAD_BUSY | THREAD_BEFORE;
+const THREAD_STAYS: u32 = THREAD_HISTOGRAMS | THREAD_BUSY | THREAD_BEFORE | THREAD_IN_REQUEST;
 
 /// Ends the interval that a thread is in, and begins the next.
 #[inline(always)]
@@ -407,6 +411,11 @@ fn change(thread: &mut Thread, kind: u32, now: u64) {
     if let Some(times) = TIMES.get_ptr_mut(Thread::slot_of(place)) {
         account(times, place, since_ns, now);
         next = turn(times, next, kind, now);
+    }
+    if place & THREAD_IN_REQUEST != 0
+        && !waterfall::pass(thread.tid, Thread::kind_of(place), now.wrapping_sub(since_ns))
+    {
+        next &= !THREAD_IN_REQUEST;
     }
     // SAFETY: as above.
     unsafe { (&raw mut thread.place).write_volatile(next) };
@@ -438,7 +447,7 @@ fn account(times: *mut Times, place: u32, since_ns: u64, now: u64) {
 
 /// A value of a measure is in no histogram.
 #[inline(always)]
-pub(crate) fn discard(times: *mut Times, measure: u32) {
+fn discard(times: *mut Times, measure: u32) {
     // SAFETY: callers pass a pointer into the array, and a measure below the length.
     add_u32(unsafe { &raw mut (*times).discarded[measure as usize] }, 1);
 }
@@ -567,7 +576,7 @@ fn end_work(times: *mut Times, place: u32, now: u64) {
 
 /// Adds one to the bucket of a value. False if it is not wanted now, or there was no chunk for it.
 #[inline(always)]
-pub(crate) fn record(times: *mut Times, measure: u32, value: u64) -> bool {
+fn record(times: *mut Times, measure: u32, value: u64) -> bool {
     let Some(control) = CONTROL.get_ptr(0) else { return false };
     // SAFETY: a valid pointer into the array; user space sets it.
     if unsafe { (*control).ceiling } < PROFILE_HISTOGRAMS {
@@ -597,6 +606,17 @@ pub(crate) fn record(times: *mut Times, measure: u32, value: u64) -> bool {
         }
     }
     true
+}
+
+/// Adds one to the bucket of a value, or counts it as in none. Global to the verifier, see [`crate::requests`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn record_or_discard(slot: u32, measure: u32, value: u64) -> u32 {
+    let Some(times) = TIMES.get_ptr_mut(slot) else { return 0 };
+    if measure < MEASURES as u32 && !record(times, measure, value) {
+        discard(times, measure);
+    }
+    0
 }
 
 /// The chunk whose number is in a word, which gets one if it has none.

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::cache::Document;
 use super::metrics::negotiated;
 use super::{Error, Shared, negotiate};
-use crate::render::json;
+use crate::render::json::{self, NoSlowRequests};
 
 const JSON: &str = "application/json";
 
@@ -36,6 +36,18 @@ pub(super) async fn pool(
     let Path(name) = path.map_err(|rejection| Error::BadRequest(rejection.body_text()))?;
     let snapshot = shared.snapshot()?;
     json::pool(&snapshot, &name).map(document).ok_or(Error::UnknownPool(name))
+}
+
+pub(super) async fn slow(
+    State(shared): State<Arc<Shared>>,
+    path: Result<Path<String>, PathRejection>,
+) -> Result<Response, Error> {
+    let Path(name) = path.map_err(|rejection| Error::BadRequest(rejection.body_text()))?;
+    match json::slow(&*shared.snapshot()?, &name) {
+        Ok(body) => Ok(document(body)),
+        Err(NoSlowRequests::Pool) => Err(Error::UnknownPool(name)),
+        Err(NoSlowRequests::Requests) => Err(Error::NoSlowRequests(name)),
+    }
 }
 
 pub(super) async fn worker(

@@ -34,6 +34,12 @@ pub enum Error {
         /// The slot.
         slot: u32,
     },
+    /// It has no waterfall.
+    #[error(
+        "requests of pool {0:?} are not measured: that takes eBPF, Linux 6.3, `probes: histograms` and not `requests: false`; \
+         `collector doctor` tells what is missing"
+    )]
+    NoSlowRequests(String),
     /// A parameter that cannot be read.
     #[error("{0}")]
     BadRequest(String),
@@ -76,7 +82,9 @@ impl Error {
             Self::NotReady | Self::Crowded | Self::Verifying | Self::ReloadBusy | Self::ShuttingDown => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            Self::UnknownPool(_) | Self::UnknownWorker { .. } => StatusCode::NOT_FOUND,
+            Self::UnknownPool(_) | Self::UnknownWorker { .. } | Self::NoSlowRequests(_) => {
+                StatusCode::NOT_FOUND
+            }
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,

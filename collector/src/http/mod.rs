@@ -8,6 +8,7 @@
 //! | `GET /api/v1/summary` | pools, uptime |
 //! | `GET /api/v1/stats` | everything, worker by worker; gzip |
 //! | `GET /api/v1/pools/{pool}` | one pool with its workers |
+//! | `GET /api/v1/pools/{pool}/slow` | its slowest requests of each window, with where their time went; 404 for a pool whose requests are not measured |
 //! | `GET /api/v1/workers/{pool}/{slot}` | one worker |
 //! | `GET /api/v1/exits?pool=&limit=` | the last deaths, of one pool or of all, newest first; 404 for a pool that neither is there nor has certificates |
 //! | `GET /healthz`, `GET /-/healthy` | 200 while facts are collected |
@@ -51,11 +52,12 @@ use crate::render::prometheus::Groups;
 use crate::snapshot::Snapshot;
 
 /// Every path but that of the metrics, which can be configured.
-const PATHS: [&str; 11] = [
+const PATHS: [&str; 12] = [
     "/",
     "/api/v1/summary",
     "/api/v1/stats",
     "/api/v1/pools/{pool}",
+    "/api/v1/pools/{pool}/slow",
     "/api/v1/workers/{pool}/{slot}",
     "/api/v1/exits",
     "/healthz",
@@ -165,6 +167,7 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route("/api/v1/summary", get(api::summary))
         .route("/api/v1/stats", get(api::stats))
         .route("/api/v1/pools/{pool}", get(api::pool))
+        .route("/api/v1/pools/{pool}/slow", get(api::slow))
         .route("/api/v1/workers/{pool}/{slot}", get(api::worker))
         .route("/api/v1/exits", get(api::exits))
         .route("/healthz", get(health::healthy))

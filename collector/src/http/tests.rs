@@ -201,6 +201,7 @@ async fn documents() {
     assert!(summary.json()["pools"][2].get("workers").is_none());
     assert_eq!(get(&site.router, "/api/v1/stats").await.json()["pools"][2]["workers"][0]["id"], "web/0.17");
     assert_eq!(get(&site.router, "/api/v1/pools/web").await.json()["size"], 4);
+    assert_eq!(get(&site.router, "/api/v1/pools/web/slow").await.json()["slowest"]["1m"][0]["slot"], 0);
     assert_eq!(get(&site.router, "/api/v1/workers/web/1").await.json()["pid"], 4001);
     let exits = get(&site.router, "/api/v1/exits?pool=web&limit=1").await.json();
     assert_eq!(exits["exits"][0]["sequence"], 17);
@@ -233,6 +234,9 @@ async fn errors_say_what_to_do() {
         ("/nothing", StatusCode::NOT_FOUND, "see endpoints"),
         ("/api/v1/pools/", StatusCode::NOT_FOUND, "see endpoints"),
         ("/api/v1/pools/nobody", StatusCode::NOT_FOUND, "\"nobody\""),
+        ("/api/v1/pools/nobody/slow", StatusCode::NOT_FOUND, "\"nobody\""),
+        ("/api/v1/pools/withheld/slow", StatusCode::NOT_FOUND, "not measured"),
+        ("/api/v1/pools/%ff/slow", StatusCode::BAD_REQUEST, "UTF-8"),
         ("/api/v1/workers/nobody/0", StatusCode::NOT_FOUND, "\"nobody\""),
         ("/api/v1/workers/web/77", StatusCode::NOT_FOUND, "slot 77"),
         ("/api/v1/workers/web/x", StatusCode::BAD_REQUEST, "x"),

@@ -19,6 +19,7 @@ use super::sys::{self, KernelFile, RunBy};
 use super::syscalls;
 use super::tags::Tags;
 use super::tasks::PassMemory;
+use super::waterfall::WaterfallTable;
 use crate::heap;
 use crate::procfs::ProcfsError;
 use crate::snapshot::Feature;
@@ -120,6 +121,7 @@ pub(super) struct Loaded {
     /// `None` where the kernel refuses it.
     pub(super) stacks: Option<Attached>,
     pub(super) schedule: ScheduleTable,
+    pub(super) waterfalls: WaterfallTable,
     pub(super) pass: PassMemory,
     pub(super) features: Vec<Feature>,
 }
@@ -284,6 +286,8 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
             .map_err(LoadError::Shared)?,
     )
     .map_err(LoadError::Shared)?;
+    let waterfalls =
+        WaterfallTable::new(object.take_map_data(maps::SLOWEST_REQUESTS)?).map_err(LoadError::Shared)?;
     let (pass, told) = (object.take_map_data(maps::PASS)?, object.take_map_data(maps::TOLD)?);
     let pass = PassMemory::new(pass, told, object.take_map_data(maps::ROWS)?).map_err(LoadError::Shared)?;
     // Where the kernel refuses it tags are reached under pidfds, which shows nowhere but in the cost of a start.
@@ -298,6 +302,7 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
         requests,
         stacks,
         schedule,
+        waterfalls,
         tracepoints,
         tracked,
         all_processes,

@@ -20,6 +20,7 @@ mod sys;
 mod syscalls;
 mod tags;
 mod tasks;
+mod waterfall;
 
 pub use load::LoadError;
 pub use source::KernelSource;

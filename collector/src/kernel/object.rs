@@ -5,13 +5,13 @@
 //! 60 ms of CPU at start. Knows nothing of what the programs do.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use aya::maps::{Map, MapData, MapError};
 use aya_obj::btf::BtfFeatures;
-use aya_obj::generated::{BPF_PSEUDO_KFUNC_CALL, bpf_insn};
+use aya_obj::generated::{BPF_PSEUDO_KFUNC_CALL, bpf_func_info, bpf_insn};
 use aya_obj::{EbpfSectionKind, Object as Parsed};
 use collector_ebpf::kfunc;
 use thiserror::Error;
@@ -59,7 +59,16 @@ pub enum ObjectError {
 /// An object whose maps exist.
 pub(super) struct Object {
     maps: HashMap<String, MapData>,
-    programs: HashMap<String, (Vec<bpf_insn>, CString)>,
+    programs: HashMap<String, Code>,
+    types: OwnedFd,
+}
+
+/// A program that is relocated.
+struct Code {
+    instructions: Vec<bpf_insn>,
+    license: CString,
+    /// Where each of its functions begins, and its type.
+    functions: Vec<bpf_func_info>,
 }
 
 impl Object {
@@ -116,10 +125,11 @@ impl Object {
                 let function = object.functions.get(&program.function_key())?;
                 let mut instructions = function.instructions.clone();
                 call_kernel_functions(&mut instructions, functions);
-                Some((name, (instructions, program.license)))
+                let functions = function.func_info.func_info.clone();
+                Some((name, Code { instructions, license: program.license, functions }))
             })
             .collect();
-        Ok(Self { maps, programs })
+        Ok(Self { maps, programs, types })
     }
 
     /// Hands a map out. Programs refer to it whether or not it was taken.
@@ -141,15 +151,9 @@ impl Object {
 
     /// Loads a program.
     pub(super) fn load(&self, name: &'static str, run_by: RunBy) -> Result<OwnedFd, ObjectError> {
-        let (instructions, license) = self.program(name)?;
-        Self::verify(Program { name, instructions, license, run_by })
-    }
-
-    fn program(&self, name: &'static str) -> Result<(&[bpf_insn], &CStr), ObjectError> {
-        match self.programs.get(name) {
-            Some((instructions, license)) => Ok((instructions, license)),
-            None => Err(ObjectError::Malformed(format!("it has no program {name}"))),
-        }
+        let missing = || ObjectError::Malformed(format!("it has no program {name}"));
+        let Code { instructions, license, functions } = self.programs.get(name).ok_or_else(missing)?;
+        Self::verify(Program { name, instructions, license, functions, types: self.types.as_fd(), run_by })
     }
 
     fn verify(program: Program<'_>) -> Result<OwnedFd, ObjectError> {

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use aya::maps::MapData;
-use collector_ebpf::limits::{MAX_CHUNKS, MAX_SLOTS, THREAD_SETS};
+use collector_ebpf::limits::{MAX_CHUNKS, MAX_SLOTS, MAX_WATERFALLS, THREAD_SETS};
 use collector_ebpf::schedule::{
     CHUNK_WORDS, Chunk, DIRECTORIES, FRESH, KINDS, LET_GO, THREAD_BUSY, Thread, ThreadSet, Times, WAYS,
     measure_and_row_of, shift_of,
@@ -116,7 +116,7 @@ impl ScheduleTable {
     ) -> io::Result<Self> {
         Ok(Self {
             threads: Shared::map(threads, THREAD_SETS)?,
-            times: Shared::map(times, MAX_SLOTS)?,
+            times: Shared::map(times, MAX_SLOTS + MAX_WATERFALLS)?,
             chunks: Shared::map(chunks, MAX_CHUNKS)?,
             free_chunks: FreeList::new(free_chunks)?,
             requests,
@@ -185,7 +185,8 @@ impl ScheduleTable {
         Some(unsafe { thread.read_volatile() })
     }
 
-    fn times(&self, slot: u32) -> Option<Times> {
+    /// Of a slot, or a waterfall.
+    pub(super) fn times(&self, slot: u32) -> Option<Times> {
         let times = self.times.at(usize::try_from(slot).ok()?)?;
         // SAFETY: a pointer into the mapping; as in `thread`.
         Some(unsafe { times.read_volatile() })
@@ -303,7 +304,7 @@ impl ScheduleTable {
 
     /// Takes the counts of a slot's histograms. Nothing that is counted at the same moment is lost: it is in this
     /// taking or in the next.
-    fn take(&self, slot: u32, out: &mut Vec<Interval>) {
+    pub(super) fn take(&self, slot: u32, out: &mut Vec<Interval>) {
         let Some(times) = self.times(slot) else { return };
         for directory in 0..DIRECTORIES as u32 {
             let number = number_in(times.directories[(directory / 2) as usize], directory);
@@ -474,6 +475,14 @@ impl ScheduleTable {
         self.times.set(slot as usize, Times { directories: before.directories, ..Times::default() });
         if let Some(seen) = self.seen.get_mut(slot as usize) {
             *seen = Seen::default();
+        }
+    }
+
+    /// Makes a waterfall another pool's. It keeps its chunks.
+    pub(super) fn clear_waterfall(&mut self, index: u32) {
+        self.take(index, &mut Vec::new());
+        if let Some(Times { directories, .. }) = self.times(index) {
+            self.times.set(index as usize, Times { directories, ..Times::default() });
         }
     }
 

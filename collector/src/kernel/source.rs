@@ -14,6 +14,7 @@ use collector_ebpf::schedule::{
     PROFILE_COUNTERS, PROFILE_HISTOGRAMS, PROFILE_NONE, TIMED_RUNS, WAYS, wishes,
 };
 use collector_ebpf::slot::{EXITED, FINAL, FREE, REAPED, ROLE_MASTER, ROLE_WORKER, Slot, Tag};
+use collector_ebpf::waterfall::with_number;
 
 use super::events::{self, EventReader};
 use super::load::{self, Attached, LoadError};
@@ -25,8 +26,10 @@ use super::support::Support;
 use super::sys;
 use super::tags::Tags;
 use super::tasks::{Missing, TaskReader};
+use super::waterfall::WaterfallTable;
 use crate::input::{
-    self, Comm, Input, Listed, Profile, Requests, Role, ScheduleReading, SlotRecord, Source, Wishes,
+    self, Comm, Input, Listed, Profile, Requests, Role, ScheduleReading, SlotRecord, Source,
+    WaterfallReading, Wishes,
 };
 use crate::procfs::parse::stat::Stat;
 use crate::procfs::root::{Buffer, ReadError, Root};
@@ -60,6 +63,7 @@ pub struct KernelSource {
     /// There may be workers whose threads are not followed.
     follow_wanted: bool,
     schedule: ScheduleTable,
+    waterfalls: WaterfallTable,
     /// What pools want to know of the scheduler, where it is not the default.
     wishes: HashMap<u32, Wishes>,
     tags: Tags,
@@ -110,6 +114,7 @@ impl KernelSource {
             scheduler_attached: false,
             follow_wanted: false,
             schedule: loaded.schedule,
+            waterfalls: loaded.waterfalls,
             wishes: HashMap::new(),
             tags: loaded.tags,
             counters: loaded.counters,
@@ -178,14 +183,18 @@ impl KernelSource {
         }
     }
 
-    fn wishes_of(&self, pool: u32) -> u32 {
-        let pool = self.wishes.get(&pool).copied().unwrap_or_default();
+    fn wishes_of(&mut self, number: u32) -> u32 {
+        let pool = self.wishes.get(&number).copied().unwrap_or_default();
         let requests = match pool.requests {
             Requests::None => 0,
             Requests::Timed => WANTS_REQUESTS,
             Requests::WithStatus => WANTS_REQUESTS | WANTS_STATUS,
         };
-        wishes(profile_number(pool.profile), u32::from(pool.idle_in.0) | requests)
+        let mut parks = u32::from(pool.idle_in.0) | requests;
+        if requests != 0 && pool.profile == Profile::Histograms {
+            parks = with_number(parks, self.waterfalls.number_of(number, &mut self.schedule));
+        }
+        wishes(profile_number(pool.profile), parks)
     }
 
     /// `/proc/PID/stat`; `None` if there is no such process.
@@ -493,6 +502,15 @@ impl Source for KernelSource {
         Some(read)
     }
 
+    fn waterfalls(&mut self, tell: &mut dyn FnMut(u32, &WaterfallReading)) {
+        self.waterfalls.read(&self.schedule, tell);
+    }
+
+    fn forget_pool(&mut self, pool: u32) {
+        self.wishes.remove(&pool);
+        self.waterfalls.forget(pool);
+    }
+
     fn kernel_stacks(&mut self, pid: Pid) -> Vec<(Pid, Vec<String>)> {
         let Some(stacks) = &mut self.stacks else { return Vec::new() };
         self.slots.set_stacks_of(pid);
@@ -541,6 +559,7 @@ impl Source for KernelSource {
             ("event_malformed", self.events.malformed),
             ("request_not_followed", self.counter(Counter::NO_REQUEST)),
             ("request_torn", self.counter(Counter::REQUEST_MISSED)),
+            ("slow_request_not_kept", self.counter(Counter::SLOW_MISSED)),
             ("thread_not_followed", self.counter(Counter::NO_THREAD)),
             ("histogram_memory", self.counter(Counter::NO_CHUNK)),
             ("interval_negative", self.counter(Counter::NEGATIVE)),

@@ -9,8 +9,8 @@ use std::ptr::NonNull;
 
 use aya::maps::MapData;
 use aya_obj::generated::{
-    bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_map_info, bpf_map_type, bpf_prog_info, bpf_prog_type,
-    bpf_stats_type,
+    bpf_attach_type, bpf_attr, bpf_cmd, bpf_func_info, bpf_insn, bpf_map_info, bpf_map_type, bpf_prog_info,
+    bpf_prog_type, bpf_stats_type,
 };
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::statfs::{SYSFS_MAGIC, fstatfs};
@@ -228,6 +228,9 @@ pub(super) struct Program<'a> {
     pub(super) name: &'a str,
     pub(super) instructions: &'a [bpf_insn],
     pub(super) license: &'a CStr,
+    /// Where each of its functions begins, and its type in `types`; programs that hand functions to helpers need it.
+    pub(super) functions: &'a [bpf_func_info],
+    pub(super) types: BorrowedFd<'a>,
     pub(super) run_by: RunBy,
 }
 
@@ -251,6 +254,12 @@ pub(super) fn program_load(program: Program<'_>, log: Option<&mut [u8]>) -> io::
     load.insns = program.instructions.as_ptr() as u64;
     load.insn_cnt = u32::try_from(program.instructions.len()).map_err(io::Error::other)?;
     load.license = program.license.as_ptr() as u64;
+    if !program.functions.is_empty() {
+        load.prog_btf_fd = raw(program.types);
+        load.func_info = program.functions.as_ptr() as u64;
+        load.func_info_cnt = u32::try_from(program.functions.len()).map_err(io::Error::other)?;
+        load.func_info_rec_size = size_of::<bpf_func_info>() as u32;
+    }
     let room = load.prog_name.len() - 1;
     for (to, from) in load.prog_name.iter_mut().zip(program.name.bytes().take(room)) {
         *to = from.cast_signed();

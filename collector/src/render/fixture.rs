@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use collector_ebpf::histogram::index;
 use collector_ebpf::request::ABORTED;
-use collector_ebpf::schedule::{KINDS, ON_CPU, POLL, REQUEST, RUNNABLE, SPAN, Work};
+use collector_ebpf::schedule::{KINDS, NETWORK, ON_CPU, POLL, REQUEST, RUNNABLE, SPAN, Work};
+use collector_ebpf::waterfall::STRETCH_SHIFT;
 
 use crate::histogram::Scratch;
 use crate::input::{
-    Comm, Doing, ExitStatus, Interval, OpenSocket, Profile, Rss, ScheduleReading, Sender, SocketFamily,
-    TaskState, ThreadDoing,
+    Comm, Doing, ExitStatus, Interval, OpenSocket, Profile, Rss, ScheduleReading, Sender, SlowRequest,
+    SocketFamily, TaskState, ThreadDoing, WaterfallReading,
 };
 use crate::snapshot::{
     AcceptQueue, DeathCertificate, Distribution, EventCounts, ExitCounts, Feature, FlagCounts, Flagged,
@@ -167,6 +169,41 @@ fn stuck() -> Flagged {
     };
     let doing = Doing { threads: vec![thread], sockets: vec![socket] };
     Flagged { flag: Flag::Stuck, since_unix_ns: AT - 20 * SECOND, doing: Some(Arc::new(doing)) }
+}
+
+/// Two requests, of which one waited; the workers of both are known, of the one by its certificate.
+fn waterfall() -> WaterfallReading {
+    let mut time_ns = [0; KINDS];
+    (time_ns[ON_CPU as usize], time_ns[NETWORK as usize]) = (SECOND / 100, SECOND / 4);
+    let slow = |pid, seconds_ago: u64, kinds: &[u32]| {
+        let mut of_it = [0; KINDS];
+        kinds.iter().for_each(|kind| of_it[*kind as usize] = time_ns[*kind as usize]);
+        SlowRequest {
+            begin_ns: SCHEDULES_AT - seconds_ago * SECOND,
+            duration_ns: of_it.iter().sum(),
+            pid,
+            tid: pid,
+            outcome: 0,
+            time_ns: of_it,
+        }
+    };
+    let interval = |kind: u32, count| Interval {
+        measure: kind as u8,
+        bucket: index(time_ns[kind as usize]) as u16,
+        count,
+    };
+    WaterfallReading {
+        at_ns: SCHEDULES_AT,
+        requests: 2,
+        duration_ns: 2 * time_ns[ON_CPU as usize] + time_ns[NETWORK as usize],
+        time_ns: std::array::from_fn(|kind| time_ns[kind] * if kind == ON_CPU as usize { 2 } else { 1 }),
+        intervals: vec![interval(ON_CPU, 2), interval(NETWORK, 1)],
+        slowest: vec![(
+            SCHEDULES_AT >> STRETCH_SHIFT,
+            vec![slow(3999, 70, &[ON_CPU]), slow(worker(0).pid, 1, &[ON_CPU, NETWORK])],
+        )],
+        ..WaterfallReading::default()
+    }
 }
 
 /// When the schedules of the snapshot were read.
@@ -342,6 +379,7 @@ pub(crate) fn snapshot() -> Snapshot {
     };
     let work = Watched { requests: true, ..Watched::default() };
     schedules.watch(1, Profile::Histograms, Profile::Histograms, work, before(5).at_ns);
+    schedules.account_waterfall(1, &waterfall());
     for (reading, user_ns) in
         [(before(5), 0), (before(4), 0), (before(3), 3_000_000), (schedule(), 3_000_000)]
     {
@@ -354,6 +392,7 @@ pub(crate) fn snapshot() -> Snapshot {
         started_unix_ns: AT - 7200 * SECOND,
         schedules: schedules.workers().to_vec(),
         schedules_at_ns: SCHEDULES_AT,
+        unix_minus_monotonic: (AT - SCHEDULES_AT).cast_signed(),
         source: "ebpf",
         features: Arc::new([
             Feature { name: "lifecycle_events", enabled: true, reason: String::new(), remedy: String::new() },

@@ -14,3 +14,4 @@ pub mod runs;
 pub mod schedule;
 pub mod state;
 pub mod utilization;
+pub mod waterfall;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use collector_ebpf::schedule::{KINDS, MEASURES, ON_CPU, REQUEST, SPAN, Work};
 
 use crate::histogram::{Scale, Scratch, Windowed};
-use crate::input::{Profile, ScheduleReading, Source};
+use crate::input::{Profile, ScheduleReading, Source, WaterfallReading};
 use crate::snapshot::{self, Distribution, Schedule, WorkerState};
 use crate::units::{ByProcess, CpuTime, NANOS_PER_SECOND, monotonic_ns};
 use crate::worker::conservation::Comparison;
@@ -17,6 +17,7 @@ use crate::worker::pool::PoolId;
 use crate::worker::requests::{Requests, WorkerRequests};
 use crate::worker::state::{self, TIMED};
 use crate::worker::utilization::Utilization;
+use crate::worker::waterfall::Waterfall;
 
 /// Seconds, from a microsecond to an hour; 1, 2.5 and 5 of each decade. The classic buckets of every kind of time.
 const SECONDS: Scale = Scale {
@@ -219,6 +220,8 @@ pub struct PoolSchedule {
     spans: u64,
     /// `None` where nobody watches them.
     requests: Option<Requests>,
+    /// `None` where nobody watches requests, or it wants no distributions.
+    waterfall: Option<Box<Waterfall>>,
     spawn_to_ready: Option<Windowed>,
     shown_spawn_to_ready: Option<Arc<Distribution>>,
     utilization: Utilization,
@@ -378,6 +381,7 @@ impl Schedules {
             self.read_one(record, source, tell);
         }
         self.moved = records;
+        source.waterfalls(&mut |pool, reading| self.account_waterfall(pool, reading));
         self.at_ns = monotonic_ns();
     }
 
@@ -418,9 +422,12 @@ impl Schedules {
             pool.on_cpu = OnCpu::Wanted;
         }
         if wanted < Profile::Histograms {
-            (pool.histograms, pool.shown) = (None, None);
+            (pool.histograms, pool.shown, pool.waterfall) = (None, None, None);
         } else if given == Profile::Histograms {
             pool.histograms.get_or_insert_with(|| empty_histograms(now_ns));
+            if work.requests {
+                pool.waterfall.get_or_insert_with(|| Box::new(Waterfall::new(SECONDS, now_ns)));
+            }
         }
     }
 
@@ -437,6 +444,14 @@ impl Schedules {
         let discarded = account(pool, worker, reading, consistent);
         record_intervals(&mut pool.histograms, Some(&mut worker.histograms), reading, &discarded);
         self.at_ns = self.at_ns.max(reading.at_ns);
+    }
+
+    /// Adds what is new of the requests of a pool that had their thread to themselves.
+    pub fn account_waterfall(&mut self, pool: PoolId, reading: &WaterfallReading) {
+        let pool = self.pools.get_mut(&pool);
+        if let Some(waterfall) = pool.and_then(|pool| pool.waterfall.as_deref_mut()) {
+            waterfall.take(reading);
+        }
     }
 
     /// Takes the last figures of a record, and gives it back; in a later round if a thread is just leaving it: its parent can
@@ -507,8 +522,10 @@ impl Schedules {
         let measure = |measure: usize| measures.as_ref().map(|measures| Arc::clone(&measures[measure]));
         let intervals =
             measures.as_ref().map(|measures| std::array::from_fn(|kind| Arc::clone(&measures[kind])));
+        let waterfall = pool.waterfall.as_deref_mut().map(|waterfall| waterfall.view(at_ns, scratch));
         let requests = pool.requests.map(|total| snapshot::Requests {
             total,
+            waterfall,
             seconds: measures.as_ref().map(|measures| {
                 std::array::from_fn(|outcome| Arc::clone(&measures[REQUEST as usize + outcome]))
             }),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Collector, Workload, eventually, pool_of, stat_field, worker};
+use crate::support::{Collector, Workload, eventually, pool_of, stat_field, stolen_seconds, worker};
 
 /// `utime + stime`, in seconds; ticks of 1/100 s on every architecture we run on.
 fn proc_cpu_seconds(pid: nix::unistd::Pid) -> f64 {
@@ -37,12 +37,6 @@ fn ten_seconds_of_cpu_agree_with_proc_within_a_tick_and_a_thousandth() {
         // Two figures, each rounded down to a tick.
         assert!((ours - truth).abs() <= 0.02 + truth * 0.001, "{pid}: {ours} s, /proc says {truth} s");
     }
-}
-
-/// What the hypervisor has kept from this machine's CPUs, in seconds: `steal` of `/proc/stat`, see proc(5).
-fn stolen_seconds() -> f64 {
-    let text = std::fs::read_to_string("/proc/stat").unwrap();
-    text.lines().next().unwrap().split_whitespace().nth(8).unwrap().parse::<f64>().unwrap() / 100.0
 }
 
 #[test]

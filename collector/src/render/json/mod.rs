@@ -21,6 +21,7 @@ use serde::{Serialize, Serializer};
 use self::death::Exit;
 use self::own::Collector;
 use self::pool::{PoolStats, PoolSummary};
+use self::requests::SlowRequests;
 use self::worker::Worker;
 use crate::histogram::Scratch;
 use crate::snapshot::Snapshot;
@@ -43,6 +44,22 @@ pub fn stats(snapshot: &Snapshot, out: &mut impl io::Write) {
 pub fn pool(snapshot: &Snapshot, name: &str) -> Option<Vec<u8>> {
     let pool = snapshot.pools.iter().find(|pool| &*pool.name == name)?;
     Some(bytes(&OnePool { head: Head::of(snapshot), pool: PoolStats::of(pool, snapshot) }))
+}
+
+/// What `/api/v1/pools/{pool}/slow` cannot tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoSlowRequests {
+    /// There is no pool of this name.
+    Pool,
+    /// Its requests are not measured.
+    Requests,
+}
+
+/// `/api/v1/pools/{pool}/slow`: the slowest requests of a pool in each window.
+pub fn slow(snapshot: &Snapshot, name: &str) -> Result<Vec<u8>, NoSlowRequests> {
+    let pool = snapshot.pools.iter().find(|pool| &*pool.name == name).ok_or(NoSlowRequests::Pool)?;
+    let slowest = SlowRequests::of(pool, snapshot).ok_or(NoSlowRequests::Requests)?;
+    Ok(bytes(&Slow { head: Head::of(snapshot), pool: name, slowest }))
 }
 
 /// `/api/v1/workers/{pool}/{slot}`: one worker of `stats`; `None` if nobody listed has the slot now.
@@ -133,6 +150,14 @@ impl Head {
 }
 
 #[derive(Serialize)]
+struct Slow<'a> {
+    #[serde(flatten)]
+    head: Head,
+    pool: &'a str,
+    slowest: SlowRequests,
+}
+
+#[derive(Serialize)]
 struct Summary<'a> {
     #[serde(flatten)]
     head: Head,
@@ -199,6 +224,7 @@ mod tests {
         for (name, value) in [
             ("summary.json", parsed(&summary(&snapshot))),
             ("stats.json", stats_of(&snapshot)),
+            ("slow.json", parsed(&slow(&snapshot, "web").unwrap())),
             ("exits.json", parsed(&exits(&snapshot, None, 100).unwrap())),
         ] {
             let mut value = value;
@@ -269,6 +295,8 @@ mod tests {
         assert_eq!(parsed(&worker(&snapshot, HOSTILE, 0).unwrap())["pool"], HOSTILE);
         assert!(pool(&snapshot, "nobody").is_none());
         assert!(worker(&snapshot, "web", 9).is_none());
+        assert_eq!(slow(&snapshot, "nobody"), Err(NoSlowRequests::Pool));
+        assert_eq!(slow(&snapshot, HOSTILE), Err(NoSlowRequests::Requests));
     }
 
     #[test]

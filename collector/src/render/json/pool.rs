@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Serialize, Serializer};
 
-use super::requests::{Requests, durations};
+use super::requests::{self, Requests, durations};
 use super::runs::Runs;
 use super::times::{Intervals, Quantiles, Schedule, recorded, windows};
 use super::work::Work;
@@ -173,6 +173,7 @@ impl<'a> PoolStats<'a> {
                     .as_ref()
                     .and_then(|schedule| Some(windows(schedule.work.span_seconds.as_ref()?))),
                 request_duration_seconds: pool.schedule.as_ref().and_then(durations),
+                request_time_seconds: pool.schedule.as_ref().and_then(requests::times),
                 spawn_to_ready_seconds: pool
                     .schedule
                     .as_ref()

@@ -22,6 +22,9 @@ pub(super) struct Quantiles {
     /// By outcome.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) request_duration_seconds: Option<BTreeMap<&'static str, Windows>>,
+    /// By kind of time, of requests that had their thread to themselves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) request_time_seconds: Option<BTreeMap<&'static str, Windows>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) spawn_to_ready_seconds: Option<Windows>,
     #[serde(flatten)]

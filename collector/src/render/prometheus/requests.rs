@@ -3,12 +3,14 @@
 //! A pool whose requests are watched has every outcome from the first scrape on.
 
 use super::family::*;
+use super::text::{Nanos, SignedNanos};
 use super::writer::{Labels, Name, Place, Variants, Writer};
 use super::{POOL, Series};
-use crate::input::REQUEST_OUTCOMES;
+use crate::input::{REQUEST_OUTCOMES, TIME_KINDS};
 use crate::snapshot::{self, Distribution};
 
 const OUTCOME: Name = Name::new("outcome");
+const KIND: Name = Name::new("kind");
 
 pub(super) fn write(writer: &mut Writer<'_>, series: &Series<'_>) {
     let requests = || series.pools().filter_map(|(pool, labels)| Some((requests_of(pool)?, labels)));
@@ -50,6 +52,44 @@ pub(super) fn write(writer: &mut Writer<'_>, series: &Series<'_>) {
     let durations = || durations.iter().map(|(place, seconds)| (labels.get(*place), *seconds));
     let families = [&POOL_REQUEST, &POOL_REQUEST_QUANTILE, &POOL_REQUEST_DISCARDED];
     super::pools::write_distributions(writer, families, durations);
+    write_waterfalls(writer, series);
+}
+
+/// Of requests that had their thread to themselves.
+fn write_waterfalls(writer: &mut Writer<'_>, series: &Series<'_>) {
+    let waterfalls =
+        || series.pools().filter_map(|(pool, labels)| Some((requests_of(pool)?.waterfall.as_ref()?, labels)));
+    writer.family(&POOL_ALONE, |samples| {
+        for (waterfall, labels) in waterfalls() {
+            samples.add(labels, waterfall.requests);
+        }
+    });
+    writer.family(&POOL_ALONE_DURATION, |samples| {
+        for (waterfall, labels) in waterfalls() {
+            samples.add(labels, Nanos(waterfall.duration_ns));
+        }
+    });
+    let mut labels = Labels::of(writer.format);
+    let mut times: Vec<(Place, &Distribution)> = Vec::new();
+    for (pool, _) in series.pools() {
+        let Some(waterfall) = requests_of(pool).and_then(|requests| requests.waterfall.as_ref()) else {
+            continue;
+        };
+        let of_pool = labels.add(None, |labels| labels.text(&POOL, &pool.name));
+        for (name, seconds) in TIME_KINDS.iter().zip(&waterfall.seconds) {
+            let of_kind = labels.add(Some(of_pool), |labels| labels.text(&KIND, name));
+            times.push((of_kind, &**seconds));
+        }
+    }
+    let times = || times.iter().map(|(place, seconds)| (labels.get(*place), *seconds));
+    let families = [&POOL_ALONE_TIME, &POOL_ALONE_TIME_QUANTILE, &POOL_ALONE_TIME_DISCARDED];
+    super::pools::write_distributions(writer, families, times);
+    writer.family(&POOL_ALONE_RESIDUAL, |samples| {
+        for (waterfall, labels) in waterfalls() {
+            let known_ns = waterfall.time_ns.iter().fold(0, |sum: u64, ns| sum.wrapping_add(*ns));
+            samples.add(labels, SignedNanos(waterfall.duration_ns.wrapping_sub(known_ns).cast_signed()));
+        }
+    });
 }
 
 fn requests_of(pool: &snapshot::Pool) -> Option<&snapshot::Requests> {

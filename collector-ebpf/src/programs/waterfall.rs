@@ -1,0 +1,309 @@
+//! Where the time of requests went that had their thread to themselves.
+//!
+//! A thread's place is written by the thread itself, when a request begins and when something is sent, and by its
+//! switches, which cannot be at the same time. Whoever ends a request may be on another CPU: the begin of the request is
+//! exchanged first, and who has done that may read what the thread does not write to any more.
+
+use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd, atomic_xchg};
+
+use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
+use collector_ebpf::event::Counter;
+use collector_ebpf::limits::{FLIGHTS, MAX_WATERFALLS};
+use collector_ebpf::schedule::{KINDS, LET_GO, ON_CPU, THREAD_HISTOGRAMS, THREAD_IN_REQUEST, Thread, Times};
+use collector_ebpf::waterfall::{
+    ENDING, Flight, SLOWEST, STRETCH_SHIFT, SlowRequest, Slowest, index_of, number_of, slowest_of,
+};
+
+use crate::schedule::{add_u32, add_u64, find, record_or_discard};
+use crate::{FLYING, SLOWEST_REQUESTS, TIMES, count};
+
+#[inline(always)]
+fn flight_of(tid: u32) -> Option<*mut Flight> {
+    FLYING.get_ptr_mut(tid % FLIGHTS as u32)
+}
+
+/// The place of a thread, if it has it.
+#[inline(always)]
+fn its_flight(tid: u32) -> Option<*mut Flight> {
+    let flight = flight_of(tid)?;
+    // SAFETY: a pointer into the array; another CPU may change it.
+    (tid != 0 && unsafe { (&raw const (*flight).tid).read_volatile() } == tid).then_some(flight)
+}
+
+/// Exchanges the begin of the request whose time is taken. Who has succeeded has the request.
+#[inline(always)]
+fn exchange(flight: *mut Flight, from: u64, to: u64) -> bool {
+    // SAFETY: callers pass a pointer into the array; an aligned integer.
+    let (_, done) = unsafe {
+        atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
+            &raw mut (*flight).begin_ns,
+            from,
+            to,
+        )
+    };
+    done
+}
+
+/// A request begins on the current thread. Returns the thread's id if it counts among those that are unanswered there,
+/// else 0.
+#[inline(always)]
+pub(crate) fn begin(thread: &mut Thread, times: *mut Times, at_ns: u64) -> u32 {
+    // SAFETY: callers pass a pointer into the array.
+    let number = number_of(unsafe { (*times).parks });
+    let (tid, place, since_ns) = (thread.tid, thread.place, thread.since_ns);
+    if number == 0 || place & THREAD_HISTOGRAMS == 0 {
+        return 0;
+    }
+    let Some(flight) = flight_of(tid) else { return 0 };
+    if !take(flight, tid) {
+        return 0;
+    }
+    // SAFETY: a pointer into the array.
+    let (before, alone) = unsafe {
+        let unanswered = &raw mut (*flight).unanswered;
+        let others = atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(unanswered, 1);
+        ((&raw const (*flight).begin_ns).read_volatile(), others == 0)
+    };
+    if !alone {
+        // Neither this one nor the one that is in flight has the thread to itself.
+        if before > ENDING {
+            exchange(flight, before, 0);
+        }
+        return tid;
+    }
+    if before > ENDING {
+        end_flight(tid, before, at_ns);
+    }
+    // SAFETY: as above.
+    let free = unsafe { (&raw const (*flight).begin_ns).read_volatile() } == 0;
+    // What it was before it was followed is not known.
+    if free && Thread::kind_of(place) == ON_CPU {
+        // SAFETY: as above; nobody else writes here now. The begin is written last.
+        unsafe {
+            (*flight).pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+            (*flight).waterfall = number;
+            (*flight).answer_ns = 0;
+            (*flight).passed_ns = [0; KINDS];
+            (*flight).passed_ns[ON_CPU as usize] = since_ns.wrapping_sub(at_ns);
+            (&raw mut (*flight).begin_ns).write_volatile(at_ns);
+        }
+        thread.place = place | THREAD_IN_REQUEST;
+    }
+    tid
+}
+
+/// Gives the place to this thread, if it does not have it. False if another one needs it.
+#[inline(always)]
+fn take(flight: *mut Flight, tid: u32) -> bool {
+    // SAFETY: a pointer into the array; other CPUs change it.
+    let holder = unsafe { (&raw const (*flight).tid).read_volatile() };
+    if holder == tid {
+        return true;
+    }
+    if holder != 0 && holder != LET_GO {
+        // SAFETY: as above.
+        let needed = unsafe {
+            (&raw const (*flight).unanswered).read_volatile() != 0
+                || (&raw const (*flight).begin_ns).read_volatile() != 0
+        };
+        // Threads whose end nobody told leave it as it was.
+        let lives = find(holder).is_some_and(|thread| thread.place & THREAD_IN_REQUEST != 0);
+        if needed && lives {
+            return false;
+        }
+    }
+    // SAFETY: as above, and aligned.
+    unsafe {
+        let (_, taken) = atomic_cxchg::<u32, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
+            &raw mut (*flight).tid,
+            holder,
+            LET_GO,
+        );
+        if !taken {
+            return false;
+        }
+        (&raw mut (*flight).unanswered).write_volatile(0);
+        (&raw mut (*flight).begin_ns).write_volatile(0);
+        (&raw mut (*flight).tid).write_volatile(tid);
+    }
+    true
+}
+
+/// An interval of a thread is over. False if it is of no request.
+#[inline(always)]
+pub(crate) fn pass(tid: u32, kind: u32, ns: u64) -> bool {
+    let Some(flight) = its_flight(tid) else { return false };
+    if kind >= KINDS as u32 {
+        return false;
+    }
+    // SAFETY: a pointer into the array, and an index below its length. The thread is the only one that writes here, and this is its switch.
+    unsafe {
+        if (&raw const (*flight).begin_ns).read_volatile() == 0 {
+            return false;
+        }
+        let passed_ns = &raw mut (*flight).passed_ns[kind as usize];
+        *passed_ns = (*passed_ns).wrapping_add(ns);
+    }
+    true
+}
+
+/// Something was sent by this thread to who has asked what began on thread `tid` (or 0), for the first time or again.
+#[inline(always)]
+pub(crate) fn answered(thread: &Thread, tid: u32, begin_ns: u64, outcome: u32, first: bool, at_ns: u64) {
+    let Some(flight) = its_flight(tid) else { return };
+    if first {
+        // SAFETY: a pointer into the array.
+        add_u32(unsafe { &raw mut (*flight).unanswered }, u32::MAX);
+    }
+    // SAFETY: as above.
+    if unsafe { (&raw const (*flight).begin_ns).read_volatile() } != begin_ns {
+        return;
+    }
+    if thread.tid != tid {
+        exchange(flight, begin_ns, 0);
+        return;
+    }
+    // SAFETY: as above. Whoever ends the request waits for the lock that our caller has, or begins one on this thread.
+    unsafe {
+        (*flight).answered_ns = (*flight).passed_ns;
+        let on_cpu_ns = &raw mut (*flight).answered_ns[ON_CPU as usize];
+        *on_cpu_ns = (*on_cpu_ns).wrapping_add(at_ns.wrapping_sub(thread.since_ns));
+        (*flight).outcome = outcome;
+        (*flight).answer_ns = at_ns;
+    }
+}
+
+/// The request that began on thread `tid` (or 0) at this time has ended, answered or not.
+#[inline(always)]
+pub(crate) fn ended(tid: u32, begin_ns: u64, answered: bool, at_ns: u64) {
+    let Some(flight) = its_flight(tid) else { return };
+    if !answered {
+        // SAFETY: a pointer into the array.
+        add_u32(unsafe { &raw mut (*flight).unanswered }, u32::MAX);
+        exchange(flight, begin_ns, 0);
+    } else if unsafe { (&raw const (*flight).begin_ns).read_volatile() } == begin_ns {
+        // SAFETY of the condition: as above.
+        end_flight(tid, begin_ns, at_ns);
+    }
+}
+
+/// A thread is gone, or followed no more.
+#[inline(always)]
+pub(crate) fn leave(tid: u32) {
+    let Some(flight) = its_flight(tid) else { return };
+    // SAFETY: a pointer into the array.
+    let before = unsafe { (&raw const (*flight).begin_ns).read_volatile() };
+    exchange(flight, before, 0);
+    // SAFETY: as above, and aligned.
+    unsafe {
+        (&raw mut (*flight).unanswered).write_volatile(0);
+        atomic_xchg::<u32, { AtomicOrdering::SeqCst }>(&raw mut (*flight).tid, 0);
+    }
+}
+
+/// Adds a request to the waterfall of its pool. Global to the verifier, see [`crate::requests`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn end_flight(tid: u32, begin_ns: u64, at_ns: u64) -> u32 {
+    let Some(flight) = its_flight(tid) else { return 0 };
+    if !exchange(flight, begin_ns, ENDING) {
+        return 0;
+    }
+    add(flight, begin_ns, at_ns);
+    // SAFETY: a pointer into the array.
+    unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(&raw mut (*flight).begin_ns, 0) };
+    0
+}
+
+#[inline(always)]
+fn add(flight: *mut Flight, begin_ns: u64, at_ns: u64) {
+    // SAFETY: callers pass a pointer into the array.
+    let (answer_ns, number) = unsafe { ((*flight).answer_ns, (*flight).waterfall) };
+    if answer_ns < begin_ns || number == 0 || number > MAX_WATERFALLS as u32 {
+        return;
+    }
+    let duration_ns = answer_ns - begin_ns;
+    let Some(times) = TIMES.get_ptr_mut(index_of(number)) else { return };
+    for kind in 0..KINDS {
+        // SAFETY: an element of each.
+        let (ns, sum) = unsafe { ((*flight).answered_ns[kind], &raw mut (*times).ended_ns[kind]) };
+        if ns != 0 {
+            add_u64(sum, ns);
+            record_or_discard(index_of(number), kind as u32, ns);
+        }
+    }
+    // SAFETY: a pointer into the array.
+    unsafe {
+        add_u64(&raw mut (*times).lived_ns, duration_ns);
+        atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(&raw mut (*times).requests[0], 1);
+    }
+    let stretch = at_ns >> STRETCH_SHIFT;
+    let Some(slowest) = SLOWEST_REQUESTS.get_ptr_mut(slowest_of(number, stretch)) else { return };
+    // SAFETY: a pointer into the array; other CPUs change it.
+    let (of, least_ns) = unsafe {
+        ((&raw const (*slowest).stretch).read_volatile(), (&raw const (*slowest).least_ns).read_volatile())
+    };
+    if of != stretch || duration_ns > least_ns {
+        keep(slowest, flight, duration_ns, stretch);
+    }
+}
+
+/// Keeps a request among the slowest of a stretch of time, in place of the least slow.
+#[inline(never)]
+fn keep(slowest: *mut Slowest, flight: *mut Flight, duration_ns: u64, stretch: u64) -> u64 {
+    // SAFETY: callers pass pointers into the arrays.
+    let lock = unsafe { &raw mut (*slowest).lock };
+    // SAFETY: an aligned integer of the map.
+    if unsafe { atomic_xchg::<u32, { AtomicOrdering::SeqCst }>(lock, 1) } != 0 {
+        // Another CPU is at it; that happens to one of the slowest only.
+        count(Counter::SLOW_MISSED);
+        return 0;
+    }
+    // SAFETY: pointers into the arrays, locked; indices below their lengths.
+    unsafe {
+        add_u32(&raw mut (*slowest).changes, 1);
+        if (*slowest).stretch != stretch {
+            (*slowest).stretch = stretch;
+            (*slowest).length = 0;
+            (*slowest).least_ns = 0;
+        }
+        let mut index = (*slowest).length as usize;
+        if index >= SLOWEST {
+            index = least(slowest);
+        } else {
+            (*slowest).length = index as u64 + 1;
+        }
+        let index = index % SLOWEST;
+        let place = &raw mut (*slowest).requests[index];
+        *place = SlowRequest {
+            begin_ns: (*flight).answer_ns - duration_ns,
+            duration_ns,
+            pid: (*flight).pid,
+            tid: (*flight).tid,
+            outcome: (*flight).outcome,
+            padding: 0,
+            time_ns: (*flight).answered_ns,
+        };
+        if (*slowest).length as usize == SLOWEST {
+            let index = least(slowest) % SLOWEST;
+            (*slowest).least_ns = (*slowest).requests[index].duration_ns;
+        }
+        add_u32(&raw mut (*slowest).changes, 1);
+        atomic_xchg::<u32, { AtomicOrdering::SeqCst }>(lock, 0);
+    }
+    0
+}
+
+/// Which of them is the least slow.
+#[inline(always)]
+fn least(slowest: *mut Slowest) -> usize {
+    let (mut index, mut least_ns) = (0, u64::MAX);
+    for other in 0..SLOWEST {
+        // SAFETY: callers pass a pointer into the array; an element.
+        let ns = unsafe { (*slowest).requests[other].duration_ns };
+        if ns < least_ns {
+            (index, least_ns) = (other, ns);
+        }
+    }
+    index
+}

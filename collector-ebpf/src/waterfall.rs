@@ -1,0 +1,137 @@
+//! Where the time of a request went: the waterfall.
+//!
+//! Only of a request that has the thread to itself on which its first byte was received: none that began there before is
+//! unanswered, none begins there before it is answered itself, and no other thread sends its answer. From its first byte
+//! to the last one of its answer the thread does nothing else then, so that the kinds of time the thread was in are those
+//! that the request took. They are summed up in a [`Flight`], a place that the thread shares with those whose numbers are
+//! the same in the low bits.
+//!
+//! When it has ended, its times are added to the waterfall of its pool, which is a [`crate::schedule::Times`] behind those
+//! of the slots: [`ended_ns`](crate::schedule::Times::ended_ns) and the histograms have the time by kind,
+//! [`lived_ns`](crate::schedule::Times::lived_ns) the durations, and the first of
+//! [`requests`](crate::schedule::Times::requests) their number, raised last. Kinds that it was in for no time are in no
+//! histogram: their number is what lacks to that.
+//!
+//! The slowest of each stretch of time are kept whole ([`Slowest`]).
+
+use crate::limits::{MAX_SLOTS, MAX_WATERFALLS};
+use crate::schedule::KINDS;
+
+/// A thread that requests begin on. 256 bytes.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Flight {
+    /// Thread id; 0 for none, [`crate::schedule::LET_GO`] while another thread is given the place.
+    pub tid: u32,
+    /// Requests that began on it and have no answer yet.
+    pub unanswered: u32,
+    /// When the request began whose time is taken, `CLOCK_MONOTONIC` ns; 0 for none, [`ENDING`] while it is accounted for.
+    pub begin_ns: u64,
+    /// When the last byte so far of its answer was sent; 0 while there is none.
+    pub answer_ns: u64,
+    /// Thread group id.
+    pub pid: u32,
+    /// Number of the waterfall of its pool, from 1 ([`number_of`]).
+    pub waterfall: u32,
+    /// How it was answered so far, as an outcome of [`crate::request`].
+    pub outcome: u32,
+    /// Zero.
+    pub padding: u32,
+    /// Time by kind since it began, ns, without the interval that is not over, and less what of the first one was before it;
+    /// wrapping.
+    pub passed_ns: [u64; KINDS],
+    /// Time by kind until `answer_ns`, ns.
+    pub answered_ns: [u64; KINDS],
+    /// Zero.
+    pub padding_to_line: [u64; 3],
+}
+
+/// [`Flight::begin_ns`] that no request has.
+pub const ENDING: u64 = 1;
+
+/// Requests that are kept of each stretch of time.
+pub const SLOWEST: usize = 10;
+
+/// A stretch of time is 2^33 ns, 8.6 s: no division is needed to know which one it is.
+pub const STRETCH_SHIFT: u32 = 33;
+
+/// Stretches whose requests can be read: the one that lasts and the one before.
+pub const STRETCHES: usize = 2;
+
+/// The slowest requests that ended in one stretch of time. 1312 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Slowest {
+    /// Not zero while a program is at it.
+    pub lock: u32,
+    /// Raised before and after each change: odd while there is one.
+    pub changes: u32,
+    /// Which stretch, `CLOCK_MONOTONIC` shifted right by [`STRETCH_SHIFT`].
+    pub stretch: u64,
+    /// The shortest of `requests`, ns; 0 while there is room.
+    pub least_ns: u64,
+    /// How many of `requests` there are.
+    pub length: u64,
+    /// In no order.
+    pub requests: [SlowRequest; SLOWEST],
+}
+
+/// One request. 128 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SlowRequest {
+    /// When its first byte was received, `CLOCK_MONOTONIC` ns.
+    pub begin_ns: u64,
+    /// From then to the last byte of its answer.
+    pub duration_ns: u64,
+    /// Thread group id of its worker.
+    pub pid: u32,
+    /// The thread.
+    pub tid: u32,
+    /// An outcome of [`crate::request`].
+    pub outcome: u32,
+    /// Zero.
+    pub padding: u32,
+    /// Where the thread was meanwhile, by kind, ns.
+    pub time_ns: [u64; KINDS],
+}
+
+/// Where what a pool wants to know has the number of its waterfall, from 1, or 0.
+const NUMBER_SHIFT: u32 = 18;
+const NUMBER_MASK: u32 = 0x7f;
+
+/// What a pool wants to know, with the number of its waterfall.
+pub const fn with_number(parks: u32, number: u32) -> u32 {
+    parks | (number & NUMBER_MASK) << NUMBER_SHIFT
+}
+
+/// The number of a pool's waterfall, from 1; 0 if it has none.
+#[inline(always)]
+pub const fn number_of(parks: u32) -> u32 {
+    parks >> NUMBER_SHIFT & NUMBER_MASK
+}
+
+/// Where the waterfall with a number, from 1, is among the times.
+#[inline(always)]
+pub const fn index_of(number: u32) -> u32 {
+    MAX_SLOTS as u32 + number - 1
+}
+
+/// Where the slowest requests of a waterfall and a stretch are.
+#[inline(always)]
+pub const fn slowest_of(number: u32, stretch: u64) -> u32 {
+    (number - 1) * STRETCHES as u32 + (stretch % STRETCHES as u64) as u32
+}
+
+const _: () = {
+    assert!(size_of::<Flight>() == 256);
+    assert!(size_of::<SlowRequest>() == 128);
+    assert!(size_of::<Slowest>() == 32 + SLOWEST * 128);
+    assert!(MAX_WATERFALLS <= NUMBER_MASK as usize);
+    assert!(crate::request::WANTS_STATUS < 1 << NUMBER_SHIFT);
+    // Whatever a pool wants to know has room in a tag beside its profile.
+    assert!(
+        crate::schedule::parks_of(crate::schedule::wishes(0, NUMBER_MASK << NUMBER_SHIFT))
+            == NUMBER_MASK << NUMBER_SHIFT
+    );
+};

@@ -1,0 +1,191 @@
+//! Where the time of requests went, against what the threads measured that answered them.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::requests::{OPTIONS, ask, asked, connect, doing};
+use crate::schedule::check;
+use crate::servers::{Server, command_in, directory_with, free_port};
+use crate::support::{Collector, eventually, pool_of, stolen_seconds};
+
+/// What a mixed request did, in the order in which the worker tells it.
+const KINDS: [&str; 4] = ["on_cpu", "sleep", "lock", "runnable"];
+
+/// Lengths of the `turn`th of many mixed requests: on a CPU, asleep and in a lock, ms. Each in its own rhythm, and one in
+/// thirty much longer than the rest, no two of these alike.
+fn lengths(turn: usize) -> [usize; 3] {
+    let sleep = if turn % 30 == 29 { 60 + turn / 3 } else { [4, 4, 9, 4, 9][turn % 5] };
+    [[1, 3, 6][turn % 3], sleep, [2, 2, 2, 7][turn % 4]]
+}
+
+fn mix(stream: &mut TcpStream, turns: impl Iterator<Item = usize>) {
+    for turn in turns {
+        let [cpu, sleep, lock] = lengths(turn);
+        ask(stream, &format!("mix {cpu} {sleep} {lock}\n"), "mixed\n");
+    }
+}
+
+/// What the worker has written to its file once it has told of so many requests, ns, each kind by itself.
+fn told(file: &std::path::Path, count: usize) -> [Vec<u64>; 4] {
+    let lines = eventually("it has told", || {
+        let text = std::fs::read_to_string(file).ok()?;
+        let lines: Vec<u64> = text.lines().map(|line| line.parse().unwrap()).collect();
+        (lines.len() == count * KINDS.len()).then_some(lines)
+    });
+    std::array::from_fn(|kind| lines.iter().copied().skip(kind).step_by(KINDS.len()).collect())
+}
+
+/// A pool's waterfall says what the threads have measured.
+///
+/// What the hypervisor has stolen is in no clock of a thread, and in ours the thread was on a CPU meanwhile.
+fn agrees(pool: &Value, kinds: &[Vec<u64>; 4], stolen_seconds: f64) {
+    let waterfall = &pool["requests"]["waterfall"];
+    let count = kinds[0].len();
+    assert_eq!(waterfall["requests"], count, "{waterfall}");
+    let mut known = 0.0;
+    for (name, truth) in KINDS.into_iter().zip(kinds) {
+        let seconds = waterfall["seconds"][name].as_f64().unwrap();
+        known += seconds;
+        if name == "runnable" {
+            // The kernel's own account of it begins elsewhere, and most have not waited.
+            continue;
+        }
+        let measured = truth.iter().sum::<u64>() as f64 / 1e9;
+        println!("{name}: {seconds} s, measured {measured} s");
+        let within = measured * 0.98..=measured * 1.02 + stolen_seconds;
+        assert!(within.contains(&seconds), "{name}: {measured} s, {stolen_seconds} s stolen: {waterfall}");
+        check(name, &pool["quantiles"]["request_time_seconds"][name], truth.clone());
+    }
+    let duration = waterfall["duration_seconds"].as_f64().unwrap();
+    assert!((duration - known).abs() <= duration * 0.005, "{waterfall}");
+    assert_eq!(waterfall["residual_seconds"], 0.0, "{waterfall}");
+}
+
+fn pool(collector: &Collector, master: Pid) -> Value {
+    pool_of(&collector.stats(), master).unwrap().clone()
+}
+
+#[test]
+fn the_time_of_requests_is_where_their_worker_spent_it() {
+    const COUNT: usize = 300;
+    let address = format!("127.0.0.1:{}", free_port());
+    let (master, collector, pid, file) = doing(&format!("serve {address}"));
+    let mut stream = connect(&address);
+    let stolen_before = stolen_seconds();
+    mix(&mut stream, 0..COUNT);
+    stream.write_all(b"tell\n").unwrap();
+    let kinds = told(&file, COUNT);
+    drop(stream);
+    asked(&collector, master.pid(), pid, &[("ok", COUNT as u64), ("aborted", 1)]);
+    let pool = pool(&collector, master.pid());
+    agrees(&pool, &kinds, stolen_seconds() - stolen_before);
+    // One of all was not answered.
+    let coverage = pool["requests"]["waterfall"]["coverage"].as_f64().unwrap();
+    assert!((coverage - COUNT as f64 / (COUNT + 1) as f64).abs() < 1e-9, "{coverage}");
+
+    let slow = collector.json(&format!("/api/v1/pools/{}/slow", pool["name"].as_str().unwrap()));
+    let slowest = slow["slowest"]["start"].as_array().unwrap();
+    assert_eq!(slowest.len(), 10, "{slow}");
+    let mut durations: Vec<u64> =
+        (0..COUNT).map(|number| kinds.iter().map(|kind| kind[number]).sum()).collect();
+    durations.sort_unstable_by_key(|ns| std::cmp::Reverse(*ns));
+    for (request, truth) in slowest.iter().zip(durations) {
+        let seconds = |of: &Value| of.as_f64().unwrap();
+        let (duration, truth) = (seconds(&request["duration_seconds"]), truth as f64 / 1e9);
+        assert!((duration - truth).abs() <= truth * 0.02, "{duration} s, measured {truth} s: {slow}");
+        let parts: f64 = request["seconds"].as_object().unwrap().values().map(seconds).sum();
+        assert!((parts - duration).abs() < 1e-6, "{request}");
+        assert_eq!((&request["pid"], &request["outcome"]), (&pid.as_raw().into(), &"ok".into()), "{request}");
+        assert!(request["slot"].is_number(), "{request}");
+    }
+}
+
+#[test]
+fn threads_that_answer_at_the_same_time_have_times_of_their_own() {
+    const CONNECTIONS: usize = 4;
+    const EACH: usize = 60;
+    let address = format!("127.0.0.1:{}", free_port());
+    let (master, collector, pid, file) = doing(&format!("serve-in-threads {address}"));
+    drop(connect(&address));
+    let stolen_before = stolen_seconds();
+    std::thread::scope(|scope| {
+        for number in 0..CONNECTIONS {
+            let address = &address;
+            scope.spawn(move || {
+                let mut stream = connect(address);
+                mix(&mut stream, (0..EACH).map(|turn| turn * CONNECTIONS + number));
+            });
+        }
+    });
+    let kinds = told(&file, CONNECTIONS * EACH);
+    asked(&collector, master.pid(), pid, &[("ok", (CONNECTIONS * EACH) as u64)]);
+    agrees(&pool(&collector, master.pid()), &kinds, stolen_seconds() - stolen_before);
+}
+
+/// A worker of nginx has several requests at a time on its one thread: what it does meanwhile is of none of them.
+#[test]
+fn requests_that_share_their_thread_are_not_split() {
+    const ALONE: u64 = 20;
+    const TOGETHER: usize = 16;
+    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (port, upstream_port) = (free_port(), upstream.local_addr().unwrap().port());
+    let directory = directory_with(&[]);
+    let at = directory.path().display();
+    let text = format!(
+        "worker_processes 1;\npid {at}/pid;\nerror_log {at}/error.log;\nevents {{}}\n\
+         http {{ access_log off; server {{ listen 127.0.0.1:{port};\n\
+         location / {{ proxy_pass http://127.0.0.1:{upstream_port}; }} }} }}\n"
+    );
+    std::fs::write(directory.path().join("nginx.conf"), text).unwrap();
+    let collector = Collector::start(&OPTIONS);
+    let mut command = command_in(directory.path(), "/usr/sbin/nginx", &["-g", "daemon off;"]);
+    command.arg("-c").arg(directory.path().join("nginx.conf"));
+    let nginx = Server::start(&mut command);
+    collector.pool_of(nginx.pid(), 1);
+    let address = format!("127.0.0.1:{port}");
+    let ask = || {
+        let mut stream = connect(&address);
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+        stream
+    };
+    let answer = |mut stream: TcpStream| {
+        let length = stream.read(&mut [0; 4096]).unwrap();
+        assert!(length > 0);
+        stream.write_all(b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok").unwrap();
+    };
+    let take = |mut stream: TcpStream| {
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        assert!(text.ends_with("ok"), "{text}");
+    };
+    let mut waited = Vec::new();
+    for _ in 0..ALONE {
+        let client = ask();
+        let (server, _) = upstream.accept().unwrap();
+        let begin = std::time::Instant::now();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        answer(server);
+        waited.push(begin.elapsed().as_secs_f64());
+        take(client);
+    }
+    let waterfall = |count: u64| {
+        eventually(&format!("{count} requests have ended"), || {
+            let requests = pool_of(&collector.stats(), nginx.pid())?["requests"].clone();
+            (requests["total"] == count && requests["in_flight"] == 0).then(|| requests["waterfall"].clone())
+        })
+    };
+    let alone = waterfall(ALONE);
+    assert_eq!(alone["requests"], ALONE, "{alone}");
+    // It waits for its upstream where it waits for everything.
+    let (poll, waited) = (alone["seconds"]["poll"].as_f64().unwrap(), waited.iter().sum::<f64>());
+    assert!((poll - waited).abs() <= waited * 0.05, "{waited} s: {alone}");
+    let clients: Vec<_> = (0..TOGETHER).map(|_| ask()).collect();
+    let servers: Vec<_> = (0..TOGETHER).map(|_| upstream.accept().unwrap().0).collect();
+    servers.into_iter().for_each(answer);
+    clients.into_iter().for_each(take);
+    let together = waterfall(ALONE + TOGETHER as u64);
+    assert_eq!(together["requests"], ALONE, "{together}");
+}
