@@ -161,7 +161,7 @@ impl Counter {
     pub const NO_CHUNK: u32 = Self::NO_THREAD + 1;
     /// An interval ended before it began.
     pub const NEGATIVE: u32 = Self::NO_CHUNK + 1;
-    /// A thread came to run, or was woken up, while it did not wait to: an event before that was missed.
+    /// A thread came to run while it was said to run, or ran while it was not: an event before that was missed.
     pub const OUT_OF_ORDER: u32 = Self::NEGATIVE + 1;
     /// Run time of one in [`crate::schedule::TIMED_RUNS`] runs of the probes of threads and requests that had something to do, ns.
     pub const TIMED_NS: u32 = Self::OUT_OF_ORDER + 1;

@@ -13,7 +13,7 @@ use crate::trace::Trace;
 const SHORTEST_NS: u64 = 20_000;
 
 /// Within 2 % or 10 µs, whichever is more.
-fn slack(seconds: f64) -> f64 {
+pub(crate) fn slack(seconds: f64) -> f64 {
     (seconds * 0.02).max(10e-6)
 }
 

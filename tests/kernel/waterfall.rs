@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::requests::{OPTIONS, ask, asked, connect, doing};
-use crate::schedule::check;
+use crate::schedule::slack;
 use crate::servers::{Server, command_in, directory_with, free_port};
 use crate::support::{Collector, eventually, pool_of, stolen_seconds};
 
@@ -40,11 +40,10 @@ fn told(file: &std::path::Path, count: usize) -> [Vec<u64>; 4] {
 
 /// A pool's waterfall says what the threads have measured.
 ///
-/// What the hypervisor has stolen is in no clock of a thread, and in ours the thread was on a CPU meanwhile.
-fn agrees(pool: &Value, kinds: &[Vec<u64>; 4], stolen_seconds: f64) {
+/// So many requests may be missing. What the hypervisor has stolen is in no clock of a thread, and in ours the thread was
+/// on a CPU meanwhile.
+fn agrees(pool: &Value, kinds: &[Vec<u64>; 4], missing: usize, stolen_seconds: f64) {
     let waterfall = &pool["requests"]["waterfall"];
-    let count = kinds[0].len();
-    assert_eq!(waterfall["requests"], count, "{waterfall}");
     let mut known = 0.0;
     for (name, truth) in KINDS.into_iter().zip(kinds) {
         let seconds = waterfall["seconds"][name].as_f64().unwrap();
@@ -53,11 +52,27 @@ fn agrees(pool: &Value, kinds: &[Vec<u64>; 4], stolen_seconds: f64) {
             // The kernel's own account of it begins elsewhere, and most have not waited.
             continue;
         }
-        let measured = truth.iter().sum::<u64>() as f64 / 1e9;
-        println!("{name}: {seconds} s, measured {measured} s");
-        let within = measured * 0.98..=measured * 1.02 + stolen_seconds;
+        let mut truth: Vec<f64> = truth.iter().map(|ns| *ns as f64 / 1e9).collect();
+        truth.sort_unstable_by(f64::total_cmp);
+        let measured: f64 = truth.iter().sum();
+        let least: f64 = truth.iter().take(truth.len() - missing).sum();
+        println!("{name}: {seconds} s, measured {measured} s, {stolen_seconds} s stolen");
+        let within = least * 0.98..=measured * 1.02 + stolen_seconds;
         assert!(within.contains(&seconds), "{name}: {measured} s, {stolen_seconds} s stolen: {waterfall}");
-        check(name, &pool["quantiles"]["request_time_seconds"][name], truth.clone());
+        if name == "on_cpu" && stolen_seconds > 0.0 {
+            // From which requests is not known.
+            continue;
+        }
+        let window = &pool["quantiles"]["request_time_seconds"][name]["start"];
+        assert_eq!(window["count"], truth.len() - missing, "{name}: {window}");
+        for (quantile, share) in [("p50", 0.5), ("p95", 0.95), ("p99", 0.99)] {
+            let rank = (share * (truth.len() - missing) as f64).ceil() as usize - 1;
+            // Each that is missing may have been before it; and two that are nearly the same may change places.
+            let (low, high) = (truth[rank - 1], truth[(rank + 1 + missing).min(truth.len() - 1)]);
+            let ours = window[quantile].as_f64().unwrap();
+            println!("{name} {quantile}: {ours} s, measured {low} to {high} s");
+            assert!(ours >= low - slack(low) && ours <= high + slack(high), "{name} {quantile}: {window}");
+        }
     }
     let duration = waterfall["duration_seconds"].as_f64().unwrap();
     assert!((duration - known).abs() <= duration * 0.005, "{waterfall}");
@@ -66,6 +81,17 @@ fn agrees(pool: &Value, kinds: &[Vec<u64>; 4], stolen_seconds: f64) {
 
 fn pool(collector: &Collector, master: Pid) -> Value {
     pool_of(&collector.stats(), master).unwrap().clone()
+}
+
+/// Requests that are not split although they had their thread to themselves. Some kernels hide the threads of the first
+/// process, and with them the switch to a worker's thread that runs after one of these: what it was in at that time is not
+/// known, and no more may be missing than such switches were counted.
+fn missing(collector: &Collector, waterfall: &Value, count: usize) -> usize {
+    let unseen = collector.metric("collector_losses_total{reason=\"switch_out_of_order\"}").unwrap() as usize;
+    let split = waterfall["requests"].as_u64().unwrap() as usize;
+    assert!(split <= count && count - split <= unseen, "{count} requests, {unseen} unseen: {waterfall}");
+    println!("{split} of {count} requests, {unseen} switches not seen");
+    count - split
 }
 
 #[test]
@@ -81,26 +107,32 @@ fn the_time_of_requests_is_where_their_worker_spent_it() {
     drop(stream);
     asked(&collector, master.pid(), pid, &[("ok", COUNT as u64), ("aborted", 1)]);
     let pool = pool(&collector, master.pid());
-    agrees(&pool, &kinds, stolen_seconds() - stolen_before);
+    let stolen = stolen_seconds() - stolen_before;
+    let slow = collector.json(&format!("/api/v1/pools/{}/slow", pool["name"].as_str().unwrap()));
+    let missing = missing(&collector, &pool["requests"]["waterfall"], COUNT);
+    agrees(&pool, &kinds, missing, stolen);
     // One of all was not answered.
     let coverage = pool["requests"]["waterfall"]["coverage"].as_f64().unwrap();
-    assert!((coverage - COUNT as f64 / (COUNT + 1) as f64).abs() < 1e-9, "{coverage}");
+    assert!((coverage - (COUNT - missing) as f64 / (COUNT + 1) as f64).abs() < 1e-9, "{coverage}");
 
-    let slow = collector.json(&format!("/api/v1/pools/{}/slow", pool["name"].as_str().unwrap()));
     let slowest = slow["slowest"]["start"].as_array().unwrap();
     assert_eq!(slowest.len(), 10, "{slow}");
     let mut durations: Vec<u64> =
         (0..COUNT).map(|number| kinds.iter().map(|kind| kind[number]).sum()).collect();
     durations.sort_unstable_by_key(|ns| std::cmp::Reverse(*ns));
-    for (request, truth) in slowest.iter().zip(durations) {
+    let mut durations = durations.into_iter().map(|ns| ns as f64 / 1e9);
+    let mut passed_over = 0;
+    for request in slowest {
         let seconds = |of: &Value| of.as_f64().unwrap();
-        let (duration, truth) = (seconds(&request["duration_seconds"]), truth as f64 / 1e9);
-        assert!((duration - truth).abs() <= truth * 0.02, "{duration} s, measured {truth} s: {slow}");
+        let duration = seconds(&request["duration_seconds"]);
+        let agrees = |truth: f64| (duration - truth).abs() <= truth * 0.02 + stolen;
+        passed_over += durations.position(agrees).unwrap_or_else(|| panic!("{duration} s: {slow}"));
         let parts: f64 = request["seconds"].as_object().unwrap().values().map(seconds).sum();
         assert!((parts - duration).abs() < 1e-6, "{request}");
         assert_eq!((&request["pid"], &request["outcome"]), (&pid.as_raw().into(), &"ok".into()), "{request}");
         assert!(request["slot"].is_number(), "{request}");
     }
+    assert!(passed_over <= missing, "{missing} missing: {slow}");
 }
 
 #[test]
@@ -122,7 +154,9 @@ fn threads_that_answer_at_the_same_time_have_times_of_their_own() {
     });
     let kinds = told(&file, CONNECTIONS * EACH);
     asked(&collector, master.pid(), pid, &[("ok", (CONNECTIONS * EACH) as u64)]);
-    agrees(&pool(&collector, master.pid()), &kinds, stolen_seconds() - stolen_before);
+    let (pool, stolen) = (pool(&collector, master.pid()), stolen_seconds() - stolen_before);
+    let missing = missing(&collector, &pool["requests"]["waterfall"], CONNECTIONS * EACH);
+    agrees(&pool, &kinds, missing, stolen);
 }
 
 /// A worker of nginx has several requests at a time on its one thread: what it does meanwhile is of none of them.

@@ -355,6 +355,9 @@ fn count_change() {
 
 #[inline(always)]
 fn leave_cpu(prev: Task, thread: &mut Thread, preempted: bool, now: u64) {
+    if is_elsewhere(thread) {
+        runs_unseen(thread, now);
+    }
     let state: u32 = read!(prev.0, task_state);
     // A task that is preempted on its way to sleep is still runnable, and so is one that a signal kept from sleeping,
     // whose state was put back.
@@ -421,6 +424,29 @@ fn change(thread: &mut Thread, kind: u32, now: u64) {
     unsafe { (&raw mut thread.place).write_volatile(next) };
     // SAFETY: as above.
     unsafe { (&raw mut thread.since_ns).write_volatile(now) };
+}
+
+/// A thread that runs is said to do something else: the switch to it was not seen.
+///
+/// Some builds of the kernel hide the threads of the first process, and with them the switches away from those: seen with
+/// one for microVMs (6.18), in its own trace as well.
+#[inline(always)]
+pub(crate) fn is_elsewhere(thread: &Thread) -> bool {
+    let kind = Thread::kind_of(thread.place);
+    kind != ON_CPU && kind < KINDS as u32
+}
+
+/// Sets that right. How long it has been running is not known, so what it was said to do has lasted until now, and is in no
+/// histogram; a request that this belongs to is not split.
+#[inline(never)]
+pub(crate) fn runs_unseen(thread: &mut Thread, now: u64) -> u32 {
+    count(Counter::OUT_OF_ORDER);
+    if thread.place & THREAD_IN_REQUEST != 0 {
+        waterfall::give_up(thread.tid);
+    }
+    thread.place = thread.place & !THREAD_IN_REQUEST | THREAD_PARTIAL;
+    change(thread, ON_CPU, now);
+    0
 }
 
 #[inline(always)]

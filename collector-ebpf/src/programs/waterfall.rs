@@ -14,7 +14,7 @@ use collector_ebpf::waterfall::{
     ENDING, Flight, SLOWEST, STRETCH_SHIFT, SlowRequest, Slowest, index_of, number_of, slowest_of,
 };
 
-use crate::schedule::{add_u32, add_u64, find, record_or_discard};
+use crate::schedule::{add_u32, add_u64, find, is_elsewhere, record_or_discard, runs_unseen};
 use crate::{FLYING, SLOWEST_REQUESTS, TIMES, count};
 
 #[inline(always)]
@@ -50,6 +50,9 @@ fn exchange(flight: *mut Flight, from: u64, to: u64) -> bool {
 pub(crate) fn begin(thread: &mut Thread, times: *mut Times, at_ns: u64) -> u32 {
     // SAFETY: callers pass a pointer into the array.
     let number = number_of(unsafe { (*times).parks });
+    if is_elsewhere(thread) {
+        runs_unseen(thread, at_ns);
+    }
     let (tid, place, since_ns) = (thread.tid, thread.place, thread.since_ns);
     if number == 0 || place & THREAD_HISTOGRAMS == 0 {
         return 0;
@@ -159,7 +162,7 @@ pub(crate) fn answered(thread: &Thread, tid: u32, begin_ns: u64, outcome: u32, f
     if unsafe { (&raw const (*flight).begin_ns).read_volatile() } != begin_ns {
         return;
     }
-    if thread.tid != tid {
+    if thread.tid != tid || is_elsewhere(thread) {
         exchange(flight, begin_ns, 0);
         return;
     }
@@ -187,14 +190,23 @@ pub(crate) fn ended(tid: u32, begin_ns: u64, answered: bool, at_ns: u64) {
     }
 }
 
+/// Where a thread was meanwhile is not known: its request is not split.
+#[inline(always)]
+pub(crate) fn give_up(tid: u32) {
+    let Some(flight) = its_flight(tid) else { return };
+    // SAFETY: a pointer into the array.
+    let before = unsafe { (&raw const (*flight).begin_ns).read_volatile() };
+    if before > ENDING {
+        exchange(flight, before, 0);
+    }
+}
+
 /// A thread is gone, or followed no more.
 #[inline(always)]
 pub(crate) fn leave(tid: u32) {
     let Some(flight) = its_flight(tid) else { return };
-    // SAFETY: a pointer into the array.
-    let before = unsafe { (&raw const (*flight).begin_ns).read_volatile() };
-    exchange(flight, before, 0);
-    // SAFETY: as above, and aligned.
+    give_up(tid);
+    // SAFETY: a pointer into the array; aligned integers.
     unsafe {
         (&raw mut (*flight).unanswered).write_volatile(0);
         atomic_xchg::<u32, { AtomicOrdering::SeqCst }>(&raw mut (*flight).tid, 0);
