@@ -203,6 +203,7 @@ fn snapshot(pools: u32) -> Snapshot {
             utilization: vec![("1m", 0.5), ("5m", 0.5), ("start", 0.5)],
         },
         requests: Some(Requests {
+            spawn_to_first_request_seconds: Arc::clone(&intervals),
             waterfall: Some(Waterfall {
                 requests: 1_234_567,
                 duration_ns: 12 * 123_456_789_012,

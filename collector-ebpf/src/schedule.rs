@@ -169,8 +169,8 @@ pub struct Times {
     pub received_bytes: u64,
     /// Bytes sent to sockets.
     pub sent_bytes: u64,
-    /// Zero.
-    pub padding: u64,
+    /// When its first request began, `CLOCK_MONOTONIC` ns; 0 before.
+    pub first_request_ns: u64,
 }
 
 /// When a worker was busy. Times are `CLOCK_MONOTONIC` ns, 0 for what has not happened; while it was not followed, time

@@ -149,6 +149,8 @@ pub struct ScheduleReading {
     pub requests: [u32; OUTCOMES],
     /// Requests in flight.
     pub in_flight: u32,
+    /// When the first began, `CLOCK_MONOTONIC` ns; 0 before.
+    pub first_request_ns: u64,
     /// Bytes received from sockets.
     pub received_bytes: u64,
     /// Bytes sent to sockets.

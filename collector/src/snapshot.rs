@@ -343,6 +343,8 @@ pub struct Schedule {
 pub struct Requests {
     /// How many requests and bytes.
     pub total: requests::Requests,
+    /// From the fork of a worker to its first request, seconds.
+    pub spawn_to_first_request_seconds: Arc<Distribution>,
     /// `None` where that is not measured.
     pub waterfall: Option<Waterfall>,
     /// How long requests took, seconds, by outcome ([`crate::input::REQUEST_OUTCOMES`]); `None` where that is not measured.

@@ -70,7 +70,12 @@ pub(crate) fn asked(collector: &Collector, master: Pid, pid: Pid, expected: &[(&
 fn requests_take_as_long_as_the_server_measured() {
     let address = format!("127.0.0.1:{}", free_port());
     let (master, collector, pid, file) = serving(&address);
+    let forked = std::time::Instant::now();
     let mut stream = connect(&address);
+    // Nobody asks before; how much longer ago it was forked is the time of one line through a pipe.
+    let pause = std::time::Duration::from_millis(300);
+    std::thread::sleep(pause);
+    let asked_after = forked.elapsed();
     // Two humps and a long tail.
     for turn in 0..400 {
         let ms = match turn % 20 {
@@ -94,6 +99,12 @@ fn requests_take_as_long_as_the_server_measured() {
     let pool = pool_of(&collector.stats(), master.pid()).unwrap().clone();
     assert_eq!(pool["requests"]["by_outcome"], requests["by_outcome"]);
     assert_eq!(pool["requests"]["imbalance"], 3.0, "one of three has got all: {pool}");
+    let first = &pool["quantiles"]["spawn_to_first_request_seconds"]["start"];
+    assert_eq!(first["count"], 1, "{pool}");
+    let ready = &pool["quantiles"]["spawn_to_ready_seconds"]["start"]["max"];
+    let (first, asked_after) = (first["max"].as_f64().unwrap(), asked_after.as_secs_f64());
+    assert!((first - asked_after).abs() < asked_after * 0.1, "{first} s, asked after {asked_after} s");
+    assert!(ready.as_f64().unwrap() < first, "{pool}");
 }
 
 #[test]

@@ -428,7 +428,12 @@ fn fly_no_more(times: *mut Times, place: u32, at_ns: u64) {
 #[inline(always)]
 fn fly(times: *mut Times, at_ns: u64) {
     // SAFETY: callers pass a pointer into the array.
-    add_u32(unsafe { &raw mut (*times).in_flight }, 1);
+    unsafe {
+        add_u32(&raw mut (*times).in_flight, 1);
+        if (*times).first_request_ns == 0 {
+            (*times).first_request_ns = at_ns;
+        }
+    }
     rise(times, at_ns);
 }
 

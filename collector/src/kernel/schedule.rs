@@ -295,6 +295,7 @@ impl ScheduleTable {
         }
         out.requests = times.requests;
         out.in_flight = times.in_flight;
+        out.first_request_ns = times.first_request_ns;
         (out.received_bytes, out.sent_bytes) = (times.received_bytes, times.sent_bytes);
         for ((time, ended), open) in out.time_ns.iter_mut().zip(times.ended_ns).zip(open_ns) {
             *time = ended.wrapping_add(open);

@@ -146,6 +146,7 @@ pub(crate) fn schedule() -> ScheduleReading {
         },
         requests: [11, 0, 0, 0, 0, 1],
         in_flight: 2,
+        first_request_ns: SCHEDULES_AT - 300 * SECOND,
         received_bytes: 1200,
         sent_bytes: 34_000,
     }

@@ -164,6 +164,8 @@ pub struct WorkerSchedule {
     spans: u64,
     /// It has been ready.
     ready: bool,
+    /// It has been asked.
+    asked: bool,
     discarded: [u32; MEASURES],
     /// `None` where nobody watches them.
     requests: Option<WorkerRequests>,
@@ -222,12 +224,39 @@ pub struct PoolSchedule {
     requests: Option<Requests>,
     /// `None` where nobody watches requests, or it wants no distributions.
     waterfall: Option<Box<Waterfall>>,
-    spawn_to_ready: Option<Windowed>,
-    shown_spawn_to_ready: Option<Arc<Distribution>>,
+    spawn_to_ready: Option<Durations>,
+    /// `None` where nobody watches requests.
+    spawn_to_first_request: Option<Durations>,
     utilization: Utilization,
     on_cpu: OnCpu,
     /// Of comparisons that are over, ns.
     unattributed_cpu_ns: u64,
+}
+
+/// How long something took, once in the life of each worker.
+#[derive(Clone, Debug)]
+struct Durations {
+    histogram: Windowed,
+    /// What readers got of it.
+    shown: Option<Arc<Distribution>>,
+}
+
+impl Durations {
+    fn new(now_ns: u64) -> Self {
+        Self { histogram: Windowed::new(SECONDS, now_ns), shown: None }
+    }
+
+    fn record(&mut self, ns: u64) {
+        self.histogram.record(ns as f64 / NANOS_PER_SECOND as f64);
+    }
+
+    fn view(&mut self, at_ns: u64, scratch: &mut Scratch) -> Arc<Distribution> {
+        let moved_on = self.histogram.advance(at_ns);
+        let shown = self.shown.take().filter(|shown| !moved_on && self.histogram.is_shown_by(shown));
+        let shown = shown.unwrap_or_else(|| Arc::new(self.histogram.distribution(scratch)));
+        self.shown = Some(Arc::clone(&shown));
+        shown
+    }
 }
 
 /// What the kernel accounted to the workers against their time on a CPU, while the scheduler is watched for them.
@@ -292,18 +321,14 @@ impl PoolSchedule {
         for (shown, running) in self.shown_state_ns.iter_mut().zip(self.times.states) {
             *shown = grown(*shown, running.at(at_ns));
         }
-        let spawn_to_ready = self.spawn_to_ready.get_or_insert_with(|| Windowed::new(SECONDS, at_ns));
-        let moved_on = spawn_to_ready.advance(at_ns);
-        let shown = self.shown_spawn_to_ready.take();
-        let shown = shown.filter(|shown| !moved_on && spawn_to_ready.is_shown_by(shown));
-        let shown = shown.unwrap_or_else(|| Arc::new(spawn_to_ready.distribution(scratch)));
-        self.shown_spawn_to_ready = Some(Arc::clone(&shown));
+        let spawn_to_ready = self.spawn_to_ready.get_or_insert_with(|| Durations::new(at_ns));
+        let spawn_to_ready_seconds = spawn_to_ready.view(at_ns, scratch);
         let [_, _, active_ns, _] = self.shown_state_ns;
         snapshot::Work {
             state_ns: self.shown_state_ns,
             spans: self.spans,
             span_seconds,
-            spawn_to_ready_seconds: shown,
+            spawn_to_ready_seconds,
             utilization: self.utilization.take(active_ns, size, at_ns),
         }
     }
@@ -312,7 +337,16 @@ impl PoolSchedule {
     fn became_ready(&mut self, work: &Work) {
         let born = work.ready_ns > work.begin_ns;
         if let Some(spawn_to_ready) = self.spawn_to_ready.as_mut().filter(|_| born) {
-            spawn_to_ready.record((work.ready_ns - work.begin_ns) as f64 / NANOS_PER_SECOND as f64);
+            spawn_to_ready.record(work.ready_ns - work.begin_ns);
+        }
+    }
+
+    /// A worker has received its first request; how long that took is known of those that were born under our eyes.
+    fn was_asked_first(&mut self, work: &Work, first_request_ns: u64) {
+        // Who lived before that was taken for one that was ready from the begin.
+        let born = work.ready_ns != work.begin_ns;
+        if let Some(spawn_to_first_request) = self.spawn_to_first_request.as_mut().filter(|_| born) {
+            spawn_to_first_request.record(first_request_ns.saturating_sub(work.begin_ns));
         }
     }
 
@@ -416,8 +450,9 @@ impl Schedules {
         pool.works_in_runs = work.in_runs;
         if work.requests {
             pool.requests.get_or_insert_default();
+            pool.spawn_to_first_request.get_or_insert_with(|| Durations::new(now_ns));
         }
-        pool.spawn_to_ready.get_or_insert_with(|| Windowed::new(SECONDS, now_ns));
+        pool.spawn_to_ready.get_or_insert_with(|| Durations::new(now_ns));
         if matches!(pool.on_cpu, OnCpu::Unwatched) {
             pool.on_cpu = OnCpu::Wanted;
         }
@@ -522,9 +557,12 @@ impl Schedules {
         let measure = |measure: usize| measures.as_ref().map(|measures| Arc::clone(&measures[measure]));
         let intervals =
             measures.as_ref().map(|measures| std::array::from_fn(|kind| Arc::clone(&measures[kind])));
+        let spawn_to_first_request_seconds =
+            pool.spawn_to_first_request.as_mut().map(|durations| durations.view(at_ns, scratch));
         let waterfall = pool.waterfall.as_deref_mut().map(|waterfall| waterfall.view(at_ns, scratch));
         let requests = pool.requests.map(|total| snapshot::Requests {
             total,
+            spawn_to_first_request_seconds: spawn_to_first_request_seconds.unwrap_or_default(),
             waterfall,
             seconds: measures.as_ref().map(|measures| {
                 std::array::from_fn(|outcome| Arc::clone(&measures[REQUEST as usize + outcome]))
@@ -570,6 +608,9 @@ fn account(
         pool.spans += reading.work.spans.wrapping_sub(spans);
         if reading.work.ready_ns != 0 && !std::mem::replace(&mut worker.ready, true) {
             pool.became_ready(&reading.work);
+        }
+        if reading.first_request_ns != 0 && !std::mem::replace(&mut worker.asked, true) {
+            pool.was_asked_first(&reading.work, reading.first_request_ns);
         }
     }
     discarded

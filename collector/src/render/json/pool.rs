@@ -178,6 +178,11 @@ impl<'a> PoolStats<'a> {
                     .schedule
                     .as_ref()
                     .map(|schedule| windows(&schedule.work.spawn_to_ready_seconds)),
+                spawn_to_first_request_seconds: pool
+                    .schedule
+                    .as_ref()
+                    .and_then(|schedule| schedule.requests.as_ref())
+                    .map(|requests| windows(&requests.spawn_to_first_request_seconds)),
                 intervals: pool
                     .schedule
                     .as_ref()

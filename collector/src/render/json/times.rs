@@ -27,6 +27,8 @@ pub(super) struct Quantiles {
     pub(super) request_time_seconds: Option<BTreeMap<&'static str, Windows>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) spawn_to_ready_seconds: Option<Windows>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) spawn_to_first_request_seconds: Option<Windows>,
     #[serde(flatten)]
     pub(super) intervals: Option<Intervals>,
 }

@@ -202,6 +202,12 @@ families! {
             "Quantiles of worker_pool_request_duration_seconds in a window, within 1.6 %.";
         POOL_REQUEST_DISCARDED = Counter "worker_pool_request_duration_seconds_discarded_total" ["pool", "outcome"] ""
             "Requests left out of worker_pool_request_duration_seconds for want of memory or budget.";
+        POOL_FIRST_REQUEST = Histogram "worker_pool_spawn_to_first_request_seconds" ["pool"] "seconds"
+            "Time from the fork of a worker until its first request begins, one value per worker.";
+        POOL_FIRST_REQUEST_QUANTILE = Summary "worker_pool_spawn_to_first_request_seconds_quantile" ["pool", "quantile", "window"] ""
+            "Quantiles of worker_pool_spawn_to_first_request_seconds in a window, within 1.6 %.";
+        POOL_FIRST_REQUEST_DISCARDED = Counter "worker_pool_spawn_to_first_request_seconds_discarded_total" ["pool"] ""
+            "Values that could not be used in worker_pool_spawn_to_first_request_seconds.";
         POOL_ALONE = Counter "worker_pool_waterfall_requests_total" ["pool"] ""
             "Requests that had the thread to themselves that they began on: those whose time is split by kind.";
         POOL_ALONE_DURATION = Counter "worker_pool_waterfall_request_seconds_total" ["pool"] "seconds"

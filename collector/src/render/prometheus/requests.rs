@@ -52,6 +52,15 @@ pub(super) fn write(writer: &mut Writer<'_>, series: &Series<'_>) {
     let durations = || durations.iter().map(|(place, seconds)| (labels.get(*place), *seconds));
     let families = [&POOL_REQUEST, &POOL_REQUEST_QUANTILE, &POOL_REQUEST_DISCARDED];
     super::pools::write_distributions(writer, families, durations);
+    super::pools::write_distributions(
+        writer,
+        [&POOL_FIRST_REQUEST, &POOL_FIRST_REQUEST_QUANTILE, &POOL_FIRST_REQUEST_DISCARDED],
+        || {
+            series.pools().filter_map(|(pool, labels)| {
+                Some((labels, &*requests_of(pool)?.spawn_to_first_request_seconds))
+            })
+        },
+    );
     write_waterfalls(writer, series);
 }
 
