@@ -11,6 +11,7 @@ use collector_ebpf::schedule::KINDS;
 use crate::input::{Doing, ExitStatus, Profile, Sender, SlowRequest, SocketFamily, TaskState};
 use crate::units::{CpuTime, Pid};
 use crate::worker::flags::{Flag, Limits};
+use crate::worker::matcher;
 use crate::worker::requests;
 use crate::worker::runs;
 use crate::worker::schedule::WorkerSchedule;
@@ -240,6 +241,18 @@ pub struct Pool {
 }
 
 impl Pool {
+    /// What one piece of its work is: as configured, else requests if there have been any, else spans; `None` where nobody
+    /// watches.
+    pub fn unit_of_work(&self) -> Option<matcher::Work> {
+        if self.runs.is_some() {
+            return Some(matcher::Work::Runs);
+        }
+        let schedule = self.schedule.as_ref()?;
+        let asked = |requests: &Requests| requests.total.count() > 0 || requests.total.in_flight > 0;
+        let requests = schedule.requests.as_ref().is_some_and(asked);
+        Some(if requests { matcher::Work::Requests } else { matcher::Work::Spans })
+    }
+
     /// Which part of its places works now, from 0; above 1 if there are more workers than that. `None` where it is not
     /// known when they wait for work, and for a pool of no size.
     pub fn utilization(&self) -> Option<f64> {

@@ -14,8 +14,8 @@ const PAGE: &str = include_str!("dashboard.html");
 /// Only the page's own script and style run, whatever a worker calls itself. A test checks the digests.
 const POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; \
     form-action 'none'; frame-ancestors 'none'; \
-    script-src 'sha256-58978mkRdHEPYsR00b5zpE5vsUZT4HCLKcXjJ8aangY='; \
-    style-src 'sha256-g7bHGM6PHxTW+b71EAXJgD4Vkr8jrcs4GimfXSCftE8='";
+    script-src 'sha256-fqwP2oqwL/2b0gTAjquv8Eyls6nptxOB2KjePVQknxc='; \
+    style-src 'sha256-QpzcQBcwfmSzZzKjaUmN1HEMNn4dp3N8KyVpNvTtVAk='";
 
 /// The page with its link to the metrics. Links are relative, so that it works behind a path prefix.
 pub(super) fn page_for(telemetry_path: &str) -> Bytes {

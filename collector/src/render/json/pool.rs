@@ -14,6 +14,7 @@ use crate::histogram::Scratch;
 use crate::snapshot::{self, Snapshot};
 use crate::units::Pid;
 use crate::worker::flags::Flag;
+use crate::worker::matcher;
 
 /// Workers without life that are listed one by one; all are counted.
 const DEFUNCT_LISTED: usize = 100;
@@ -46,6 +47,9 @@ pub(super) struct PoolSummary<'a> {
     /// `active` over `size`.
     #[serde(skip_serializing_if = "Option::is_none")]
     utilization: Option<f64>,
+    /// What one piece of its work is: `runs`, `requests` or `spans`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unit_of_work: Option<&'static str>,
     unlisted: u32,
     /// CPUs the workers used together in the last interval.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -80,6 +84,7 @@ impl<'a> PoolSummary<'a> {
             awaiting_final_cpu: pool.awaiting_final_cpu,
             unused: pool.size.saturating_sub(total),
             utilization: pool.utilization().and_then(finite),
+            unit_of_work: pool.unit_of_work().map(matcher::Work::as_str),
             unlisted: pool.unlisted,
             cpu_utilization: pool_utilization(pool),
             rss_bytes: pool.rss_bytes,
