@@ -1,20 +1,18 @@
-//! Requests against what the servers themselves counted and measured.
+//! A worker of our own that does on each connection what it is told to, and measures it.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use super::{OPTIONS, connect};
 use crate::portable::schedule::answer_file;
 use crate::schedule::check;
-use crate::servers::{Server, command_in, directory_with, free_port};
+use crate::servers::free_port;
 use crate::support::{Collector, Workload, eventually, pool_of, worker};
-
-pub(crate) const OPTIONS: [&str; 2] = ["--source=ebpf", "--probes.overhead-budget=0"];
 
 /// A pool with a worker that serves at an address, and the file in which it tells what it measured.
 fn serving(address: &str) -> (Workload, Collector, Pid, std::path::PathBuf) {
@@ -31,12 +29,6 @@ pub(crate) fn doing(behaviour: &str) -> (Workload, Collector, Pid, std::path::Pa
     let file = answer_file("serve");
     let pid = master.spawn(&format!("{behaviour} {}", file.display()));
     (master, collector, pid, file)
-}
-
-pub(crate) fn connect(address: &str) -> TcpStream {
-    let stream = eventually("it listens", || TcpStream::connect(address).ok());
-    stream.set_nodelay(true).unwrap();
-    stream
 }
 
 /// Sends a request, and waits for an answer that ends so.
@@ -180,113 +172,4 @@ fn a_request_in_flight_keeps_its_worker_active() {
         let requests = &pool["requests"];
         (requests["by_outcome"]["aborted"] == 1 && requests["in_flight"] == 0).then_some(())
     });
-}
-
-/// A pool's requests by outcome, once there are so many in all and none is in flight.
-fn answered(collector: &Collector, master: Pid, count: u64) -> Value {
-    let mut last = Value::Null;
-    let found = || {
-        last = pool_of(&collector.stats(), master)?.get("requests")?.clone();
-        (last["total"] == count && last["in_flight"] == 0).then(|| last["by_outcome"].clone())
-    };
-    eventually(&format!("there were {count} requests"), found)
-}
-
-fn wrk(url: &str) {
-    let output = Command::new("wrk").args(["-t1", "-c16", "-d2", url]).output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-}
-
-#[test]
-fn nginx_logs_as_many_requests_under_load() {
-    let (port, upstream) = (free_port(), free_port());
-    let directory = directory_with(&[("index.html", "hello\n")]);
-    let at = directory.path().display();
-    let text = format!(
-        "worker_processes 2;\npid {at}/pid;\nerror_log {at}/error.log;\nevents {{}}\n\
-         http {{ log_format status '$status'; access_log {at}/access.log status buffer=64k flush=1s;\n\
-         server {{ listen 127.0.0.1:{port}; root {at};\n\
-         location /proxied {{ access_log {at}/proxied.log status; proxy_pass http://127.0.0.1:{upstream}/; }} }}\n\
-         server {{ listen 127.0.0.1:{upstream}; access_log {at}/upstream.log status buffer=64k flush=1s;\n\
-         return 204; }} }}\n"
-    );
-    std::fs::write(directory.path().join("nginx.conf"), text).unwrap();
-    let collector = Collector::start(&OPTIONS);
-    let mut command = command_in(directory.path(), "/usr/sbin/nginx", &["-g", "daemon off;"]);
-    command.arg("-c").arg(directory.path().join("nginx.conf"));
-    let nginx = Server::start(&mut command);
-    collector.pool_of(nginx.pid(), 2);
-    drop(connect(&format!("127.0.0.1:{port}")));
-    wrk(&format!("http://127.0.0.1:{port}/"));
-    wrk(&format!("http://127.0.0.1:{port}/nothing"));
-    wrk(&format!("http://127.0.0.1:{port}/proxied"));
-    let logged = || {
-        // It writes what it has kept when it is told to open its logs anew.
-        kill(nginx.pid(), Signal::SIGUSR1).unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(1500));
-        let mut counts = [0u64; 3];
-        for file in ["access.log", "proxied.log", "upstream.log"] {
-            let text = std::fs::read_to_string(directory.path().join(file)).unwrap();
-            for line in text.lines() {
-                match line {
-                    "200" | "204" => counts[0] += 1,
-                    "404" => counts[1] += 1,
-                    "499" | "502" => counts[2] += 1,
-                    other => panic!("{file}: {other}"),
-                }
-            }
-        }
-        counts
-    };
-    let counts = logged();
-    assert!(counts[0] > 1000 && counts[1] > 1000, "{counts:?}");
-    let outcomes = answered(&collector, nginx.pid(), counts.iter().sum());
-    println!("nginx logged {counts:?}, seen {outcomes}");
-    assert_eq!(outcomes["4xx"].as_u64(), Some(counts[1]));
-    // Clients that leave at the end of a run take no answer: nginx finds them gone before it sends (499), or when it
-    // does, and then logs the status that it meant to send.
-    let (answered, aborted) = (outcomes["2xx"].as_u64().unwrap(), outcomes["aborted"].as_u64().unwrap());
-    assert_eq!(answered + aborted, counts[0] + counts[2]);
-    assert!(aborted >= counts[2] && counts[0] - answered <= 3 * 16, "{counts:?} {outcomes}");
-}
-
-#[test]
-fn a_gunicorn_worker_is_active_while_it_answers() {
-    let application = "import os, time\n\
-        def app(environ, start_response):\n    \
-            seconds = float(environ['QUERY_STRING'] or 0)\n    \
-            time.sleep(seconds)\n    \
-            start_response('200 OK', [('Content-Length', '2')])\n    \
-            return [b'ok']\n";
-    let directory = directory_with(&[("app.py", application)]);
-    let port = free_port();
-    let bind = format!("127.0.0.1:{port}");
-    let collector = Collector::start(&OPTIONS);
-    let mut command = command_in(directory.path(), "gunicorn", &["-w", "2", "-b", &bind, "app:app"]);
-    let gunicorn = Server::start(&mut command);
-    collector.pool_of(gunicorn.pid(), 2);
-    let get = |seconds: &str| {
-        let mut stream = connect(&bind);
-        write!(stream, "GET /?{seconds} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-        stream
-    };
-    let finish = |mut stream: TcpStream| {
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        assert!(text.ends_with("ok"), "{text}");
-    };
-    for _ in 0..50 {
-        finish(get("0.01"));
-    }
-    let long = get("3");
-    eventually("one is active and one is not", || {
-        let pool = pool_of(&collector.stats(), gunicorn.pid())?.clone();
-        (pool["active"] == 1 && pool["requests"]["in_flight"] == 1).then_some(())
-    });
-    finish(long);
-    answered(&collector, gunicorn.pid(), 51);
-    let pool = pool_of(&collector.stats(), gunicorn.pid()).unwrap().clone();
-    let quantiles = &pool["quantiles"]["request_duration_seconds"]["2xx"]["start"];
-    let (p50, max) = (quantiles["p50"].as_f64().unwrap(), quantiles["max"].as_f64().unwrap());
-    assert!((0.0100..0.0125).contains(&p50) && (3.0..3.06).contains(&max), "{quantiles}");
 }
