@@ -4,7 +4,10 @@ mod nginx;
 mod python;
 mod serve;
 
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -21,6 +24,80 @@ fn connect(address: &str) -> TcpStream {
     let stream = eventually("it listens", || TcpStream::connect(address).ok());
     stream.set_nodelay(true).unwrap();
     stream
+}
+
+/// Reads an answer of HTTP/1 that says how long it is. Returns its status and its body.
+fn answer(stream: &mut impl Read) -> (u16, String) {
+    let mut text = Vec::new();
+    loop {
+        let mut buffer = [0; 16384];
+        let length = stream.read(&mut buffer).unwrap();
+        assert!(length > 0, "closed after {:?}", String::from_utf8_lossy(&text));
+        text.extend_from_slice(&buffer[..length]);
+        let Some(end) = text.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4) else {
+            continue;
+        };
+        let head = str::from_utf8(&text[..end]).unwrap().to_ascii_lowercase();
+        let length =
+            head.split("content-length: ").nth(1).unwrap_or_else(|| panic!("how long is it? {head}"));
+        let body: usize = length.split("\r\n").next().unwrap().parse().unwrap();
+        if text.len() >= end + body {
+            assert_eq!(text.len(), end + body, "more than one answer");
+            let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+            return (status, String::from_utf8(text.split_off(end)).unwrap());
+        }
+    }
+}
+
+/// Asks over a connection that stays open.
+fn get(stream: &mut (impl Read + Write), path: &str) -> String {
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    let (status, body) = answer(stream);
+    assert_eq!(status, 200, "{path}: {body}");
+    body
+}
+
+/// Asks over so many connections at a time and so often on each, for what `path` says of the turn. Returns how many of
+/// the answers had which body, which is the pid of who gave it.
+fn load(
+    address: &str,
+    connections: u64,
+    times: u64,
+    path: impl Fn(u64) -> String + Sync,
+) -> BTreeMap<i64, u64> {
+    let bodies = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..connections)
+            .map(|client| {
+                let path = &path;
+                scope.spawn(move || {
+                    let mut stream = connect(address);
+                    let turns = (0..times).map(|turn| client * times + turn);
+                    turns.map(|turn| get(&mut stream, &path(turn))).collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        clients.into_iter().flat_map(|client| client.join().unwrap()).collect::<Vec<_>>()
+    });
+    let mut answers = BTreeMap::new();
+    for body in bodies {
+        *answers.entry(body.trim().parse().unwrap()).or_default() += 1;
+    }
+    answers
+}
+
+/// How many ms an answer is to take: two humps and a long tail.
+fn pauses(turn: u64) -> u64 {
+    match turn % 20 {
+        0..12 => 10,
+        12..18 => 30,
+        _ => 60 + turn / 10,
+    }
+}
+
+/// Within 5 % or 200 µs, whichever is more: a server's own measurement leaves out what it does before it looks at the
+/// clock and after.
+fn within_what_logs_say(seconds: f64) -> f64 {
+    (seconds * 0.05).max(200e-6)
 }
 
 /// A pool, once there were so many requests in all, none is in flight, and nothing comes after them.
@@ -40,4 +117,35 @@ fn answered(collector: &Collector, master: Pid, count: u64) -> Value {
         (uptime > *since.get_or_insert(uptime) + SETTLED).then_some(pool)
     };
     eventually(&format!("there were {count} requests"), found)
+}
+
+/// Counts that are not zero.
+fn outcomes(requests: &Value) -> BTreeMap<&str, u64> {
+    let counts = requests["by_outcome"].as_object().unwrap();
+    counts
+        .iter()
+        .map(|(name, count)| (name.as_str(), count.as_u64().unwrap()))
+        .filter(|(_, n)| *n > 0)
+        .collect()
+}
+
+/// Each worker has answered as many as its clients have got from it.
+fn check_each_worker(pool: &Value, answers: &BTreeMap<i64, u64>) {
+    let each: BTreeMap<i64, u64> = pool["workers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|worker| (worker["pid"].as_i64().unwrap(), worker["requests"]["total"].as_u64().unwrap()))
+        .filter(|(_, count)| *count > 0)
+        .collect();
+    assert_eq!(&each, answers, "{pool}");
+}
+
+/// Numbers that a server has written to its log, one a line, once there are so many.
+fn logged(path: &Path, count: usize) -> Vec<u64> {
+    eventually(&format!("{} has {count} lines", path.display()), || {
+        let text = std::fs::read_to_string(path).ok()?;
+        (text.lines().count() >= count)
+            .then(|| text.lines().map(|line| line.trim().parse().unwrap()).collect())
+    })
 }

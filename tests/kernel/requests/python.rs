@@ -3,39 +3,53 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use super::{OPTIONS, answered, connect};
+use super::{
+    OPTIONS, answered, check_each_worker, connect, get, load, logged, outcomes, pauses, within_what_logs_say,
+};
+use crate::schedule::check_within;
 use crate::servers::{Server, command_in, directory_with, free_port};
 use crate::support::{Collector, eventually, pool_of};
 
+/// Answers with its pid after so many ms as it is asked for.
+const WSGI: &str = "\
+import os, time
+
+def app(environ, start_response):
+    argument = int(environ['QUERY_STRING'] or 0)
+    while environ['wsgi.input'].read(65536):
+        pass
+    time.sleep(argument / 1000)
+    body = str(os.getpid()).encode()
+    start_response('200 OK', [('Content-Length', str(len(body)))])
+    return [body]
+";
+
+fn gunicorn(directory: &std::path::Path, bind: &str, arguments: &[&str]) -> Server {
+    let mut command = command_in(directory, "/usr/bin/gunicorn", &["-w", "2", "-b", bind]);
+    Server::start(command.args(arguments).arg("app:app"))
+}
+
 #[test]
 fn a_gunicorn_worker_is_active_while_it_answers() {
-    let application = "import os, time\n\
-        def app(environ, start_response):\n    \
-            seconds = float(environ['QUERY_STRING'] or 0)\n    \
-            time.sleep(seconds)\n    \
-            start_response('200 OK', [('Content-Length', '2')])\n    \
-            return [b'ok']\n";
-    let directory = directory_with(&[("app.py", application)]);
-    let port = free_port();
-    let bind = format!("127.0.0.1:{port}");
+    let directory = directory_with(&[("app.py", WSGI)]);
+    let bind = format!("127.0.0.1:{}", free_port());
     let collector = Collector::start(&OPTIONS);
-    let mut command = command_in(directory.path(), "gunicorn", &["-w", "2", "-b", &bind, "app:app"]);
-    let gunicorn = Server::start(&mut command);
+    let gunicorn = gunicorn(directory.path(), &bind, &[]);
     collector.pool_of(gunicorn.pid(), 2);
-    let get = |seconds: &str| {
+    let ask = |ms: &str| {
         let mut stream = connect(&bind);
-        write!(stream, "GET /?{seconds} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        write!(stream, "GET /?{ms} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
         stream
     };
     let finish = |mut stream: TcpStream| {
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
-        assert!(text.ends_with("ok"), "{text}");
+        assert!(text.starts_with("HTTP/1.1 200"), "{text}");
     };
     for _ in 0..50 {
-        finish(get("0.01"));
+        finish(ask("10"));
     }
-    let long = get("3");
+    let long = ask("3000");
     eventually("one is active and one is not", || {
         let pool = pool_of(&collector.stats(), gunicorn.pid())?.clone();
         (pool["active"] == 1 && pool["requests"]["in_flight"] == 1).then_some(())
@@ -45,4 +59,48 @@ fn a_gunicorn_worker_is_active_while_it_answers() {
     let quantiles = &pool["quantiles"]["request_duration_seconds"]["2xx"]["start"];
     let (p50, max) = (quantiles["p50"].as_f64().unwrap(), quantiles["max"].as_f64().unwrap());
     assert!((0.0100..0.0125).contains(&p50) && (3.0..3.06).contains(&max), "{quantiles}");
+}
+
+#[test]
+fn gunicorn_with_threads_logs_as_many_requests_and_as_long_ones() {
+    const CONNECTIONS: u64 = 8;
+    const TIMES: u64 = 60;
+    let directory = directory_with(&[("app.py", WSGI)]);
+    let log = directory.path().join("access.log");
+    let bind = format!("127.0.0.1:{}", free_port());
+    let collector = Collector::start(&OPTIONS);
+    let arguments = ["--worker-class", "gthread", "--threads", "4", "--keep-alive", "30"];
+    // Microseconds from when it has read the head of the request to when it has sent the answer.
+    let access = ["--access-logfile", "access.log", "--access-logformat", "%(D)s"];
+    let gunicorn = gunicorn(directory.path(), &bind, &[&arguments[..], &access].concat());
+    collector.pool_of(gunicorn.pid(), 2);
+    let answers = load(&bind, CONNECTIONS, TIMES, |turn| format!("/?{}", pauses(turn)));
+    assert_eq!(answers.values().sum::<u64>(), CONNECTIONS * TIMES);
+    let pool = answered(&collector, gunicorn.pid(), CONNECTIONS * TIMES);
+    assert_eq!(outcomes(&pool["requests"]), [("2xx", CONNECTIONS * TIMES)].into());
+    check_each_worker(&pool, &answers);
+    let truth_us = logged(&log, (CONNECTIONS * TIMES) as usize);
+    let truth = truth_us.iter().map(|us| us * 1000).collect();
+    let windows = &pool["quantiles"]["request_duration_seconds"]["2xx"];
+    assert_eq!(windows["start"]["coverage"], 1.0);
+    check_within(within_what_logs_say, "gthread", windows, truth);
+    // A body that comes in many parts, long after its head and after a pause, belongs to the request.
+    let mut stream = connect(&bind);
+    let body = vec![b'x'; 1 << 20];
+    write!(stream, "POST /?0 HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", 2 * body.len()).unwrap();
+    stream.write_all(&body).unwrap();
+    eventually("it waits for the rest", || {
+        let pool = pool_of(&collector.stats(), gunicorn.pid())?.clone();
+        (pool["requests"]["in_flight"] == 1).then_some(())
+    });
+    stream.write_all(&body).unwrap();
+    super::answer(&mut stream);
+    get(&mut stream, "/?0");
+    let pool = answered(&collector, gunicorn.pid(), CONNECTIONS * TIMES + 2);
+    let received = pool["requests"]["receive_bytes"].as_u64().unwrap();
+    assert!(received > 2 * body.len() as u64, "{pool}");
+    let longest_us = *logged(&log, (CONNECTIONS * TIMES) as usize + 2).iter().max().unwrap();
+    let longest = pool["quantiles"]["request_duration_seconds"]["2xx"]["start"]["max"].as_f64().unwrap();
+    let truth = longest_us as f64 / 1e6;
+    assert!((longest - truth).abs() <= within_what_logs_say(truth), "{longest} s, logged {truth} s");
 }
