@@ -1,7 +1,9 @@
 //! gunicorn.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
+
+use nix::unistd::Pid;
 
 use super::{
     OPTIONS, answered, check_each_worker, connect, get, load, logged, outcomes, pauses, within_what_logs_say,
@@ -10,12 +12,15 @@ use crate::schedule::check_within;
 use crate::servers::{Server, command_in, directory_with, free_port};
 use crate::support::{Collector, eventually, pool_of};
 
-/// Answers with its pid after so many ms as it is asked for.
+/// Answers with its pid after so many ms as it is asked for. `/hang` waits for a server at a port of the loopback
+/// interface that never says a word, for ever.
 const WSGI: &str = "\
-import os, time
+import os, socket, time
 
 def app(environ, start_response):
     argument = int(environ['QUERY_STRING'] or 0)
+    if environ['PATH_INFO'] == '/hang':
+        socket.create_connection(('127.0.0.1', argument)).recv(1)
     while environ['wsgi.input'].read(65536):
         pass
     time.sleep(argument / 1000)
@@ -103,4 +108,54 @@ fn gunicorn_with_threads_logs_as_many_requests_and_as_long_ones() {
     let longest = pool["quantiles"]["request_duration_seconds"]["2xx"]["start"]["max"].as_f64().unwrap();
     let truth = longest_us as f64 / 1e6;
     assert!((longest - truth).abs() <= within_what_logs_say(truth), "{longest} s, logged {truth} s");
+}
+
+#[test]
+fn a_hung_gunicorn_worker_is_stuck_while_the_other_one_serves() {
+    let directory = directory_with(&[("app.py", WSGI), ("collector.yml", "stuck_after: 2s\n")]);
+    let bind = format!("127.0.0.1:{}", free_port());
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let backend = silent.local_addr().unwrap();
+    let config = format!("--config.file={}", directory.path().join("collector.yml").display());
+    let collector = Collector::start(&[&OPTIONS[..], &[&config]].concat());
+    let gunicorn = gunicorn(directory.path(), &bind, &["--timeout", "12"]);
+    collector.pool_of(gunicorn.pid(), 2);
+    // Whoever gets work before it has ever waited for any is still starting.
+    eventually("both wait for work", || {
+        let pool = pool_of(&collector.stats(), gunicorn.pid())?.clone();
+        (pool["ready"].as_u64()? + pool["idle"].as_u64()? == 2).then_some(())
+    });
+    // Whoever is asked that takes no other connection.
+    let mut hung = connect(&bind);
+    write!(hung, "GET /hang?{} HTTP/1.1\r\nHost: x\r\n\r\n", backend.port()).unwrap();
+    let (_open, _) = silent.accept().unwrap();
+    let (served, pool) = {
+        let mut served = 0;
+        let pool = eventually("it is stuck", || {
+            get(&mut connect(&bind), "/?1");
+            served += 1;
+            let pool = pool_of(&collector.stats(), gunicorn.pid())?.clone();
+            (pool["stuck"] == 1).then_some(pool)
+        });
+        (served, pool)
+    };
+    let workers = pool["workers"].as_array().unwrap();
+    let stuck = workers.iter().find(|worker| worker["flag"]["name"] == "stuck").unwrap();
+    assert_eq!((&stuck["state"], &stuck["requests"]["in_flight"]), (&"active".into(), &1.into()), "{pool}");
+    assert!(workers.iter().all(|worker| worker == stuck || worker["flag"].is_null()), "{pool}");
+    let doing = &stuck["flag"]["doing"];
+    let thread = &doing["threads"][0];
+    assert_eq!((&thread["syscall"], &thread["state"]), (&"recvfrom".into(), &"S".into()), "{doing}");
+    let stack = thread["kernel_stack"].as_array().unwrap();
+    assert!(stack.iter().any(|frame| frame.as_str().unwrap().starts_with("tcp_recvmsg+")), "{doing}");
+    let sockets = doing["sockets"].as_array().unwrap();
+    let whom = sockets.iter().find(|socket| socket["remote"] == backend.to_string());
+    assert_eq!(whom.unwrap()["state"], "ESTABLISHED", "{doing}");
+    // The master ends who has not been heard of for too long.
+    let pid = Pid::from_raw(stuck["pid"].as_i64().unwrap() as i32);
+    let certificate = collector.certificate(pid);
+    assert_eq!(certificate["exit_code"], 1, "{certificate}");
+    let pool = answered(&collector, gunicorn.pid(), served + 1);
+    assert_eq!(outcomes(&pool["requests"]), [("2xx", served), ("aborted", 1)].into());
+    assert!(served > 10, "the other one has answered {served} meanwhile");
 }
