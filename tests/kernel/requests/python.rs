@@ -1,8 +1,9 @@
-//! gunicorn.
+//! gunicorn and uvicorn.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::{
@@ -158,4 +159,63 @@ fn a_hung_gunicorn_worker_is_stuck_while_the_other_one_serves() {
     let pool = answered(&collector, gunicorn.pid(), served + 1);
     assert_eq!(outcomes(&pool["requests"]), [("2xx", served), ("aborted", 1)].into());
     assert!(served > 10, "the other one has answered {served} meanwhile");
+}
+
+/// Answers with its pid after so many ms as it is asked for, and writes for how many ns it was at it to a file.
+const ASGI: &str = "\
+import asyncio, os, time
+
+log = os.open('took.log', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+async def app(scope, receive, send):
+    begin = time.monotonic_ns()
+    await asyncio.sleep(int(scope['query_string'] or 0) / 1000)
+    body = str(os.getpid()).encode()
+    headers = [(b'content-length', str(len(body)).encode())]
+    await send({'type': 'http.response.start', 'status': 200, 'headers': headers})
+    await send({'type': 'http.response.body', 'body': body})
+    os.write(log, b'%d\\n' % (time.monotonic_ns() - begin))
+";
+
+#[test]
+fn uvicorn_has_many_requests_in_flight_on_one_thread() {
+    const CONNECTIONS: u64 = 24;
+    const TIMES: u64 = 25;
+    let directory = directory_with(&[("app.py", ASGI)]);
+    let port = free_port();
+    let bind = format!("127.0.0.1:{port}");
+    let collector = Collector::start(&OPTIONS);
+    let arguments = ["--workers", "2", "--lifespan", "off", "--no-access-log", "--port"];
+    let mut command = command_in(directory.path(), "/usr/bin/uvicorn", &arguments);
+    let uvicorn = Server::start_ended_by(Signal::SIGTERM, command.args([&port.to_string(), "app:app"]));
+    drop(connect(&bind));
+    collector.pool_of(uvicorn.pid(), 2);
+    let answers = load(&bind, CONNECTIONS, TIMES, |turn| format!("/?{}", pauses(turn)));
+    let pool = answered(&collector, uvicorn.pid(), CONNECTIONS * TIMES);
+    assert_eq!(outcomes(&pool["requests"]), [("2xx", CONNECTIONS * TIMES)].into());
+    check_each_worker(&pool, &answers);
+    let truth = logged(&directory.path().join("took.log"), (CONNECTIONS * TIMES) as usize);
+    check_within(
+        within_what_logs_say,
+        "uvicorn",
+        &pool["quantiles"]["request_duration_seconds"]["2xx"],
+        truth,
+    );
+    // All at once: each is in flight until it is answered, whatever the others do.
+    let mut long: Vec<_> = (0..CONNECTIONS).map(|_| connect(&bind)).collect();
+    for stream in &mut long {
+        write!(stream, "GET /?3000 HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    }
+    let pool = eventually("all are in flight", || {
+        let pool = pool_of(&collector.stats(), uvicorn.pid())?.clone();
+        (pool["requests"]["in_flight"] == CONNECTIONS).then_some(pool)
+    });
+    let workers = pool["workers"].as_array().unwrap();
+    for worker in workers.iter().filter(|worker| worker["requests"]["in_flight"] != 0) {
+        assert_eq!(worker["state"], "active", "{worker}");
+    }
+    for stream in &mut long {
+        super::answer(stream);
+    }
+    answered(&collector, uvicorn.pid(), CONNECTIONS * (TIMES + 1));
 }
