@@ -219,3 +219,57 @@ fn uvicorn_has_many_requests_in_flight_on_one_thread() {
     }
     answered(&collector, uvicorn.pid(), CONNECTIONS * (TIMES + 1));
 }
+
+/// The master takes connections and hands them to its workers in turn, as those of descriptors to be served.
+const HANDS_OVER: &str = "\
+import os, socket, sys
+
+def work(channel):
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(channel, 16, 1)
+        if not message:
+            break
+        with socket.socket(fileno=descriptors[0]) as connection:
+            while (text := connection.recv(4096)):
+                while not text.endswith(b'\\r\\n\\r\\n'):
+                    text += connection.recv(4096)
+                body = str(os.getpid()).encode()
+                connection.sendall(b'HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n%s' % (len(body), body))
+    os._exit(0)
+
+listener = socket.create_server(('127.0.0.1', int(sys.argv[1])))
+channels = []
+for _ in range(2):
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    if os.fork() == 0:
+        work(theirs)
+    channels.append(ours)
+turn = 0
+while True:
+    connection, _ = listener.accept()
+    socket.send_fds(channels[turn % 2], [b'take'], [connection.fileno()])
+    connection.close()
+    turn += 1
+";
+
+/// What the master has accepted belongs to who reads it; and what it says to its workers is no request.
+#[test]
+fn a_connection_that_was_handed_over_counts_at_its_worker() {
+    let directory = directory_with(&[("shop.py", HANDS_OVER)]);
+    let port = free_port();
+    let bind = format!("127.0.0.1:{port}");
+    let collector = Collector::start(&OPTIONS);
+    let mut command = command_in(directory.path(), "/usr/bin/python3", &["shop.py", &port.to_string()]);
+    let server = Server::start_ended_by(Signal::SIGKILL, &mut command);
+    collector.pool_of(server.pid(), 2);
+    let mut answers = std::collections::BTreeMap::new();
+    for _ in 0..20 {
+        for (pid, count) in load(&bind, 1, 5, |_| "/".to_owned()) {
+            *answers.entry(pid).or_default() += count;
+        }
+    }
+    assert_eq!(answers.values().copied().collect::<Vec<u64>>(), [50, 50]);
+    let pool = answered(&collector, server.pid(), 100);
+    assert_eq!(outcomes(&pool["requests"]), [("2xx", 100)].into());
+    check_each_worker(&pool, &answers);
+}
