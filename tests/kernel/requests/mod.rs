@@ -1,6 +1,7 @@
 //! Requests against what the servers themselves counted and measured.
 
 mod nginx;
+mod node;
 mod python;
 mod serve;
 
