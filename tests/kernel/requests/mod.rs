@@ -2,6 +2,7 @@
 
 mod nginx;
 mod node;
+mod php;
 mod python;
 mod serve;
 

@@ -2,7 +2,7 @@
 
 mod apache;
 mod nginx;
-mod php;
+pub(crate) mod php;
 mod postgresql;
 mod puma;
 mod python;
@@ -32,7 +32,7 @@ impl Server {
         Self::start_ended_by(Signal::SIGQUIT, command)
     }
 
-    fn start_ended_by(end: Signal, command: &mut Command) -> Self {
+    pub(crate) fn start_ended_by(end: Signal, command: &mut Command) -> Self {
         Self::start_reading(Stdio::null(), end, command)
     }
 

@@ -3,6 +3,15 @@
 use super::{Server, apps, check_name, command_in, directory_with, replaces_a_killed_worker, settled, slots};
 use crate::support::{Collector, eventually, pool_of};
 
+/// Its name says the version.
+pub(crate) fn program() -> String {
+    std::fs::read_dir("/usr/sbin")
+        .unwrap()
+        .filter_map(|entry| Some(entry.ok()?.path().display().to_string()))
+        .find(|path| path.contains("/php-fpm"))
+        .expect("the package php-fpm")
+}
+
 #[test]
 fn php_fpm_with_two_pools() {
     let directory = directory_with(&[]);
@@ -15,11 +24,7 @@ fn php_fpm_with_two_pools() {
     };
     let global = format!("[global]\npid = {path}/pid\nerror_log = {path}/log\ndaemonize = no\n");
     std::fs::write(&configuration, global + &pool("shop", 3) + &pool("blog", 1)).unwrap();
-    let program = std::fs::read_dir("/usr/sbin")
-        .unwrap()
-        .filter_map(|entry| Some(entry.ok()?.path().display().to_string()))
-        .find(|path| path.contains("/php-fpm"))
-        .expect("the package php-fpm");
+    let program = program();
     let collector = Collector::start(&["--source=ebpf"]);
     let fpm = Server::start(&mut command_in(directory.path(), &program, &["-n", "-y", &configuration]));
     let pool = settled(&collector, fpm.pid(), 4);

@@ -1,0 +1,84 @@
+//! php-fpm behind nginx.
+
+use super::{OPTIONS, answered, check_each_worker, load, logged, outcomes, pauses, within_what_logs_say};
+use crate::schedule::check_within;
+use crate::servers::{Server, command_in, directory_with, free_port, php};
+use crate::support::Collector;
+
+/// Answers with its pid after so many ms as it is asked for.
+const SCRIPT: &str = "\
+<?php
+usleep(1000 * (int) $_SERVER['QUERY_STRING']);
+header('Content-Length: ' . strlen(getmypid()));
+echo getmypid();
+";
+
+const CHILDREN: u64 = 2;
+
+/// php-fpm that listens at a UNIX socket, and nginx before it at a port.
+struct Site {
+    directory: tempfile::TempDir,
+    fpm: Server,
+    nginx: Server,
+    address: String,
+}
+
+impl Site {
+    /// With what nginx is told about connections to php-fpm: in its `upstream`, and in its `location`.
+    fn start(upstream: &str, location: &str) -> Self {
+        let directory = directory_with(&[("index.php", SCRIPT)]);
+        let (at, port) = (directory.path().display(), free_port());
+        let text = format!(
+            "[global]\npid = {at}/pid\nerror_log = {at}/log\ndaemonize = no\n[shop]\nuser = www-data\n\
+             listen = {at}/socket\nlisten.mode = 0666\npm = static\npm.max_children = {CHILDREN}\n\
+             access.log = {at}/fpm.log\naccess.format = %{{micro}}d\n"
+        );
+        std::fs::write(directory.path().join("fpm.conf"), text).unwrap();
+        let text = format!(
+            "worker_processes 1;\npid {at}/nginx.pid;\nerror_log {at}/error.log;\nevents {{}}\n\
+             http {{ log_format status '$status'; access_log {at}/nginx.log status;\n\
+             upstream fpm {{ server unix:{at}/socket; {upstream} }}\n\
+             server {{ listen 127.0.0.1:{port}; location / {{ fastcgi_pass fpm; {location}\n\
+             fastcgi_param SCRIPT_FILENAME {at}/index.php; fastcgi_param QUERY_STRING $query_string;\n\
+             fastcgi_param REQUEST_METHOD $request_method; }} }} }}\n"
+        );
+        std::fs::write(directory.path().join("nginx.conf"), text).unwrap();
+        let mut command = command_in(directory.path(), &php::program(), &["-n", "-y"]);
+        let fpm = Server::start(command.arg(directory.path().join("fpm.conf")));
+        let mut command = command_in(directory.path(), "/usr/sbin/nginx", &["-g", "daemon off;", "-c"]);
+        let nginx = Server::start(command.arg(directory.path().join("nginx.conf")));
+        Self { directory, fpm, nginx, address: format!("127.0.0.1:{port}") }
+    }
+
+    /// Asks so often, and checks all that was ever asked.
+    fn check(&self, collector: &Collector, times: u64) {
+        let answers = load(&self.address, CHILDREN, times, |turn| format!("/?{}", pauses(turn)));
+        let count = CHILDREN * times;
+        let pool = answered(collector, self.fpm.pid(), count);
+        assert_eq!(outcomes(&pool["requests"]), [("ok", count)].into());
+        check_each_worker(&pool, &answers);
+        let truth_us = logged(&self.directory.path().join("fpm.log"), count as usize);
+        let truth = truth_us.iter().map(|us| us * 1000).collect();
+        check_within(
+            within_what_logs_say,
+            "php-fpm",
+            &pool["quantiles"]["request_duration_seconds"]["ok"],
+            truth,
+        );
+        assert_eq!(
+            logged(&self.directory.path().join("nginx.log"), count as usize),
+            vec![200; count as usize]
+        );
+        let before = answered(collector, self.nginx.pid(), count);
+        assert_eq!(outcomes(&before["requests"]), [("2xx", count)].into());
+    }
+}
+
+#[test]
+fn php_fpm_and_the_nginx_before_it_log_as_many_requests() {
+    let collector = Collector::start(&OPTIONS);
+    let site = Site::start("", "");
+    collector.pool_of(site.fpm.pid(), CHILDREN as usize);
+    collector.pool_of(site.nginx.pid(), 1);
+    site.check(&collector, 120);
+}
