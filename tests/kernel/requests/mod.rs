@@ -3,6 +3,7 @@
 mod nginx;
 mod node;
 mod php;
+mod postgresql;
 mod python;
 mod serve;
 

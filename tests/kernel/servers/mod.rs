@@ -3,7 +3,7 @@
 mod apache;
 mod nginx;
 pub(crate) mod php;
-mod postgresql;
+pub(crate) mod postgresql;
 mod puma;
 mod python;
 mod unknown;

@@ -1,7 +1,7 @@
 //! PostgreSQL.
 
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
@@ -10,46 +10,78 @@ use nix::unistd::{Pid, User};
 use super::{Server, has_child, pids, settled};
 use crate::support::{Collector, eventually, pool_of};
 
+/// A server with data of its own, that listens in its directory.
+pub(crate) struct Cluster {
+    pub(crate) directory: tempfile::TempDir,
+    binaries: PathBuf,
+    user: User,
+}
+
+impl Cluster {
+    pub(crate) fn new() -> Self {
+        let binaries = std::fs::read_dir("/usr/lib/postgresql")
+            .unwrap_or_else(|e| panic!("/usr/lib/postgresql: {e}; is the package postgresql installed?"))
+            .find_map(|entry| Some(entry.ok()?.path().join("bin")).filter(|b| b.join("postgres").exists()))
+            .expect("a PostgreSQL server");
+        let user = User::from_name("postgres").unwrap().expect("the package makes this user");
+        let directory = tempfile::tempdir().unwrap();
+        nix::unistd::chown(directory.path(), Some(user.uid), Some(user.gid)).unwrap();
+        let cluster = Self { directory, binaries, user };
+        let made = cluster
+            .command("initdb")
+            .args(["--no-sync", "--auth=trust", "-D"])
+            .arg(cluster.directory.path().join("data"))
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        cluster
+    }
+
+    /// A program of PostgreSQL, as its user.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(self.binaries.join(program));
+        let directory = self.directory.path();
+        command.uid(self.user.uid.as_raw()).gid(self.user.gid.as_raw()).current_dir(directory);
+        command.env("PGHOST", directory).env("PGUSER", "postgres");
+        command
+    }
+
+    /// The server, with these settings.
+    pub(crate) fn start(&self, settings: &[&str]) -> Server {
+        let directory = self.directory.path();
+        let mut command = self.command("postgres");
+        command.arg("-D").arg(directory.join("data")).arg("-k").arg(directory);
+        for setting in [&["listen_addresses="], settings].concat() {
+            command.args(["-c", setting]);
+        }
+        Server::start(&mut command)
+    }
+
+    pub(crate) fn wait_ready(&self) {
+        eventually("PostgreSQL takes connections", || {
+            let asked = self.command("psql").args(["-c", "select 1", "postgres"]).output().ok()?;
+            asked.status.success().then_some(())
+        });
+    }
+}
+
 #[test]
 fn postgresql_with_twenty_connections() {
-    let binaries = std::fs::read_dir("/usr/lib/postgresql")
-        .unwrap_or_else(|e| panic!("/usr/lib/postgresql: {e}; is the package postgresql installed?"))
-        .find_map(|entry| Some(entry.ok()?.path().join("bin")).filter(|b| b.join("postgres").exists()))
-        .expect("a PostgreSQL server");
-    let user = User::from_name("postgres").unwrap().expect("the package makes this user");
-    let directory = tempfile::tempdir().unwrap();
-    nix::unistd::chown(directory.path(), Some(user.uid), Some(user.gid)).unwrap();
-    let as_postgres = |program: &Path| {
-        let mut command = Command::new(program);
-        command.uid(user.uid.as_raw()).gid(user.gid.as_raw()).current_dir(directory.path());
-        command.env("PGHOST", directory.path()).env("PGUSER", "postgres");
-        command
-    };
-    let data = directory.path().join("data");
-    let made = as_postgres(&binaries.join("initdb"))
-        .args(["--no-sync", "--auth=trust", "-D"])
-        .arg(&data)
-        .output()
-        .unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    let mut command = as_postgres(&binaries.join("postgres"));
-    command.arg("-D").arg(&data).arg("-k").arg(directory.path()).args(["-c", "listen_addresses="]);
-    // Otherwise a backend notices that its client went only when its query ends.
-    command.args(["-c", "client_connection_check_interval=100ms"]);
-    // One query of this test is to have parallel workers, however small its table.
-    command.args(["-c", "parallel_setup_cost=0", "-c", "parallel_tuple_cost=0", "-c", "max_wal_senders=2"]);
-    command.args(["-c", "min_parallel_table_scan_size=0", "-c", "wal_level=replica"]);
-    let server = Server::start(&mut command);
+    let cluster = Cluster::new();
+    let server = cluster.start(&[
+        // Otherwise a backend notices that its client went only when its query ends.
+        "client_connection_check_interval=100ms",
+        // One query of this test is to have parallel workers, however small its table.
+        "parallel_setup_cost=0",
+        "parallel_tuple_cost=0",
+        "min_parallel_table_scan_size=0",
+        "max_wal_senders=2",
+        "wal_level=replica",
+    ]);
     let collector = Collector::start(&["--source=ebpf"]);
-    eventually("PostgreSQL takes connections", || {
-        let asked = as_postgres(&binaries.join("psql")).args(["-c", "select 1", "postgres"]).output().ok()?;
-        asked.status.success().then_some(())
-    });
+    cluster.wait_ready();
     let clients: Vec<Server> = (0..20)
-        .map(|_| {
-            let mut command = as_postgres(&binaries.join("psql"));
-            Server::start(command.args(["-c", "select pg_sleep(600)", "postgres"]))
-        })
+        .map(|_| Server::start(cluster.command("psql").args(["-c", "select pg_sleep(600)", "postgres"])))
         .collect();
     let pool = collector.pool_of(server.pid(), 20);
     assert_eq!((&pool["name"], &pool["origin"]), (&"postgresql".into(), &"recognized:postgresql".into()));
@@ -63,9 +95,9 @@ fn postgresql_with_twenty_connections() {
     collector.pool_of(server.pid(), 19);
     // A backend whose query runs in parallel, and a connection of a standby: one more client, not four.
     let query = "set force_parallel_mode = on; select pg_sleep(600) from pg_class";
-    let parallel = Server::start(as_postgres(&binaries.join("psql")).args(["-c", query, "postgres"]));
+    let parallel = Server::start(cluster.command("psql").args(["-c", query, "postgres"]));
     let standby = Server::start(
-        as_postgres(&binaries.join("pg_receivewal")).args(["--no-loop", "-D"]).arg(directory.path()),
+        cluster.command("pg_receivewal").args(["--no-loop", "-D"]).arg(cluster.directory.path()),
     );
     let pool = collector.pool_of(server.pid(), 20);
     for helper in
