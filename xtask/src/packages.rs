@@ -21,7 +21,7 @@ pub(crate) enum Need {
     Bench,
 }
 
-const PACKAGES: [(&str, Need, &str); 29] = [
+const PACKAGES: [(&str, Need, &str); 31] = [
     ("rustc-web", Need::Ebpf, "a compiler whose LLVM is the linker's, at /usr/bin/rustc"),
     ("libstd-rust-web-dev-bpf", Need::Ebpf, "`core`, compiled for BPF"),
     ("rust-web-clippy", Need::Ebpf, "lints the BPF programs"),
@@ -39,6 +39,8 @@ const PACKAGES: [(&str, Need, &str); 29] = [
     ("python3-celery", Need::Workers, "workers of a queue; its file system transport needs no broker"),
     ("python3-setproctitle", Need::Workers, "gunicorn and celery write titles with it"),
     ("uvicorn", Need::Workers, "workers with many requests on one thread"),
+    ("redis-server", Need::Workers, "a broker of jobs"),
+    ("python3-redis", Need::Workers, "consumers of its queue"),
     ("prometheus", Need::Workers, "promtool judges our text, the server scrapes it and our protobuf"),
     ("python3-prometheus-client", Need::Workers, "its parser judges our OpenMetrics text"),
     ("wrk", Need::Workers, "asks them for more than they can answer"),

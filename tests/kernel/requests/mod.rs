@@ -5,6 +5,7 @@ mod node;
 mod php;
 mod postgresql;
 mod python;
+mod queue;
 mod serve;
 
 use std::collections::BTreeMap;
