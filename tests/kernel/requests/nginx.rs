@@ -1,10 +1,12 @@
 //! nginx.
 
+use std::io::Write;
 use std::process::Command;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 
-use super::{OPTIONS, answered, connect};
+use super::{OPTIONS, answer, answered, connect, get, outcomes};
 use crate::servers::{Server, command_in, directory_with, free_port};
 use crate::support::Collector;
 
@@ -64,4 +66,57 @@ fn nginx_logs_as_many_requests_under_load() {
     let (answered, aborted) = (outcomes["2xx"].as_u64().unwrap(), outcomes["aborted"].as_u64().unwrap());
     assert_eq!(answered + aborted, counts[0] + counts[2]);
     assert!(aborted >= counts[2] && counts[0] - answered <= 3 * 16, "{counts:?} {outcomes}");
+}
+
+/// A server with this in its `http` section, and the worker that it has.
+fn nginx(directory: &std::path::Path, http: &str) -> Server {
+    let at = directory.display();
+    let text = format!(
+        "worker_processes 1;\nworker_rlimit_nofile {FILES};\npid {at}/pid;\nerror_log {at}/error.log;\n\
+         events {{ worker_connections {FILES}; }}\nhttp {{ keepalive_requests 100000; {http} }}\n"
+    );
+    std::fs::write(directory.join("nginx.conf"), text).unwrap();
+    let mut command = command_in(directory, "/usr/sbin/nginx", &["-g", "daemon off;", "-c"]);
+    Server::start(command.arg(directory.join("nginx.conf")))
+}
+
+/// Descriptors that a test may need.
+const FILES: u64 = 12_000;
+
+/// Bytes that come one by one are one request, from the first one on; and a file that is sent without being read counts to the
+/// byte.
+#[test]
+fn nginx_logs_as_many_bytes_and_as_long_requests() {
+    const TIMES: usize = 25;
+    let directory = directory_with(&[("index.html", &"x".repeat(3 << 20))]);
+    let (at, port) = (directory.path().display(), free_port());
+    let log = "log_format figures '$bytes_sent $request_length $request_time'";
+    let server = format!("server {{ listen 127.0.0.1:{port}; root {at}; }}");
+    let collector = Collector::start(&OPTIONS);
+    let nginx =
+        nginx(directory.path(), &format!("{log}; sendfile on; access_log {at}/access.log figures; {server}"));
+    collector.pool_of(nginx.pid(), 1);
+    let mut stream = connect(&format!("127.0.0.1:{port}"));
+    for _ in 0..TIMES {
+        get(&mut stream, "/");
+    }
+    for byte in b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n" {
+        stream.write_all(&[*byte]).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(answer(&mut stream).0, 404);
+    drop(stream);
+    let requests = answered(&collector, nginx.pid(), TIMES as u64 + 1);
+    let figures = &requests["requests"];
+    assert_eq!(outcomes(figures), [("2xx", TIMES as u64), ("4xx", 1)].into());
+    let text = std::fs::read_to_string(directory.path().join("access.log")).unwrap();
+    let column = |n: usize| -> Vec<f64> {
+        text.lines().map(|line| line.split(' ').nth(n).unwrap().parse().unwrap()).collect()
+    };
+    assert_eq!(figures["transmit_bytes"].as_f64(), Some(column(0).iter().sum()), "{text}");
+    assert_eq!(figures["receive_bytes"].as_f64(), Some(column(1).iter().sum()), "{text}");
+    // It looks at its clock once a round, and logs milliseconds.
+    let slow = column(2)[TIMES];
+    let ours = requests["quantiles"]["request_duration_seconds"]["4xx"]["start"]["max"].as_f64().unwrap();
+    assert!(slow > 1.5 && (ours - slow).abs() < 0.002 + slow * 0.016, "{ours} s, logged {slow} s");
 }
