@@ -1,14 +1,16 @@
 //! nginx.
 
 use std::io::Write;
+use std::net::TcpStream;
 use std::process::Command;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 
 use super::{OPTIONS, answer, answered, connect, get, outcomes};
 use crate::servers::{Server, command_in, directory_with, free_port};
-use crate::support::Collector;
+use crate::support::{Collector, eventually};
 
 fn wrk(url: &str) {
     let output = Command::new("wrk").args(["-t1", "-c16", "-d2", url]).output().unwrap();
@@ -119,4 +121,64 @@ fn nginx_logs_as_many_bytes_and_as_long_requests() {
     let slow = column(2)[TIMES];
     let ours = requests["quantiles"]["request_duration_seconds"]["4xx"]["start"]["max"].as_f64().unwrap();
     assert!(slow > 1.5 && (ours - slow).abs() < 0.002 + slow * 0.016, "{ours} s, logged {slow} s");
+}
+
+#[test]
+fn ten_thousand_connections_that_idle_beside_a_busy_one_cost_nothing() {
+    const IDLE: u64 = 10_000;
+    const BUSY: u64 = 3000;
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+    let directory = directory_with(&[]);
+    let port = free_port();
+    let address = format!("127.0.0.1:{port}");
+    let collector = Collector::start(&OPTIONS);
+    let server = format!("access_log off; server {{ listen {address} backlog=4096; return 200 ok; }}");
+    let nginx = nginx(directory.path(), &server);
+    collector.pool_of(nginx.pid(), 1);
+    let mut stream = connect(&address);
+    let mut ask_often = || (0..BUSY).for_each(|_| _ = get(&mut stream, "/"));
+    ask_often();
+    let pool = answered(&collector, nginx.pid(), BUSY);
+    let series = || -> Vec<String> {
+        let text = collector.text("/metrics", "text/plain");
+        // Others on the host have pools, too.
+        let its = text.lines().filter(|line| line.contains(&format!("{{pool={}", pool["name"])));
+        its.map(|line| line.rsplit_once(' ').unwrap().0.to_owned()).collect()
+    };
+    let resident = || -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/statm", collector.pid())).unwrap();
+        text.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+    };
+    let before = (series(), resident());
+    assert!(!before.0.is_empty());
+    // Half of them have said nothing yet.
+    let idle: Vec<TcpStream> = (0..IDLE)
+        .map(|turn| {
+            let mut stream = connect(&address);
+            if turn % 2 == 0 {
+                get(&mut stream, "/");
+            }
+            stream
+        })
+        .collect();
+    ask_often();
+    let count = 2 * BUSY + IDLE / 2;
+    let pool = answered(&collector, nginx.pid(), count);
+    assert_eq!(outcomes(&pool["requests"]), [("2xx", count)].into());
+    let after = (series(), resident());
+    let new: Vec<_> = after.0.iter().filter(|series| !before.0.contains(series)).collect();
+    assert!(new.is_empty(), "{new:#?}");
+    println!("resident: {} and {} bytes", before.1, after.1);
+    assert!(after.1 < before.1 + (1 << 20), "{} and {} bytes are resident", before.1, after.1);
+    let metric = |series: &str| collector.metric(series);
+    eventually("none has a place", || {
+        (metric("collector_map_entries{map=\"requests\"}")? == 0.0).then_some(())
+    });
+    assert_eq!(metric("collector_losses_total{reason=\"request_not_followed\"}"), Some(0.0));
+    // They are all still there, and can ask.
+    for mut stream in idle.into_iter().take(100) {
+        get(&mut stream, "/");
+    }
+    answered(&collector, nginx.pid(), count + 100);
 }
