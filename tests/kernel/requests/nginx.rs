@@ -8,9 +8,9 @@ use std::time::Duration;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 
-use super::{OPTIONS, answer, answered, connect, get, outcomes};
+use super::{OPTIONS, SETTLED, answer, answered, connect, get, outcomes};
 use crate::servers::{Server, command_in, directory_with, free_port};
-use crate::support::{Collector, eventually};
+use crate::support::{Collector, eventually, pool_of};
 
 fn wrk(url: &str) {
     let output = Command::new("wrk").args(["-t1", "-c16", "-d2", url]).output().unwrap();
@@ -121,6 +121,32 @@ fn nginx_logs_as_many_bytes_and_as_long_requests() {
     let slow = column(2)[TIMES];
     let ours = requests["quantiles"]["request_duration_seconds"]["4xx"]["start"]["max"].as_f64().unwrap();
     assert!(slow > 1.5 && (ours - slow).abs() < 0.002 + slow * 0.016, "{ours} s, logged {slow} s");
+}
+
+#[test]
+fn an_answer_of_nginx_goes_on_while_its_client_does_not_read() {
+    let directory = directory_with(&[]);
+    std::fs::File::create(directory.path().join("long")).unwrap().set_len(32 << 20).unwrap();
+    let (at, port) = (directory.path().display(), free_port());
+    let collector = Collector::start(&OPTIONS);
+    let server = format!("server {{ listen 127.0.0.1:{port}; root {at}; }}");
+    let log = format!("log_format took '$request_time'; access_log {at}/access.log took");
+    let nginx = nginx(directory.path(), &format!("{log}; sendfile on; {server}"));
+    collector.pool_of(nginx.pid(), 1);
+    let mut stream = connect(&format!("127.0.0.1:{port}"));
+    write!(stream, "GET /long HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let uptime = || collector.stats()["uptime_seconds"].as_f64().unwrap();
+    let since = uptime();
+    eventually("it has waited for room for long", || (uptime() > since + SETTLED).then_some(()));
+    let pool = pool_of(&collector.stats(), nginx.pid()).unwrap().clone();
+    let requests = &pool["requests"];
+    assert_eq!((&requests["total"], &requests["in_flight"]), (&0.into(), &0.into()), "{pool}");
+    answer(&mut stream);
+    let pool = answered(&collector, nginx.pid(), 1);
+    let took = std::fs::read_to_string(directory.path().join("access.log")).unwrap();
+    let took: f64 = took.trim().parse().unwrap();
+    let ours = pool["quantiles"]["request_duration_seconds"]["2xx"]["start"]["max"].as_f64().unwrap();
+    assert!(took > SETTLED && (ours / took - 1.0).abs() < 0.02, "{ours} s, logged {took} s");
 }
 
 #[test]
