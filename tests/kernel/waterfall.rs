@@ -6,7 +6,8 @@ use std::net::{TcpListener, TcpStream};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::requests::{OPTIONS, ask, asked, connect, doing};
+use crate::requests::serve::{ask, asked, doing};
+use crate::requests::{OPTIONS, connect};
 use crate::schedule::slack;
 use crate::servers::{Server, command_in, directory_with, free_port};
 use crate::support::{Collector, eventually, pool_of, stolen_seconds};

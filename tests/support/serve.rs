@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -9,8 +10,8 @@ use std::time::{Duration, Instant};
 use crate::waits::{answer, blocked_in_lock, blocked_in_sleep, thread_cpu_ns, waited_for_cpu};
 
 /// A connection of either family.
-trait Stream: Read + Write {}
-impl<T: Read + Write> Stream for T {}
+trait Stream: Read + Write + AsRawFd {}
+impl<T: Read + Write + AsRawFd> Stream for T {}
 
 /// Takes connections one after the other, at a path or at a port of the loopback interface, and does on each what it says
 /// until it ends.
@@ -49,28 +50,25 @@ pub(crate) fn serve_in_threads(address: &str, file: &str) {
     }
 }
 
-/// Each request is words, with a time in ms first, as far as one read gets it.
+/// Each request is a line, in as many parts as it comes: words, with a time in ms first.
 fn converse(stream: &mut dyn Stream, file: &str, took: &mut Vec<u64>) {
-    let mut buffer = [0; 4096];
+    let descriptor = stream.as_raw_fd();
     loop {
-        let length = stream.read(&mut buffer).unwrap_or(0);
-        let begin = Instant::now();
+        let Some((text, begin)) = line(stream) else { return };
         let mut sent = begin;
-        if length == 0 {
-            return;
-        }
-        let text = String::from_utf8_lossy(&buffer[..length]);
         let words: Vec<&str> = text.split_whitespace().collect();
-        let pause = |word: &str| std::thread::sleep(Duration::from_millis(word.parse().expect("a time")));
+        let number = |word: &str| -> u64 { word.parse().expect("a number") };
+        let pause = |word: &str| std::thread::sleep(Duration::from_millis(number(word)));
         let mut kept_ns = 0;
-        let mut say = |text: &str| {
+        let mut send = |bytes: &mut dyn FnMut(&mut dyn Stream)| {
             let before_ns = waited_for_cpu();
-            // The client may be gone.
-            let _ = stream.write_all(text.as_bytes());
+            bytes(stream);
             sent = Instant::now();
             // Who is woken up by an answer may take the CPU of who has sent it: that is after the answer.
             kept_ns = waited_for_cpu() - before_ns;
         };
+        // The client may be gone.
+        let mut say = |text: &str| send(&mut |stream| _ = stream.write_all(text.as_bytes()));
         match words[..] {
             ["http", ms, status] => {
                 pause(ms);
@@ -111,6 +109,13 @@ fn converse(stream: &mut dyn Stream, file: &str, took: &mut Vec<u64>) {
                 took.push(waited_ns);
                 continue;
             }
+            // More than a connection holds, by so many calls.
+            ["flood", kib, calls] => {
+                let part = "x".repeat(number(kib) as usize * 1024);
+                (0..number(calls)).for_each(|_| say(&part));
+            }
+            ["sendfile", kib] => send(&mut |_| send_file(descriptor, number(kib) as usize * 1024)),
+            ["splice", kib] => send(&mut |_| splice(descriptor, number(kib) as usize * 1024)),
             ["close", ms] => {
                 pause(ms);
                 return;
@@ -119,5 +124,54 @@ fn converse(stream: &mut dyn Stream, file: &str, took: &mut Vec<u64>) {
             _ => panic!("unknown request {text:?}"),
         }
         took.push(((sent - begin).as_nanos() as u64).saturating_sub(kept_ns));
+    }
+}
+
+/// A line, and when its first byte was received.
+fn line(stream: &mut dyn Stream) -> Option<(String, Instant)> {
+    let mut buffer = [0; 4096];
+    let mut text = Vec::new();
+    let mut begin = None;
+    while !text.ends_with(b"\n") {
+        let length = stream.read(&mut buffer).unwrap_or(0);
+        begin.get_or_insert_with(Instant::now);
+        if length == 0 {
+            return None;
+        }
+        text.extend_from_slice(&buffer[..length]);
+    }
+    Some((String::from_utf8_lossy(&text).into_owned(), begin?))
+}
+
+/// Zeros of a file, without a byte of them in this process.
+fn send_file(to: RawFd, length: usize) {
+    let file = tempfile::tempfile().expect("a file");
+    file.set_len(length as u64).expect("room");
+    let mut sent = 0;
+    while sent < length {
+        // SAFETY: no pointers.
+        let more = unsafe { libc::sendfile(to, file.as_raw_fd(), std::ptr::null_mut(), length - sent) };
+        sent += usize::try_from(more).expect("it is sent");
+    }
+}
+
+/// The same by way of a pipe.
+fn splice(to: RawFd, length: usize) {
+    let file = tempfile::tempfile().expect("a file");
+    file.set_len(length as u64).expect("room");
+    let (near, far) = nix::unistd::pipe().expect("a pipe");
+    let null = std::ptr::null_mut;
+    let splice = |from: RawFd, to: RawFd, length: usize| {
+        // SAFETY: no pointers.
+        let moved = unsafe { libc::splice(from, null(), to, null(), length, 0) };
+        usize::try_from(moved).expect("it is moved")
+    };
+    let mut sent = 0;
+    while sent < length {
+        let mut held = splice(file.as_raw_fd(), far.as_raw_fd(), length - sent);
+        sent += held;
+        while held > 0 {
+            held -= splice(near.as_raw_fd(), to, held);
+        }
     }
 }

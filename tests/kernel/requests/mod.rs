@@ -1,12 +1,13 @@
 //! Requests against what the servers themselves counted and measured.
 
+mod hostile;
 mod nginx;
 mod node;
 mod php;
 mod postgresql;
 mod python;
 mod queue;
-mod serve;
+pub(crate) mod serve;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -18,13 +19,13 @@ use serde_json::Value;
 
 use crate::support::{Collector, eventually, pool_of};
 
-const OPTIONS: [&str; 2] = ["--source=ebpf", "--probes.overhead-budget=0"];
+pub(crate) const OPTIONS: [&str; 2] = ["--source=ebpf", "--probes.overhead-budget=0"];
 
 /// Seconds after which nothing is found any more of what has ended: an answer is complete after two, the end of a UNIX
 /// connection is noticed after another one.
 const SETTLED: f64 = 3.5;
 
-fn connect(address: &str) -> TcpStream {
+pub(crate) fn connect(address: &str) -> TcpStream {
     let stream = eventually("it listens", || TcpStream::connect(address).ok());
     stream.set_nodelay(true).unwrap();
     stream
@@ -121,6 +122,11 @@ fn answered(collector: &Collector, master: Pid, count: u64) -> Value {
         (uptime > *since.get_or_insert(uptime) + SETTLED).then_some(pool)
     };
     eventually(&format!("there were {count} requests"), found)
+}
+
+/// The system call that a process is blocked in.
+fn blocked_in(pid: Pid) -> Option<i64> {
+    std::fs::read_to_string(format!("/proc/{pid}/syscall")).ok()?.split(' ').next()?.parse().ok()
 }
 
 /// Counts that are not zero.

@@ -3,7 +3,7 @@
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use super::{OPTIONS, outcomes};
+use super::{OPTIONS, blocked_in, outcomes};
 use crate::servers::{Server, command_in, directory_with, free_port};
 use crate::support::{Collector, eventually, pool_of};
 
@@ -25,11 +25,6 @@ for _ in range(2):
         consume()
 os.wait()
 ";
-
-/// The system call that a process is blocked in.
-fn blocked_in(pid: Pid) -> Option<i64> {
-    std::fs::read_to_string(format!("/proc/{pid}/syscall")).ok()?.split(' ').next()?.parse().ok()
-}
 
 #[test]
 fn consumers_of_a_redis_list_are_asked_nothing_and_have_a_span_for_each_job() {

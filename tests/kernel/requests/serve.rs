@@ -8,14 +8,14 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::{OPTIONS, connect};
+use super::{OPTIONS, blocked_in, connect};
 use crate::portable::schedule::answer_file;
 use crate::schedule::check;
 use crate::servers::free_port;
 use crate::support::{Collector, Workload, eventually, pool_of, worker};
 
 /// A pool with a worker that serves at an address, and the file in which it tells what it measured.
-fn serving(address: &str) -> (Workload, Collector, Pid, std::path::PathBuf) {
+pub(super) fn serving(address: &str) -> (Workload, Collector, Pid, std::path::PathBuf) {
     doing(&format!("serve {address}"))
 }
 
@@ -28,6 +28,8 @@ pub(crate) fn doing(behaviour: &str) -> (Workload, Collector, Pid, std::path::Pa
     collector.pool_of(master.pid(), 2);
     let file = answer_file("serve");
     let pid = master.spawn(&format!("{behaviour} {}", file.display()));
+    // Whoever gets work before it has ever waited for any is still starting.
+    eventually("it waits for connections", || (blocked_in(pid)? == libc::SYS_accept4).then_some(()));
     (master, collector, pid, file)
 }
 
