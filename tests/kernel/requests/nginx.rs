@@ -62,12 +62,15 @@ fn nginx_logs_as_many_requests_under_load() {
     assert!(counts[0] > 1000 && counts[1] > 1000, "{counts:?}");
     let outcomes = answered(&collector, nginx.pid(), counts.iter().sum())["requests"]["by_outcome"].clone();
     println!("nginx logged {counts:?}, seen {outcomes}");
-    assert_eq!(outcomes["4xx"].as_u64(), Some(counts[1]));
+    let seen = |outcome: &str| outcomes[outcome].as_u64().unwrap();
+    assert_eq!(seen("2xx") + seen("4xx") + seen("aborted"), counts.iter().sum::<u64>());
     // Clients that leave at the end of a run take no answer: nginx finds them gone before it sends (499), or when it
     // does, and then logs the status that it meant to send.
-    let (answered, aborted) = (outcomes["2xx"].as_u64().unwrap(), outcomes["aborted"].as_u64().unwrap());
-    assert_eq!(answered + aborted, counts[0] + counts[2]);
-    assert!(aborted >= counts[2] && counts[0] - answered <= 3 * 16, "{counts:?} {outcomes}");
+    assert!(seen("aborted") >= counts[2], "{counts:?} {outcomes}");
+    // Of the first kind are two of the runs, the one that goes through two servers with as many clients at each.
+    for (outcome, logged, clients) in [("2xx", counts[0], 3 * 16), ("4xx", counts[1], 16)] {
+        assert!((logged - clients..=logged).contains(&seen(outcome)), "{counts:?} {outcomes}");
+    }
 }
 
 /// A server with this in its `http` section, and the worker that it has.
