@@ -144,6 +144,12 @@ offsets! {
     sock_error,
     /// `sock.sk_receive_queue.qlen`: u32, buffers that were not read to their end yet
     sock_queued,
+    /// `sock.sk_sndbuf`: int
+    sock_sndbuf,
+    /// `sock.sk_wmem_alloc`: int, bytes that were sent on a UNIX connection and not received yet, and one more
+    sock_wmem_alloc,
+    /// `socket.flags`: unsigned long
+    socket_flags,
     /// `tcp_sock.bytes_sent`: u64
     tcp_bytes_sent,
     /// `sock.sk_max_ack_backlog`: u32

@@ -55,11 +55,8 @@ pub const CLOSED: u32 = 2;
 
 /// In [`Request::place`]: its pool wants histograms.
 pub const REQUEST_HISTOGRAMS: u32 = 1 << 24;
-/// In [`Request::place`]: the last attempt to send found no room.
-pub const REQUEST_BLOCKED: u32 = 1 << 25;
-
 /// In [`Request::place`]: when the last byte so far of its answer was sent, something had come that was not read yet.
-pub const REQUEST_LEFT: u32 = 1 << 26;
+pub const REQUEST_LEFT: u32 = 1 << 25;
 
 impl Request {
     /// The slot in a place.

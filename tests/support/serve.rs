@@ -32,6 +32,16 @@ pub(crate) fn serve(address: &str, file: &str) {
     }
 }
 
+/// The same, but for half a second it has something else to do, when it listens already.
+pub(crate) fn serve_late(address: &str, file: &str) {
+    let listener = TcpListener::bind(address).expect("a port that is free");
+    let until_ns = thread_cpu_ns() + 500_000_000;
+    while thread_cpu_ns() < until_ns {}
+    for stream in listener.incoming() {
+        converse(&mut stream.expect("a connection"), file, &mut Vec::new());
+    }
+}
+
 /// The same, each connection in a thread of its own.
 pub(crate) fn serve_in_threads(address: &str, file: &str) {
     let took = Arc::new(Mutex::new(Vec::new()));

@@ -18,6 +18,7 @@
 //! `listen ADDRESS BACKLOG FILE` (accepts nothing before the file is there, then everything; an address is `IP:PORT`,
 //! which others may share, `unix:PATH` or `unix:@NAME`),
 //! `serve ADDRESS FILE` (answers over a socket as it is asked to, one connection after the other; see `serve.rs`),
+//! `serve-late ADDRESS FILE` (it burns half a second before it accepts),
 //! `serve-in-threads ADDRESS FILE` (each connection in a thread of its own),
 //! `wait KIND … FILE` (waits for a known reason and writes to the file for how long; see `waits.rs`),
 //! `park poll|restarted|lock|locks THREADS|pipe|stdin` (waits for ever so), `spans COUNT FILE` (waits for work and works at
@@ -219,6 +220,7 @@ fn behave(words: &[&str]) {
         "park" => work::park(&words[1..]),
         "spans" => work::spans(number(words, 1), words[2]),
         "serve" => serve::serve(words[1], words[2]),
+        "serve-late" => serve::serve_late(words[1], words[2]),
         "serve-in-threads" => serve::serve_in_threads(words[1], words[2]),
         "last-thread" => {
             let (time, code) = (ms(1), number(words, 2) as i32);

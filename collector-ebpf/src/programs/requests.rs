@@ -18,9 +18,8 @@ use collector_ebpf::event::Counter;
 use collector_ebpf::limits::REQUEST_SETS;
 use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::request::{
-    ABORTED, ANSWERED, BYTES, CLOSED, Finish, LOCKED, MESSAGE, NO_BYTES, OK_2XX, REQUEST_BLOCKED,
-    REQUEST_HISTOGRAMS, REQUEST_LEFT, REQUEST_WAYS, Request, STATUS_LINE, WANTS_REQUESTS, WANTS_STATUS,
-    set_of,
+    ABORTED, ANSWERED, BYTES, CLOSED, Finish, LOCKED, MESSAGE, NO_BYTES, OK_2XX, REQUEST_HISTOGRAMS,
+    REQUEST_LEFT, REQUEST_WAYS, Request, STATUS_LINE, WANTS_REQUESTS, WANTS_STATUS, set_of,
 };
 use collector_ebpf::schedule::{REQUEST, SYSCALLS, THREAD_HISTOGRAMS, Thread, Times};
 
@@ -30,8 +29,7 @@ use crate::{CONNECTIONS, REQUESTS, TIMES, count, waterfall};
 
 /// `MSG_PEEK` of `include/linux/socket.h`.
 const MSG_PEEK: i32 = 2;
-/// `EAGAIN`, `EPIPE` and `ECONNRESET` of `include/uapi/asm-generic`.
-const EAGAIN: i32 = 11;
+/// `EPIPE` and `ECONNRESET` of `include/uapi/asm-generic`.
 const EPIPE: i32 = 32;
 const ECONNRESET: i32 = 104;
 /// `AF_UNIX`, `AF_INET` and `AF_INET6` of `include/linux/socket.h`.
@@ -47,6 +45,8 @@ const SEND_SHUTDOWN: u8 = 2;
 const TCP_FIN_WAIT1: i32 = 4;
 const TCP_CLOSE: i32 = 7;
 const TCP_LAST_ACK: i32 = 9;
+/// `SOCK_NOSPACE` of `include/linux/net.h`.
+const SOCK_NOSPACE: u32 = 2;
 /// Where `struct msghdr` has `msg_iov`, on machines of 64 bits.
 const MESSAGE_VECTORS: usize = 16;
 
@@ -64,11 +64,15 @@ fn socket_received(ctx: BtfTracePointContext) -> i32 {
     }
     let Some(times) = TIMES.get_ptr_mut(Thread::slot_of(thread.place)) else { return 0 };
     // SAFETY: a pointer into the array.
-    if unsafe { (*times).parks } & WANTS_REQUESTS == 0 {
+    let wants = unsafe { (*times).parks };
+    if wants & WANTS_REQUESTS == 0 {
         return 0;
     }
     // SAFETY: as above.
     add_u64(unsafe { &raw mut (*times).received_bytes }, u64::from(length.cast_unsigned()));
+    if length == END_OF_INPUT && wants & WANTS_STATUS != 0 && is_end_of_input() != 0 {
+        return 0;
+    }
     let at_ns = now();
     let key = key_of_sock(sock);
     match request_of(key, at_ns) {
@@ -85,7 +89,7 @@ fn socket_received(ctx: BtfTracePointContext) -> i32 {
 fn socket_sent(ctx: BtfTracePointContext) -> i32 {
     let Some(thread) = find(current_tid()) else { return 0 };
     let (sock, length) = (ctx.arg::<*const u8>(0), ctx.arg::<i32>(1));
-    if length <= 0 && length != -EAGAIN && length != -EPIPE && length != -ECONNRESET {
+    if length <= 0 && length != -EPIPE && length != -ECONNRESET {
         return 0;
     }
     let Some(times) = TIMES.get_ptr_mut(Thread::slot_of(thread.place)) else { return 0 };
@@ -145,8 +149,8 @@ extern "C" fn finish_request(context: *mut Finish) -> i32 {
     let (quiet_since_ns, end_ns) = (context!(quiet_since_ns), context!(end_ns));
     let Some(request) = lock(key, index) else { return 0 };
     // SAFETY: a pointer into the array; locked.
-    let (place, answer_ns) = unsafe { ((*request).place, (*request).answer_ns) };
-    let quiet = answer_ns != 0 && answer_ns < quiet_since_ns && place & REQUEST_BLOCKED == 0;
+    let answer_ns = unsafe { (*request).answer_ns };
+    let quiet = answer_ns != 0 && answer_ns < quiet_since_ns && !waits_for_room(key, request);
     if quiet || abandon != 0 || !is_open(key, request) {
         end(key, index, end_ns);
     } else {
@@ -166,6 +170,21 @@ fn is_open(key: u64, request: *mut Request) -> bool {
     // SAFETY: as above.
     let inode = unsafe { (&raw const (*request).inode).read_volatile() };
     back == sock && load_cast::<u64>(sock as *const u8, offset!(sock_socket)) == key && inode_of(key) == inode
+}
+
+/// A send has found no room on the connection of a request, and there is none yet, be it that the call waits for it, or that
+/// it has sent a part or nothing. Of TCP the kernel notes it (`tcp_sendmsg_locked`), and when there is room
+/// (`sk_stream_write_space`).
+#[inline(always)]
+fn waits_for_room(key: u64, request: *mut Request) -> bool {
+    // SAFETY: a pointer into the array; locked.
+    let sock = unsafe { (&raw const (*request).sock).cast::<u64>().read_volatile() } as *const u8;
+    if load_cast::<u16>(sock, offset!(sock_family)) == AF_UNIX {
+        let (held, limit): (i32, i32) =
+            (load_cast(sock, offset!(sock_wmem_alloc)), load_cast(sock, offset!(sock_sndbuf)));
+        return held >= limit;
+    }
+    load_cast::<u64>(key as *const u8, offset!(socket_flags)) & 1 << SOCK_NOSPACE != 0
 }
 
 #[inline(always)]
@@ -432,6 +451,11 @@ fn fly(times: *mut Times, at_ns: u64) {
         add_u32(&raw mut (*times).in_flight, 1);
         if (*times).first_request_ns == 0 {
             (*times).first_request_ns = at_ns;
+            let work = &raw mut (*times).work;
+            if (*work).ready_ns == 0 {
+                // It has not had to wait for it, and works now, without having been seen to wait for work.
+                ((*work).ready_ns, (*work).worked_ns, (*work).since_ns) = (at_ns, at_ns, at_ns);
+            }
         }
     }
     rise(times, at_ns);
@@ -516,12 +540,6 @@ fn answered(
     let Some(request) = lock(key, index) else { return };
     // SAFETY: a pointer into the array; locked.
     let (place, answer_ns) = unsafe { ((*request).place, (*request).answer_ns) };
-    if length == -EAGAIN {
-        // SAFETY: as above.
-        unsafe { (&raw mut (*request).place).write_volatile(place | REQUEST_BLOCKED) };
-        unlock(key, index, request);
-        return;
-    }
     if length <= 0 {
         end(key, index, at_ns);
         return;
@@ -552,7 +570,7 @@ fn answered(
     let left = if queued != 0 { REQUEST_LEFT } else { 0 };
     // SAFETY: as above.
     unsafe {
-        let place = Request::with_outcome(place & !(REQUEST_BLOCKED | REQUEST_LEFT) | left, outcome);
+        let place = Request::with_outcome(place & !REQUEST_LEFT | left, outcome);
         (&raw mut (*request).place).write_volatile(place);
         (&raw mut (*request).answer_ns).write_volatile(at_ns);
     }
@@ -569,7 +587,7 @@ const INTERIM: u32 = 0xff;
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn told_outcome() -> u32 {
-    let Some(line) = sent_bytes() else { return ANSWERED };
+    let Some(line) = first_bytes::<STATUS_LINE>() else { return ANSWERED };
     if line[..7] != *b"HTTP/1." || line[8] != b' ' {
         return ANSWERED;
     }
@@ -581,9 +599,23 @@ extern "C" fn told_outcome() -> u32 {
     }
 }
 
-/// The first bytes that the current system call sends. `None` where it does not say them: sendfile(2), io_uring.
+/// Length of a FastCGI record without content, which is its header.
+const END_OF_INPUT: i32 = 8;
+
+/// 1 if what was received is the empty `FCGI_STDIN` that ends a FastCGI request. php-fpm reads it when it has answered.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_end_of_input() -> u32 {
+    const VERSION: u8 = 1;
+    const STDIN: u8 = 5;
+    let Some(record) = first_bytes::<{ END_OF_INPUT as usize }>() else { return 0 };
+    u32::from(record[0] == VERSION && record[1] == STDIN && record[4] == 0 && record[5] == 0)
+}
+
+/// The first bytes that the current system call sends or has received. `None` where it does not say them: sendfile(2),
+/// io_uring.
 #[inline(always)]
-fn sent_bytes() -> Option<[u8; STATUS_LINE]> {
+fn first_bytes<const LENGTH: usize>() -> Option<[u8; LENGTH]> {
     if offset!(regs_syscall) == ABSENT || offset!(regs_second) == ABSENT {
         return None;
     }
@@ -609,7 +641,7 @@ fn sent_bytes() -> Option<[u8; STATUS_LINE]> {
     if named != BYTES {
         at = user_word(at)?;
     }
-    let mut line = [0; STATUS_LINE];
+    let mut line = [0; LENGTH];
     // SAFETY: the helper checks the address.
     unsafe { bpf_probe_read_user_buf(at as *const u8, &mut line) }.ok()?;
     Some(line)

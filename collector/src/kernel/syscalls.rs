@@ -58,8 +58,10 @@ const OLDER_CALLS: [(u8, &[libc::c_long]); 4] = [
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER_CALLS: [(u8, &[libc::c_long]); 0] = [];
 
-/// Calls that send, and how each names the bytes.
-const SENDERS: [(u8, libc::c_long); 5] = [
+/// Calls that send or receive, and how each names the bytes.
+const SENDERS: [(u8, libc::c_long); 7] = [
+    (BYTES, libc::SYS_read),
+    (BYTES, libc::SYS_recvfrom),
     (BYTES, libc::SYS_write),
     (BYTES, libc::SYS_sendto),
     (VECTORS, libc::SYS_writev),

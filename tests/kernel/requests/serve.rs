@@ -21,6 +21,14 @@ pub(super) fn serving(address: &str) -> (Workload, Collector, Pid, std::path::Pa
 
 /// A pool with a worker of this behaviour, whose last word is the file in which it tells what it measured.
 pub(crate) fn doing(behaviour: &str) -> (Workload, Collector, Pid, std::path::PathBuf) {
+    let all = busy_with(behaviour);
+    // Whoever gets work before it has ever waited for any is still starting.
+    eventually("it waits for connections", || (blocked_in(all.2)? == libc::SYS_accept4).then_some(()));
+    all
+}
+
+/// The same, whatever it does at first.
+fn busy_with(behaviour: &str) -> (Workload, Collector, Pid, std::path::PathBuf) {
     let mut master = Workload::start();
     master.spawn("sleep");
     master.spawn("sleep");
@@ -28,8 +36,6 @@ pub(crate) fn doing(behaviour: &str) -> (Workload, Collector, Pid, std::path::Pa
     collector.pool_of(master.pid(), 2);
     let file = answer_file("serve");
     let pid = master.spawn(&format!("{behaviour} {}", file.display()));
-    // Whoever gets work before it has ever waited for any is still starting.
-    eventually("it waits for connections", || (blocked_in(pid)? == libc::SYS_accept4).then_some(()));
     (master, collector, pid, file)
 }
 
@@ -174,4 +180,19 @@ fn a_request_in_flight_keeps_its_worker_active() {
         let requests = &pool["requests"];
         (requests["by_outcome"]["aborted"] == 1 && requests["in_flight"] == 0).then_some(())
     });
+}
+
+#[test]
+fn who_is_asked_before_it_has_ever_waited_is_active() {
+    let address = format!("127.0.0.1:{}", free_port());
+    let (master, collector, pid, _) = busy_with(&format!("serve-late {address}"));
+    let mut stream = connect(&address);
+    stream.write_all(b"plain 600000\n").unwrap();
+    let states = eventually("it is asked", || {
+        let worker = worker(pool_of(&collector.stats(), master.pid())?, pid)?.clone();
+        (worker["requests"]["in_flight"] == 1).then_some(worker)
+    });
+    assert_eq!(states["state"], "active", "{states}");
+    let creating = states["work"]["state_seconds"]["creating"].as_f64().unwrap();
+    assert!(creating > 0.5, "{states}");
 }
