@@ -1,6 +1,8 @@
 //! php-fpm behind nginx.
 
-use super::{OPTIONS, answered, check_each_worker, load, logged, outcomes, pauses, within_what_logs_say};
+use super::{
+    OPTIONS, answered, check_each_worker, connect, get, load, logged, outcomes, pauses, within_what_logs_say,
+};
 use crate::schedule::check_within;
 use crate::servers::{Server, command_in, directory_with, free_port, php};
 use crate::support::Collector;
@@ -81,4 +83,19 @@ fn php_fpm_and_the_nginx_before_it_log_as_many_requests() {
     collector.pool_of(site.fpm.pid(), CHILDREN as usize);
     collector.pool_of(site.nginx.pid(), 1);
     site.check(&collector, 120);
+}
+
+/// The record that ends a request is read when it has been answered, and is not the begin of the next one.
+#[test]
+fn php_fpm_over_connections_that_stay_open() {
+    let collector = Collector::start(&OPTIONS);
+    let site = Site::start(&format!("keepalive {CHILDREN};"), "fastcgi_keep_conn on;");
+    collector.pool_of(site.fpm.pid(), CHILDREN as usize);
+    collector.pool_of(site.nginx.pid(), 1);
+    site.check(&collector, 120);
+    // Nor is the time that a connection idles in between a part of one.
+    get(&mut connect(&site.address), "/?10");
+    let pool = answered(&collector, site.fpm.pid(), CHILDREN * 120 + 1);
+    let longest = &pool["quantiles"]["request_duration_seconds"]["ok"]["start"]["max"];
+    assert!(longest.as_f64().unwrap() < 1.0, "{longest} s");
 }
