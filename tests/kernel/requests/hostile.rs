@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use nix::unistd::Pid;
@@ -23,7 +24,7 @@ fn reset(stream: TcpStream) {
 }
 
 /// What the worker measured of its requests, ns.
-fn told(stream: &mut TcpStream, file: &std::path::Path) -> Vec<u64> {
+fn told(stream: &mut impl Write, file: &std::path::Path) -> Vec<u64> {
     stream.write_all(b"tell\n").unwrap();
     let text = eventually("it has told", || std::fs::read_to_string(file).ok());
     text.lines().map(|line| line.parse().unwrap()).collect()
@@ -107,13 +108,17 @@ fn requests_of_connections_that_are_reset_are_counted_once() {
 }
 
 /// An answer is longer than what its connection holds; its client reads all of it in the end.
-fn goes_on_until_it_is_read(request: &str, begun: bool) {
-    let address = format!("127.0.0.1:{}", free_port());
-    let (master, collector, pid, file) = serving(&address);
-    let mut stream = connect(&address);
+fn goes_on_until_it_is_read<'a, S: Read + Write>(
+    address: &'a str,
+    connect: impl Fn(&'a str) -> std::io::Result<S>,
+    request: &str,
+    begun: bool,
+) {
+    let (master, collector, pid, file) = serving(address);
+    let mut stream = eventually("it listens", || connect(address).ok());
     stream.write_all(request.as_bytes()).unwrap();
     let uptime = || collector.stats()["uptime_seconds"].as_f64().unwrap();
-    eventually("it waits for room", || (blocked_in(pid)? == libc::SYS_sendto).then_some(()));
+    eventually("it waits for room", || blocked_in(pid).filter(|call| SENDS.contains(call)));
     let since = uptime();
     eventually("it has waited for long", || (uptime() > since + SETTLED).then_some(()));
     let worker = shown(&collector, master.pid(), pid).unwrap();
@@ -128,10 +133,23 @@ fn goes_on_until_it_is_read(request: &str, begun: bool) {
     check_only(&requests, "ok", truth[0]);
 }
 
+/// What a worker sends by.
+const SENDS: [i64; 2] = [libc::SYS_sendto, libc::SYS_write];
+
 /// Until the call that sends it comes back nobody knows that a part of it has gone.
 #[test]
 fn an_answer_by_one_call_goes_on_until_it_is_read() {
-    goes_on_until_it_is_read("flood 32768 1\n", false);
+    let address = format!("127.0.0.1:{}", free_port());
+    goes_on_until_it_is_read(&address, TcpStream::connect, "flood 32768 1\n", false);
+}
+
+#[test]
+fn an_answer_by_many_calls_goes_on_until_it_is_read() {
+    let address = format!("127.0.0.1:{}", free_port());
+    goes_on_until_it_is_read(&address, TcpStream::connect, "flood 64 512\n", true);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    goes_on_until_it_is_read(path.to_str().unwrap(), UnixStream::connect, "flood 64 512\n", true);
 }
 
 #[test]

@@ -2,12 +2,14 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::{
-    OPTIONS, answered, check_each_worker, connect, get, load, logged, outcomes, pauses, within_what_logs_say,
+    OPTIONS, SETTLED, answered, check_each_worker, connect, get, load, logged, outcomes, pauses,
+    within_what_logs_say,
 };
 use crate::schedule::check_within;
 use crate::servers::{Server, command_in, directory_with, free_port};
@@ -218,6 +220,43 @@ fn uvicorn_has_many_requests_in_flight_on_one_thread() {
         super::answer(stream);
     }
     answered(&collector, uvicorn.pid(), CONNECTIONS * (TIMES + 1));
+}
+
+/// Answers with so many KiB, by one call of an application that does not wait until there is room for them.
+const LONG: &str = "\
+async def app(scope, receive, send):
+    body = b'x' * (int(scope['query_string']) * 1024)
+    headers = [(b'content-length', str(len(body)).encode())]
+    await send({'type': 'http.response.start', 'status': 200, 'headers': headers})
+    await send({'type': 'http.response.body', 'body': body})
+";
+
+/// An event loop sends what there is room for, and waits for more room before it tries again.
+#[test]
+fn an_answer_of_uvicorn_goes_on_while_its_client_does_not_read() {
+    let directory = directory_with(&[("app.py", LONG)]);
+    let port = free_port();
+    let bind = format!("127.0.0.1:{port}");
+    let collector = Collector::start(&OPTIONS);
+    let arguments = ["--workers", "2", "--lifespan", "off", "--no-access-log", "--port"];
+    let mut command = command_in(directory.path(), "/usr/bin/uvicorn", &arguments);
+    let uvicorn = Server::start_ended_by(Signal::SIGTERM, command.args([&port.to_string(), "app:app"]));
+    let mut stream = connect(&bind);
+    collector.pool_of(uvicorn.pid(), 2);
+    let begin = Instant::now();
+    write!(stream, "GET /?32768 HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    eventually("it sends", || stream.peek(&mut [0]).is_ok_and(|length| length > 0).then_some(()));
+    let uptime = || collector.stats()["uptime_seconds"].as_f64().unwrap();
+    let since = uptime();
+    eventually("it has waited for room for long", || (uptime() > since + SETTLED).then_some(()));
+    let pool = pool_of(&collector.stats(), uvicorn.pid()).unwrap().clone();
+    assert_eq!(pool["requests"]["total"], 0, "{pool}");
+    super::answer(&mut stream);
+    let took = begin.elapsed().as_secs_f64();
+    let pool = answered(&collector, uvicorn.pid(), 1);
+    let window = &pool["quantiles"]["request_duration_seconds"]["2xx"]["start"];
+    // A figure is right within 1.6 %.
+    assert!((SETTLED..took * 1.02).contains(&window["max"].as_f64().unwrap()), "{took} s: {window}");
 }
 
 /// The master takes connections and hands them to its workers in turn, as those of descriptors to be served.
