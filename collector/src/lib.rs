@@ -9,6 +9,7 @@
 //!  fork probe ── slot table (mmap) ──────────▶ kernel::slots ──┤  input::Source
 //!  scheduler probes ── times, buckets (mmap) ▶ kernel::schedule ┤
 //!  socket probes ── requests (mmap) ──────────▶ kernel::requests ┤
+//!  both ── their time, the slowest (mmap) ────▶ kernel::waterfall ┤
 //!  task walk ── one run, rows (mmap) ────────▶ kernel::tasks ──┼─▶ aggregate ─▶ snapshot (Arc) ─▶ render ─▶ http
 //!  /proc, process connector (fallback) ──────▶ procfs ─────────┘      owns worker::registry
 //! ```
@@ -26,7 +27,7 @@
 //! | [`snapshot`] | the immutable view that readers get |
 //! | [`histogram`] | windows over the bucket layout of `collector_ebpf::histogram`; quantiles with their coverage |
 //! | [`procfs`] | pure parsers, the `/proc` source with its process connector, facts about programs, control groups and sockets |
-//! | [`kernel`] | the eBPF source: BTF offsets, loading, ring buffer, slots, tasks, the scheduler, requests. Nearly all `unsafe` is here |
+//! | [`kernel`] | the eBPF source: BTF offsets, loading, ring buffer, slots, tasks, the scheduler, requests, waterfalls. Nearly all `unsafe` is here |
 //! | [`worker`] | who is a worker, of which pool, in which slot; where its time went; what its work was; whether CPU adds up. No IO |
 //! | [`aggregate`] | the one owner of registry and process table |
 //! | [`source`] | eBPF, or `/proc` with the reason why |
@@ -49,6 +50,7 @@
 //! - A thread that is followed is in exactly one kind of time; the times of all kinds add up to the lives of threads.
 //! - A request has a place in the kernel's table from its first byte until its answer is known to be complete; its worker is
 //!   busy until the first byte of that. Each ends in exactly one outcome.
+//! - The time of a request is split only if its thread had no other meanwhile; the parts add up to its duration.
 //! - Missing is `None` all the way, and an absent series; never 0.
 //! - Whatever is dropped is counted, by reason, in [`snapshot::Own`].
 //! - Nothing grows without bound: processes, pools, slots, certificates, label length, connections have ceilings.

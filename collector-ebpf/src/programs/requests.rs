@@ -75,7 +75,7 @@ fn socket_received(ctx: BtfTracePointContext) -> i32 {
     }
     let at_ns = now();
     let key = key_of_sock(sock);
-    match request_of(key, at_ns) {
+    match place_of(key).and_then(|index| request_of(key, index, at_ns)) {
         Some(index) => continued(key, index, sock, thread, length, at_ns),
         None if length > 0 && asks(sock) => begin(key, sock, thread, times, at_ns),
         None => {}
@@ -103,11 +103,9 @@ fn socket_sent(ctx: BtfTracePointContext) -> i32 {
         add_u64(unsafe { &raw mut (*times).sent_bytes }, u64::from(length.cast_unsigned()));
     }
     let key = key_of_sock(sock);
-    if place_of(key).is_none() {
-        return 0;
-    }
+    let Some(index) = place_of(key) else { return 0 };
     let at_ns = now();
-    if let Some(index) = request_of(key, at_ns) {
+    if let Some(index) = request_of(key, index, at_ns) {
         answered(key, index, sock, thread, length, asks & WANTS_STATUS != 0, at_ns);
     }
     time_run(at_ns);
@@ -273,11 +271,10 @@ extern "C" fn index_of_key(set: u32, key: u64) -> u32 {
     NOWHERE
 }
 
-/// The index of the request that is in progress on a connection. One of a connection that was closed untold, and whose
+/// The index, if the request there is in progress on this connection. One of a connection that was closed untold, and whose
 /// address this one has got, is accounted for.
 #[inline(always)]
-fn request_of(key: u64, at_ns: u64) -> Option<u32> {
-    let index = place_of(key)?;
+fn request_of(key: u64, index: u32, at_ns: u64) -> Option<u32> {
     let request = REQUESTS.get_ptr_mut(index)?;
     // SAFETY: a pointer into the array; it was written before the key.
     if unsafe { (&raw const (*request).inode).read_volatile() } == inode_of(key) {
