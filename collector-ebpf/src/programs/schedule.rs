@@ -451,7 +451,9 @@ pub(crate) fn runs_unseen(thread: &mut Thread, now: u64) -> u32 {
 
 #[inline(always)]
 fn account(times: *mut Times, place: u32, since_ns: u64, now: u64) {
-    let kind = Thread::kind_of(place);
+    // A value of its own, so that what is compared is what is used: before 6.2 the verifier does not know them to be the same
+    // when the compiler keeps one of them in memory.
+    let kind = black_box(Thread::kind_of(place));
     if kind >= KINDS as u32 {
         return;
     }
