@@ -151,7 +151,16 @@ pub(crate) fn find(tid: u32) -> Option<&'static mut Thread> {
 /// Begins to follow a thread of a worker, if the worker's pool wants it and it is not followed yet.
 #[inline(always)]
 pub(crate) fn follow(tid: u32, owner: Followed, kind: u32, partial: bool, now: u64) {
-    let Some(control) = CONTROL.get_ptr(0) else { return };
+    let flags = if partial { THREAD_PARTIAL } else { 0 };
+    begin_to_follow(tid, owner.slot, owner.wishes, Thread::place(0, kind, flags), now);
+}
+
+/// The same, with the place that it gets but for its slot. Global to the verifier, see [`crate::requests`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn begin_to_follow(tid: u32, slot: u32, wishes: u32, place: u32, now: u64) -> u32 {
+    let owner = Followed { slot, wishes };
+    let Some(control) = CONTROL.get_ptr(0) else { return 0 };
     // SAFETY: a valid pointer into the array; user space sets it.
     let ceiling = unsafe { (*control).ceiling };
     if owner.slot == NONE
@@ -159,13 +168,14 @@ pub(crate) fn follow(tid: u32, owner: Followed, kind: u32, partial: bool, now: u
         || ceiling < PROFILE_COUNTERS
         || find(tid).is_some()
     {
-        return;
+        return 0;
     }
-    let mut flags = if partial { THREAD_PARTIAL } else { 0 };
+    let mut flags = place & THREAD_PARTIAL;
     if owner.profile() >= PROFILE_HISTOGRAMS {
         flags |= THREAD_HISTOGRAMS;
     }
-    enter(tid, Thread::place(owner.slot, kind, flags), parks_of(owner.wishes), now);
+    enter(tid, Thread::place(owner.slot, Thread::kind_of(place), flags), parks_of(owner.wishes), now);
+    0
 }
 
 /// A thread that has lived before it was followed, as an iteration finds it. False if it moved meanwhile, so that
@@ -199,9 +209,7 @@ pub(crate) fn follow_found(task: Task, owner: Followed, now: u64) -> bool {
     if state_of(task) == (state, on_cpu) {
         return true;
     }
-    if let Some(thread) = find(tid) {
-        leave(thread, now);
-    }
+    leave(tid, now);
     false
 }
 
@@ -254,11 +262,11 @@ pub(crate) fn take_over(old_tid: u32, tid: u32, kind: u32, now: u64) -> Option<F
     let mut place = None;
     if let Some(thread) = find(old_tid) {
         place = Some(thread.place);
-        leave(thread, now);
+        leave(old_tid, now);
     }
     if let Some(thread) = find(tid) {
         place = Some(thread.place);
-        leave(thread, now);
+        leave(tid, now);
     }
     let place = place?;
     let (slot, flags) = (Thread::slot_of(place), place & THREAD_HISTOGRAMS);
@@ -314,10 +322,12 @@ fn enter(tid: u32, place: u32, parks: u32, now: u64) {
     count(Counter::NO_THREAD);
 }
 
-/// A thread is no longer followed. True if it was the last one of its slot.
-#[inline(always)]
-fn leave(thread: &mut Thread, now: u64) -> bool {
-    let (tid, place, since_ns) = (thread.tid, thread.place, thread.since_ns);
+/// A thread is no longer followed. 1 if it was the last one of its slot. Global to the verifier, see [`crate::requests`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn leave(tid: u32, now: u64) -> u32 {
+    let Some(thread) = find(tid) else { return 0 };
+    let (place, since_ns) = (thread.place, thread.since_ns);
     let slot = Thread::slot_of(place);
     // User space may let go of it at the same moment: who exchanges the id accounts for it, and nobody writes to the
     // entry after that, which may be another thread's by then.
@@ -330,9 +340,9 @@ fn leave(thread: &mut Thread, now: u64) -> bool {
         )
     };
     if !ours {
-        return false;
+        return 0;
     }
-    let Some(times) = TIMES.get_ptr_mut(slot) else { return false };
+    let Some(times) = TIMES.get_ptr_mut(slot) else { return 0 };
     account(times, place, since_ns, now);
     end_work(times, place, now);
     if place & THREAD_IN_REQUEST != 0 {
@@ -341,7 +351,9 @@ fn leave(thread: &mut Thread, now: u64) -> bool {
     lived(slot, now);
     count_change();
     // SAFETY: a pointer into the array. After all that is written for this thread.
-    unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(&raw mut (*times).followed, u32::MAX) == 1 }
+    let before =
+        unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(&raw mut (*times).followed, u32::MAX) };
+    u32::from(before == 1)
 }
 
 /// After the change, so that user space looks again.
@@ -366,7 +378,7 @@ fn leave_cpu(prev: Task, thread: &mut Thread, preempted: bool, now: u64) {
     } else if state & TASK_DEAD != 0 {
         let slot = Thread::slot_of(thread.place);
         // Threads that end at the same time leave one after the other; until the last has, the slot is in use.
-        if leave(thread, now) {
+        if leave(thread.tid, now) != 0 {
             lifecycle::last_switch(prev, slot);
         }
         return;
@@ -439,7 +451,7 @@ pub(crate) fn is_elsewhere(thread: &Thread) -> bool {
 /// Sets that right. How long it has been running is not known, so what it was said to do has lasted until now, and is in no
 /// histogram; a request that this belongs to is not split.
 #[inline(never)]
-pub(crate) fn runs_unseen(thread: &mut Thread, now: u64) -> u32 {
+fn runs_unseen(thread: &mut Thread, now: u64) -> u32 {
     count(Counter::OUT_OF_ORDER);
     if thread.place & THREAD_IN_REQUEST != 0 {
         waterfall::give_up(thread.tid);
@@ -447,6 +459,13 @@ pub(crate) fn runs_unseen(thread: &mut Thread, now: u64) -> u32 {
     thread.place = thread.place & !THREAD_IN_REQUEST | THREAD_PARTIAL;
     change(thread, ON_CPU, now);
     0
+}
+
+/// The same for a thread that does not leave its CPU. Global to the verifier, see [`crate::requests`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn set_right(tid: u32, now: u64) -> u32 {
+    find(tid).map_or(0, |thread| runs_unseen(thread, now))
 }
 
 #[inline(always)]

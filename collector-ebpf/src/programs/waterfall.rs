@@ -14,7 +14,7 @@ use collector_ebpf::waterfall::{
     ENDING, Flight, SLOWEST, STRETCH_SHIFT, SlowRequest, Slowest, index_of, number_of, slowest_of,
 };
 
-use crate::schedule::{add_u32, add_u64, find, is_elsewhere, record_or_discard, runs_unseen};
+use crate::schedule::{add_u32, add_u64, find, is_elsewhere, record_or_discard, set_right};
 use crate::{FLYING, SLOWEST_REQUESTS, TIMES, count};
 
 #[inline(always)]
@@ -47,12 +47,14 @@ fn exchange(flight: *mut Flight, from: u64, to: u64) -> bool {
 /// A request begins on the current thread. Returns the thread's id if it counts among those that are unanswered there,
 /// else 0.
 #[inline(always)]
-pub(crate) fn begin(thread: &mut Thread, times: *mut Times, at_ns: u64) -> u32 {
+pub(crate) fn begin(thread: &Thread, times: *mut Times, at_ns: u64) -> u32 {
     // SAFETY: callers pass a pointer into the array.
     let number = number_of(unsafe { (*times).parks });
     if is_elsewhere(thread) {
-        runs_unseen(thread, at_ns);
+        set_right(thread.tid, at_ns);
     }
+    // What was written meanwhile was written by another way than this reference.
+    let Some(thread) = find(thread.tid) else { return 0 };
     let (tid, place, since_ns) = (thread.tid, thread.place, thread.since_ns);
     if number == 0 || place & THREAD_HISTOGRAMS == 0 {
         return 0;
