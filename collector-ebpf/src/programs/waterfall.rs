@@ -182,12 +182,13 @@ pub(crate) fn answered(thread: &Thread, tid: u32, begin_ns: u64, outcome: u32, f
 #[inline(always)]
 pub(crate) fn ended(tid: u32, begin_ns: u64, answered: bool, at_ns: u64) {
     let Some(flight) = its_flight(tid) else { return };
+    // SAFETY: a pointer into the array; other CPUs change it.
+    let taken_ns = unsafe { (&raw const (*flight).begin_ns).read_volatile() };
     if !answered {
-        // SAFETY: a pointer into the array.
+        // SAFETY: as above.
         add_u32(unsafe { &raw mut (*flight).unanswered }, u32::MAX);
         exchange(flight, begin_ns, 0);
-    } else if unsafe { (&raw const (*flight).begin_ns).read_volatile() } == begin_ns {
-        // SAFETY of the condition: as above.
+    } else if taken_ns == begin_ns {
         end_flight(tid, begin_ns, at_ns);
     }
 }
