@@ -9,8 +9,9 @@
 //! When it has ended, its times are added to the waterfall of its pool, which is a [`crate::schedule::Times`] behind those
 //! of the slots: [`ended_ns`](crate::schedule::Times::ended_ns) and the histograms have the time by kind,
 //! [`lived_ns`](crate::schedule::Times::lived_ns) the durations, and the first of
-//! [`requests`](crate::schedule::Times::requests) their number, raised last. Kinds that it was in for no time are in no
-//! histogram: their number is what lacks to that.
+//! [`requests`](crate::schedule::Times::requests) their number, raised last. While one is added
+//! [`in_flight`](crate::schedule::Times::in_flight) is not 0, and the sums do not close. Kinds that it was in for no time are
+//! in no histogram: their number is what lacks to that.
 //!
 //! The slowest of each stretch of time are kept whole ([`Slowest`]).
 

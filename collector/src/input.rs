@@ -162,17 +162,17 @@ pub struct ScheduleReading {
 pub struct WaterfallReading {
     /// When this was read, `CLOCK_MONOTONIC` ns.
     pub at_ns: u64,
-    /// How many there were; wraps around.
+    /// How many there were since the last reading, as all that follows.
     pub requests: u32,
     /// How long they took, together, ns.
     pub duration_ns: u64,
     /// Where their threads were meanwhile, by kind, ns.
     pub time_ns: [u64; KINDS],
-    /// Times by kind that are in no histogram; wraps around.
+    /// Times by kind that are in no histogram.
     pub discarded: [u32; KINDS],
-    /// Time of a request in a kind, where it was in it at all, recorded since the last reading.
+    /// Time of a request in a kind, where it was in it at all.
     pub intervals: Vec<Interval>,
-    /// The slowest of each stretch of time of which one was kept since then.
+    /// All of the slowest of each stretch of time of which one was kept.
     pub slowest: Vec<(u64, Vec<SlowRequest>)>,
 }
 

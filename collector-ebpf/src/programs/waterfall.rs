@@ -105,15 +105,17 @@ fn take(flight: *mut Flight, tid: u32) -> bool {
     if holder == tid {
         return true;
     }
-    if holder != 0 && holder != LET_GO {
+    if holder == LET_GO {
+        return false;
+    }
+    if holder != 0 {
         // SAFETY: as above.
         let needed = unsafe {
             (&raw const (*flight).unanswered).read_volatile() != 0
                 || (&raw const (*flight).begin_ns).read_volatile() != 0
         };
         // Threads whose end nobody told leave it as it was.
-        let lives = find(holder).is_some_and(|thread| thread.place & THREAD_IN_REQUEST != 0);
-        if needed && lives {
+        if needed && find(holder).is_some_and(|thread| thread.place & THREAD_IN_REQUEST != 0) {
             return false;
         }
     }
@@ -141,7 +143,8 @@ pub(crate) fn pass(tid: u32, kind: u32, ns: u64) -> bool {
     if kind >= KINDS as u32 {
         return false;
     }
-    // SAFETY: a pointer into the array, and an index below its length. The thread is the only one that writes here, and this is its switch.
+    // SAFETY: a pointer into the array, and an index below its length. The thread is the only one that writes here, and this
+    // is its switch.
     unsafe {
         if (&raw const (*flight).begin_ns).read_volatile() == 0 {
             return false;
@@ -239,6 +242,10 @@ fn add(flight: *mut Flight, begin_ns: u64, at_ns: u64) {
     }
     let duration_ns = answer_ns - begin_ns;
     let Some(times) = TIMES.get_ptr_mut(index_of(number)) else { return };
+    // SAFETY: a pointer into the array.
+    let in_flight = unsafe { &raw mut (*times).in_flight };
+    // SAFETY: an aligned integer of the map.
+    unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(in_flight, 1) };
     for kind in 0..KINDS {
         // SAFETY: an element of each.
         let (ns, sum) = unsafe { ((*flight).answered_ns[kind], &raw mut (*times).ended_ns[kind]) };
@@ -251,6 +258,7 @@ fn add(flight: *mut Flight, begin_ns: u64, at_ns: u64) {
     unsafe {
         add_u64(&raw mut (*times).lived_ns, duration_ns);
         atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(&raw mut (*times).requests[0], 1);
+        atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(in_flight, u32::MAX);
     }
     let stretch = at_ns >> STRETCH_SHIFT;
     let Some(slowest) = SLOWEST_REQUESTS.get_ptr_mut(slowest_of(number, stretch)) else { return };

@@ -5,6 +5,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use aya::maps::MapData;
 use collector_ebpf::limits::MAX_WATERFALLS;
+use collector_ebpf::schedule::Times;
 use collector_ebpf::waterfall::{STRETCHES, Slowest, index_of, slowest_of};
 
 use super::schedule::ScheduleTable;
@@ -12,7 +13,7 @@ use super::shared::Shared;
 use crate::input::{SlowRequest, WaterfallReading};
 use crate::units::monotonic_ns;
 
-/// A program writes for less than a microsecond; after so many attempts the slowest are read in the next round.
+/// A program writes for less than a microsecond; after so many attempts it is read in the next round.
 const ATTEMPTS: usize = 16;
 
 /// Which pool has which waterfall, and what was read of it.
@@ -27,7 +28,7 @@ pub(super) struct WaterfallTable {
 #[derive(Clone, Copy)]
 struct Read {
     pool: u32,
-    requests: u32,
+    times: Times,
     changes: [u32; STRETCHES],
 }
 
@@ -50,7 +51,7 @@ impl WaterfallTable {
         };
         let number = index as u32 + 1;
         if let Some(place) = self.pools.get_mut(index).filter(|place| place.is_none()) {
-            *place = Some(Read { pool, requests: 0, changes: [0; STRETCHES] });
+            *place = Some(Read { pool, times: Times::default(), changes: [0; STRETCHES] });
             schedule.clear_waterfall(index_of(number));
             for stretch in 0..STRETCHES as u64 {
                 self.slowest.set(slowest_of(number, stretch) as usize, Slowest::default());
@@ -70,10 +71,8 @@ impl WaterfallTable {
     pub(super) fn read(&mut self, schedule: &ScheduleTable, tell: &mut dyn FnMut(u32, &WaterfallReading)) {
         for (number, place) in (1..).zip(&mut self.pools) {
             let Some(before) = place else { continue };
-            // First the number: what is counted in it is in the histograms by now.
-            let Some(times) = schedule.times(index_of(number)) else { continue };
-            let [requests, ..] = times.requests;
-            fence(Ordering::Acquire);
+            // First the sums: what is in them is in the histograms by now.
+            let Some(times) = closed(schedule, index_of(number)) else { continue };
             let reading = &mut self.reading;
             // A request is counted before it is kept: one that was counted last time may be new here.
             reading.slowest.clear();
@@ -85,22 +84,34 @@ impl WaterfallTable {
                     reading.slowest.push((slowest.stretch, requests.collect()));
                 }
             }
-            if requests == before.requests && reading.slowest.is_empty() {
+            let then = std::mem::replace(&mut before.times, times);
+            if times.requests == then.requests && reading.slowest.is_empty() {
                 continue;
             }
             reading.at_ns = monotonic_ns();
-            reading.requests = requests;
-            reading.duration_ns = times.lived_ns;
-            reading.time_ns = times.ended_ns;
-            for (discarded, now) in reading.discarded.iter_mut().zip(times.discarded) {
-                *discarded = now;
-            }
+            reading.requests = times.requests[0].wrapping_sub(then.requests[0]);
+            reading.duration_ns = times.lived_ns.wrapping_sub(then.lived_ns);
+            reading.time_ns =
+                std::array::from_fn(|kind| times.ended_ns[kind].wrapping_sub(then.ended_ns[kind]));
+            reading.discarded =
+                std::array::from_fn(|kind| times.discarded[kind].wrapping_sub(then.discarded[kind]));
             reading.intervals.clear();
             schedule.take(index_of(number), &mut reading.intervals);
-            before.requests = requests;
             tell(before.pool, reading);
         }
     }
+}
+
+/// The sums of a waterfall while no program adds a request to them, so that they close.
+fn closed(schedule: &ScheduleTable, index: u32) -> Option<Times> {
+    (0..ATTEMPTS).find_map(|_| {
+        let before = schedule.times(index)?;
+        fence(Ordering::Acquire);
+        let after = schedule.times(index)?;
+        fence(Ordering::Acquire);
+        let still = [before, after].iter().all(|times| times.in_flight == 0);
+        (still && before.requests == after.requests).then_some(before)
+    })
 }
 
 /// A copy that no program has changed meanwhile.
