@@ -176,7 +176,7 @@ impl Windowed {
     }
 
     /// Nothing was recorded since this was made of it.
-    pub fn is_shown_by(&self, shown: &Distribution) -> bool {
+    fn is_shown_by(&self, shown: &Distribution) -> bool {
         (self.count, self.discarded) == (shown.count, shown.discarded)
     }
 
@@ -238,6 +238,44 @@ impl Windowed {
             per_unit: self.scale.per_unit,
             windows,
         }
+    }
+}
+
+/// A distribution and what readers got of it, made anew only where it has changed.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    /// What is recorded to.
+    pub histogram: Windowed,
+    shown: Option<Arc<Distribution>>,
+}
+
+impl Shown {
+    /// As [`Windowed::new`].
+    pub fn new(scale: Scale, now_ns: u64) -> Self {
+        Self { histogram: Windowed::new(scale, now_ns), shown: None }
+    }
+
+    /// As readers get it, in the windows that end now.
+    pub fn view(&mut self, now_ns: u64, scratch: &mut Scratch) -> Arc<Distribution> {
+        self.view_as(now_ns, scratch, |_| {})
+    }
+
+    /// The same, with what else is known of it.
+    pub fn view_as(
+        &mut self,
+        now_ns: u64,
+        scratch: &mut Scratch,
+        complete: impl FnOnce(&mut Distribution),
+    ) -> Arc<Distribution> {
+        let moved_on = self.histogram.advance(now_ns);
+        let shown = self.shown.take().filter(|shown| !moved_on && self.histogram.is_shown_by(shown));
+        let shown = shown.unwrap_or_else(|| {
+            let mut distribution = self.histogram.distribution(scratch);
+            complete(&mut distribution);
+            Arc::new(distribution)
+        });
+        self.shown = Some(Arc::clone(&shown));
+        shown
     }
 }
 

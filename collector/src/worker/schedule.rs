@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use collector_ebpf::schedule::{KINDS, MEASURES, ON_CPU, REQUEST, SPAN, Work};
 
-use crate::histogram::{Scale, Scratch, Windowed};
+use crate::histogram::{Scale, Scratch, Shown, Windowed};
 use crate::input::{Profile, ScheduleReading, Source, WaterfallReading};
 use crate::snapshot::{self, Distribution, Schedule, WorkerState};
 use crate::units::{ByProcess, CpuTime, NANOS_PER_SECOND, monotonic_ns};
@@ -120,10 +120,10 @@ impl Times {
 type Histograms = [Option<Box<Windowed>>; MEASURES];
 
 /// A pool's distributions by measure; `None` if it wants none.
-type PoolHistograms = Option<Box<[Windowed; MEASURES]>>;
+type PoolHistograms = Option<Box<[Shown; MEASURES]>>;
 
-fn empty_histograms(now_ns: u64) -> Box<[Windowed; MEASURES]> {
-    Box::new(std::array::from_fn(|_| Windowed::new(SECONDS, now_ns)))
+fn empty_histograms(now_ns: u64) -> Box<[Shown; MEASURES]> {
+    Box::new(std::array::from_fn(|_| Shown::new(SECONDS, now_ns)))
 }
 
 /// Adds what is new in a reading to the distributions of a pool, and of a worker that is not about to go.
@@ -143,7 +143,8 @@ fn record_intervals(
                     .get_or_insert_with(|| Box::new(Windowed::new(WORKER_SECONDS, reading.at_ns))),
             )
         });
-        for histogram in pool.get_mut(measure).into_iter().chain(of_worker) {
+        let of_pool = pool.get_mut(measure).map(|shown| &mut shown.histogram);
+        for histogram in of_pool.into_iter().chain(of_worker) {
             histogram.advance(reading.at_ns);
             record(histogram);
         }
@@ -211,8 +212,6 @@ impl WorkerSchedule {
 pub struct PoolSchedule {
     times: Times,
     histograms: PoolHistograms,
-    /// What readers got of them, made anew only where it has changed.
-    shown: Option<[Arc<Distribution>; MEASURES]>,
     /// What was shown last; totals never fall.
     shown_ns: [u64; KINDS],
     shown_lived_ns: u64,
@@ -224,39 +223,13 @@ pub struct PoolSchedule {
     requests: Option<Requests>,
     /// `None` where nobody watches requests, or it wants no distributions.
     waterfall: Option<Box<Waterfall>>,
-    spawn_to_ready: Option<Durations>,
+    spawn_to_ready: Option<Shown>,
     /// `None` where nobody watches requests.
-    spawn_to_first_request: Option<Durations>,
+    spawn_to_first_request: Option<Shown>,
     utilization: Utilization,
     on_cpu: OnCpu,
     /// Of comparisons that are over, ns.
     unattributed_cpu_ns: u64,
-}
-
-/// How long something took, once in the life of each worker.
-#[derive(Clone, Debug)]
-struct Durations {
-    histogram: Windowed,
-    /// What readers got of it.
-    shown: Option<Arc<Distribution>>,
-}
-
-impl Durations {
-    fn new(now_ns: u64) -> Self {
-        Self { histogram: Windowed::new(SECONDS, now_ns), shown: None }
-    }
-
-    fn record(&mut self, ns: u64) {
-        self.histogram.record(ns as f64 / NANOS_PER_SECOND as f64);
-    }
-
-    fn view(&mut self, at_ns: u64, scratch: &mut Scratch) -> Arc<Distribution> {
-        let moved_on = self.histogram.advance(at_ns);
-        let shown = self.shown.take().filter(|shown| !moved_on && self.histogram.is_shown_by(shown));
-        let shown = shown.unwrap_or_else(|| Arc::new(self.histogram.distribution(scratch)));
-        self.shown = Some(Arc::clone(&shown));
-        shown
-    }
 }
 
 /// What the kernel accounted to the workers against their time on a CPU, while the scheduler is watched for them.
@@ -321,7 +294,7 @@ impl PoolSchedule {
         for (shown, running) in self.shown_state_ns.iter_mut().zip(self.times.states) {
             *shown = grown(*shown, running.at(at_ns));
         }
-        let spawn_to_ready = self.spawn_to_ready.get_or_insert_with(|| Durations::new(at_ns));
+        let spawn_to_ready = self.spawn_to_ready.get_or_insert_with(|| Shown::new(SECONDS, at_ns));
         let spawn_to_ready_seconds = spawn_to_ready.view(at_ns, scratch);
         let [_, _, active_ns, _] = self.shown_state_ns;
         snapshot::Work {
@@ -337,7 +310,7 @@ impl PoolSchedule {
     fn became_ready(&mut self, work: &Work) {
         let born = work.ready_ns > work.begin_ns;
         if let Some(spawn_to_ready) = self.spawn_to_ready.as_mut().filter(|_| born) {
-            spawn_to_ready.record(work.ready_ns - work.begin_ns);
+            spawn_to_ready.histogram.record(seconds(work.ready_ns - work.begin_ns));
         }
     }
 
@@ -346,7 +319,8 @@ impl PoolSchedule {
         // Who lived before that was taken for one that was ready from the begin.
         let born = work.ready_ns != work.begin_ns;
         if let Some(spawn_to_first_request) = self.spawn_to_first_request.as_mut().filter(|_| born) {
-            spawn_to_first_request.record(first_request_ns.saturating_sub(work.begin_ns));
+            let after_ns = first_request_ns.saturating_sub(work.begin_ns);
+            spawn_to_first_request.histogram.record(seconds(after_ns));
         }
     }
 
@@ -357,15 +331,12 @@ impl PoolSchedule {
         scratch: &mut Scratch,
     ) -> Option<[Arc<Distribution>; MEASURES]> {
         let histograms = self.histograms.as_deref_mut()?;
-        let first = self.shown.is_none();
-        let shown = self.shown.get_or_insert_default();
-        for (histogram, shown) in histograms.iter_mut().zip(shown.iter_mut()) {
-            if histogram.advance(now_ns) || first || !histogram.is_shown_by(shown) {
-                *shown = Arc::new(histogram.distribution(scratch));
-            }
-        }
-        Some(shown.clone())
+        Some(histograms.each_mut().map(|histogram| histogram.view(now_ns, scratch)))
     }
+}
+
+fn seconds(ns: u64) -> f64 {
+    ns as f64 / NANOS_PER_SECOND as f64
 }
 
 /// The larger one, where a difference of more than half the range is a negative one.
@@ -450,14 +421,14 @@ impl Schedules {
         pool.works_in_runs = work.in_runs;
         if work.requests {
             pool.requests.get_or_insert_default();
-            pool.spawn_to_first_request.get_or_insert_with(|| Durations::new(now_ns));
+            pool.spawn_to_first_request.get_or_insert_with(|| Shown::new(SECONDS, now_ns));
         }
-        pool.spawn_to_ready.get_or_insert_with(|| Durations::new(now_ns));
+        pool.spawn_to_ready.get_or_insert_with(|| Shown::new(SECONDS, now_ns));
         if matches!(pool.on_cpu, OnCpu::Unwatched) {
             pool.on_cpu = OnCpu::Wanted;
         }
         if wanted < Profile::Histograms {
-            (pool.histograms, pool.shown, pool.waterfall) = (None, None, None);
+            (pool.histograms, pool.waterfall) = (None, None);
         } else if given == Profile::Histograms {
             pool.histograms.get_or_insert_with(|| empty_histograms(now_ns));
             if work.requests {

@@ -7,9 +7,9 @@ use collector_ebpf::histogram::index;
 use collector_ebpf::schedule::KINDS;
 use collector_ebpf::waterfall::{SLOWEST, STRETCH_SHIFT};
 
-use crate::histogram::{Scale, Scratch, Windowed};
+use crate::histogram::{Scale, Scratch, Shown};
 use crate::input::{SlowRequest, WaterfallReading};
-use crate::snapshot::{self, Distribution};
+use crate::snapshot;
 use crate::units::NANOS_PER_SECOND;
 
 /// Windows of the slowest requests, and of how many stretches they consist: the one that lasts and what makes at least a
@@ -24,8 +24,7 @@ pub struct Waterfall {
     time_ns: [u64; KINDS],
     /// Values by kind that are in a histogram or known to be in none, those of no time included.
     accounted: [u64; KINDS],
-    histograms: Box<[Windowed; KINDS]>,
-    shown: Option<[Arc<Distribution>; KINDS]>,
+    histograms: Box<[Shown; KINDS]>,
     slowest: Slowest,
 }
 
@@ -37,16 +36,15 @@ impl Waterfall {
             duration_ns: 0,
             time_ns: [0; KINDS],
             accounted: [0; KINDS],
-            histograms: Box::new(std::array::from_fn(|_| Windowed::new(scale, now_ns))),
-            shown: None,
+            histograms: Box::new(std::array::from_fn(|_| Shown::new(scale, now_ns))),
             slowest: Slowest::default(),
         }
     }
 
     /// Adds what is new in a reading.
     pub fn take(&mut self, reading: &WaterfallReading) {
-        for histogram in &mut *self.histograms {
-            histogram.advance(reading.at_ns);
+        for shown in &mut *self.histograms {
+            shown.histogram.advance(reading.at_ns);
         }
         self.requests += u64::from(reading.requests);
         self.duration_ns += reading.duration_ns;
@@ -55,15 +53,15 @@ impl Waterfall {
         }
         for interval in &reading.intervals {
             let kind = usize::from(interval.measure);
-            if let (Some(histogram), Some(accounted)) =
+            if let (Some(shown), Some(accounted)) =
                 (self.histograms.get_mut(kind), self.accounted.get_mut(kind))
             {
-                histogram.record_bucket(interval.bucket, interval.count);
+                shown.histogram.record_bucket(interval.bucket, interval.count);
                 *accounted += u64::from(interval.count);
             }
         }
         let each = self.histograms.iter_mut().zip(&mut self.accounted).zip(reading.discarded);
-        for ((histogram, accounted), discarded) in each {
+        for ((Shown { histogram, .. }, accounted), discarded) in each {
             histogram.discard_many(discarded);
             *accounted += u64::from(discarded);
             // The kernel records times first and counts the request then: what lacks to the number was in this kind for no
@@ -79,24 +77,21 @@ impl Waterfall {
 
     /// What readers get at this time.
     pub fn view(&mut self, now_ns: u64, scratch: &mut Scratch) -> snapshot::Waterfall {
-        let first = self.shown.is_none();
-        let shown = self.shown.get_or_insert_default();
-        let each = self.histograms.iter_mut().zip(shown.iter_mut()).zip(self.time_ns);
-        for ((histogram, shown), time_ns) in each {
-            if histogram.advance(now_ns) || first || !histogram.is_shown_by(shown) {
-                let mut distribution = histogram.distribution(scratch);
+        let mut kinds = self.time_ns.iter();
+        let seconds = self.histograms.each_mut().map(|shown| {
+            let time_ns = kinds.next().copied().unwrap_or(0);
+            shown.view_as(now_ns, scratch, |distribution| {
                 if distribution.discarded == 0 {
                     // Not as the buckets have it: this is known to the nanosecond, and adds up.
                     distribution.sum = time_ns as f64 / NANOS_PER_SECOND as f64;
                 }
-                *shown = Arc::new(distribution);
-            }
-        }
+            })
+        });
         snapshot::Waterfall {
             requests: self.requests,
             duration_ns: self.duration_ns,
             time_ns: self.time_ns,
-            seconds: shown.clone(),
+            seconds,
             slowest: self.slowest.view(now_ns >> STRETCH_SHIFT),
         }
     }
