@@ -75,7 +75,8 @@ fn task_switch(ctx: BtfTracePointContext) -> i32 {
             at_ns = now();
         }
         if Thread::kind_of(thread.place) == ON_CPU {
-            count(Counter::OUT_OF_ORDER);
+            // Its switch away was not seen.
+            lose_track(thread);
         }
         change(thread, ON_CPU, at_ns);
     }
@@ -448,17 +449,25 @@ pub(crate) fn is_elsewhere(thread: &Thread) -> bool {
     kind != ON_CPU && kind < KINDS as u32
 }
 
-/// Sets that right. How long it has been running is not known, so what it was said to do has lasted until now, and is in no
-/// histogram; a request that this belongs to is not split.
+/// Sets that right. How long it has been running is not known: what it was said to do has lasted until now, and neither that
+/// nor its turn is in a histogram.
 #[inline(never)]
 fn runs_unseen(thread: &mut Thread, now: u64) -> u32 {
+    lose_track(thread);
+    change(thread, ON_CPU, now);
+    thread.place |= THREAD_PARTIAL;
+    0
+}
+
+/// What a thread has done in the interval that it is in is not known: the interval is in no histogram, and a request that
+/// it belongs to is not split.
+#[inline(always)]
+fn lose_track(thread: &mut Thread) {
     count(Counter::OUT_OF_ORDER);
     if thread.place & THREAD_IN_REQUEST != 0 {
         waterfall::give_up(thread.tid);
     }
     thread.place = thread.place & !THREAD_IN_REQUEST | THREAD_PARTIAL;
-    change(thread, ON_CPU, now);
-    0
 }
 
 /// The same for a thread that does not leave its CPU. Global to the verifier, see [`crate::requests`].

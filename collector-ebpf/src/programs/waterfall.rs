@@ -114,8 +114,8 @@ fn take(flight: *mut Flight, tid: u32) -> bool {
             (&raw const (*flight).unanswered).read_volatile() != 0
                 || (&raw const (*flight).begin_ns).read_volatile() != 0
         };
-        // Threads whose end nobody told leave it as it was.
-        if needed && find(holder).is_some_and(|thread| thread.place & THREAD_IN_REQUEST != 0) {
+        // User space lets go of threads and leaves this as it was.
+        if needed && find(holder).is_some() {
             return false;
         }
     }
