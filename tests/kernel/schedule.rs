@@ -58,17 +58,21 @@ fn waits_are_as_long_as_the_waiting_measured() {
     let collector = Collector::start(&["--source=ebpf", "--probes.overhead-budget=0"]);
     collector.pool_of(master.pid(), 2);
     for kind in ["lock", "sleep", "poll", "pipe", "network", "child"] {
-        let (pid, truth) = waited(&mut master, kind, &answer_file(kind));
-        let schedule = at_rest(&collector, master.pid(), pid);
+        let (schedule, truth) = collector.with_all_seen(|| {
+            let (pid, truth) = waited(&mut master, kind, &answer_file(kind));
+            (at_rest(&collector, master.pid(), pid), truth)
+        });
         check(kind, &schedule["quantiles"]["off_cpu_seconds"][kind], truth);
     }
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/waits-data-long");
     std::fs::write(&data, vec![1u8; 64 << 20]).unwrap();
-    let trace = Trace::start();
-    let (pid, _) = waited(&mut master, &format!("disk {}", data.display()), &answer_file("disk"));
-    let truth = trace.disk_waits(pid);
+    let (schedule, truth) = collector.with_all_seen(|| {
+        let trace = Trace::start();
+        let (pid, _) = waited(&mut master, &format!("disk {}", data.display()), &answer_file("disk"));
+        let truth = trace.disk_waits(pid);
+        (at_rest(&collector, master.pid(), pid), truth)
+    });
     let _ = std::fs::remove_file(&data);
-    let schedule = at_rest(&collector, master.pid(), pid);
     check("disk", &schedule["quantiles"]["off_cpu_seconds"]["disk"], truth);
 }
 
@@ -98,8 +102,10 @@ fn threads_that_share_a_cpu_wait_for_it_as_long_as_they_notice() {
     master.spawn("sleep");
     let collector = Collector::start(&["--source=ebpf", "--probes.overhead-budget=0"]);
     collector.pool_of(master.pid(), 2);
-    let (pid, truth) = waited(&mut master, "runnable 3", &answer_file("runnable"));
-    let schedule = at_rest(&collector, master.pid(), pid);
+    let (schedule, truth) = collector.with_all_seen(|| {
+        let (pid, truth) = waited(&mut master, "runnable 3", &answer_file("runnable"));
+        (at_rest(&collector, master.pid(), pid), truth)
+    });
     check("runnable", &schedule["quantiles"]["run_queue_wait_seconds"], truth);
     // Three threads on one CPU wait two thirds of the time.
     let seconds = |kind: &str| schedule["seconds"][kind].as_f64().unwrap();

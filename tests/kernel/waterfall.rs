@@ -79,11 +79,9 @@ fn pool(collector: &Collector, master: Pid) -> Value {
     pool_of(&collector.stats(), master).unwrap().clone()
 }
 
-/// Requests that are not split although they had their thread to themselves. Some kernels hide the threads of the first
-/// process, and with them the switch to a worker's thread that runs after one of these: what it was in at that time is not
-/// known, and no more may be missing than such switches were counted.
+/// Requests that are not split although they had their thread to themselves: no more than switches were not seen.
 fn missing(collector: &Collector, waterfall: &Value, count: usize) -> usize {
-    let unseen = collector.metric("collector_losses_total{reason=\"switch_out_of_order\"}").unwrap() as usize;
+    let unseen = collector.unseen_switches() as usize;
     let split = waterfall["requests"].as_u64().unwrap() as usize;
     assert!(split <= count && count - split <= unseen, "{count} requests, {unseen} unseen: {waterfall}");
     println!("{split} of {count} requests, {unseen} switches not seen");

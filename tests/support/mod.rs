@@ -168,6 +168,26 @@ impl Collector {
         line.rsplit(' ').next()?.parse().ok()
     }
 
+    /// Switches of workers' threads that the kernel has not told. Some kernels hide the threads of the first process, and with
+    /// them the switch to a thread that runs after one of these.
+    pub fn unseen_switches(&self) -> u64 {
+        self.metric("collector_losses_total{reason=\"switch_out_of_order\"}").expect("it has the scheduler")
+            as u64
+    }
+
+    /// What a run comes to in which the kernel told of every switch.
+    pub fn with_all_seen<T>(&self, mut run: impl FnMut() -> T) -> T {
+        const RUNS: usize = 20;
+        for _ in 0..RUNS {
+            let before = self.unseen_switches();
+            let result = run();
+            if self.unseen_switches() == before {
+                return result;
+            }
+        }
+        panic!("in none of {RUNS} runs the kernel told of every switch");
+    }
+
     /// The death certificate of a process.
     pub fn certificate(&self, pid: Pid) -> Value {
         eventually(&format!("{pid} has a death certificate"), || {

@@ -159,7 +159,9 @@ fn in_a_storm_nobody_waits_longer_than_all_have_lived() {
     assert!(burnt >= 3000.0 * 100e-6, "{burnt}");
     let slices = pool["quantiles"]["on_cpu_seconds"]["start"]["count"].as_u64().unwrap();
     assert!(slices >= 3000, "{slices}");
-    assert_eq!(pool["quantiles"]["on_cpu_seconds"]["start"]["coverage"], 1.0);
+    let coverage = pool["quantiles"]["on_cpu_seconds"]["start"]["coverage"].as_f64().unwrap();
+    let discarded = (slices as f64 / coverage).round() as u64 - slices;
+    assert!(discarded <= collector.unseen_switches(), "{discarded}");
 }
 
 /// They leave their CPUs in any order, and the slot goes to another worker when the last has.
