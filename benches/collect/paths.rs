@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use collector::input::{Input, Role, Source};
-use collector::kernel::KernelSource;
 use collector::kernel::support::Support;
+use collector::kernel::{KernelSource, RequestsBy};
 use collector::procfs::{self, ProcfsSource};
 use collector::units::HostFacts;
 use nix::sys::resource::{Resource, getrlimit};
@@ -74,8 +74,8 @@ pub(crate) fn measure(workers: &Workers, rounds: usize) -> anyhow::Result<Vec<Me
     let host = HostFacts::of_this_host();
     let support = &Support::probe(Path::new("/sys"));
     let kernel = move || {
-        let source =
-            KernelSource::open(support, Path::new("/proc"), host).context("eBPF does not work here")?;
+        let source = KernelSource::open(support, RequestsBy::Sockets, Path::new("/proc"), host)
+            .context("eBPF does not work here")?;
         pass_of(source, pids)
     };
     let procfs =

@@ -19,14 +19,14 @@ pub(crate) struct Sidecar {
 }
 
 impl Sidecar {
-    /// Starts it with a file of rules, and waits until it listens.
-    pub(crate) fn start(collector: &Path, rules: &str) -> anyhow::Result<Self> {
+    /// Starts it with a file of rules and more arguments, and waits until it listens.
+    pub(crate) fn start(collector: &Path, rules: &str, more: &[&str]) -> anyhow::Result<Self> {
         let mut file = tempfile::Builder::new().suffix(".yaml").tempfile()?;
         file.write_all(rules.as_bytes())?;
         let rules = file.path().to_str().context("a path")?;
         // Without a budget: the load of a bench is above any, and the probes would record less.
         let arguments = ["--source=ebpf", "--probes.overhead-budget=0", "--config.file", rules];
-        let (child, address) = launch::collector(collector, &arguments)?;
+        let (child, address) = launch::collector(collector, &[&arguments[..], more].concat())?;
         Ok(Self { child, address, _rules: file })
     }
 

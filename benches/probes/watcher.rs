@@ -94,7 +94,7 @@ impl Watcher {
     /// Starts it, and waits until it is attached and follows the pair if it is to.
     pub(crate) fn start(which: Which, collector: &Path) -> anyhow::Result<Self> {
         let runs = match which.rules() {
-            Some(rules) => Runs::Ours(Sidecar::start(collector, &rules)?),
+            Some(rules) => Runs::Ours(Sidecar::start(collector, &rules, &[])?),
             None => {
                 let mut command = Command::new(which.name());
                 if which == Which::Runqlat {

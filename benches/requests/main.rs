@@ -18,6 +18,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use nix::time::ClockId;
 
 use common::cost::{self, Cost};
 use common::empty::Empty;
@@ -55,22 +56,27 @@ enum Which {
     NoStatus,
     /// The scheduler alone.
     Spans,
+    /// As by default, through system calls.
+    Syscalls,
 }
 
 impl Which {
-    const ALL: [Self; 3] = [Self::Requests, Self::NoStatus, Self::Spans];
+    const ALL: [Self; 4] = [Self::Requests, Self::NoStatus, Self::Spans, Self::Syscalls];
+    /// Those that have no other tracepoints than [`TRACEPOINTS`].
+    const COUNTED: [Self; 3] = [Self::Requests, Self::NoStatus, Self::Spans];
 
     fn what(self) -> &'static str {
         match self {
             Self::Requests => "everything on",
             Self::NoStatus => "without the status of answers",
             Self::Spans => "no requests, scheduler only",
+            Self::Syscalls => "everything on, through system calls",
         }
     }
 
     fn rules(self) -> String {
         let work = match self {
-            Self::Requests => "",
+            Self::Requests | Self::Syscalls => "",
             Self::NoStatus => "    http_status: false\n",
             Self::Spans => "    work: spans\n",
         };
@@ -79,7 +85,8 @@ impl Which {
 
     /// Starts a collector, and waits until it follows the worker.
     fn watch(self, collector: &Path, nginx: &Nginx) -> anyhow::Result<Sidecar> {
-        let mut sidecar = Sidecar::start(collector, &self.rules())?;
+        let more: &[_] = if self == Self::Syscalls { &["--probes.requests=syscalls"] } else { &[] };
+        let mut sidecar = Sidecar::start(collector, &self.rules(), more)?;
         let deadline = Instant::now() + Duration::from_secs(20);
         let followed = |sidecar: &Sidecar| {
             let pool = sidecar.pool()?;
@@ -115,6 +122,7 @@ fn main() -> anyhow::Result<()> {
     let mut table = Table::default();
     run_time(&mut table, &plan, &rounds)?;
     throughput(&mut table, &plan, &rounds)?;
+    system_calls(&mut table, &plan, &rounds)?;
     println!("{}", table.render());
     ensure!(!plan.check || table.missed() == 0, "{} targets missed", table.missed());
     Ok(())
@@ -131,11 +139,11 @@ fn run_time(table: &mut Table, plan: &Plan, rounds: &Rounds) -> anyhow::Result<(
     let _counting = Counting::start()?;
     let empty = Empty::attach(&TRACEPOINTS)?;
     let nginx = Nginx::start()?;
-    let mut found: [Vec<RunTime>; Which::ALL.len()] = Default::default();
+    let mut found: [Vec<RunTime>; Which::COUNTED.len()] = Default::default();
     let mut runs = String::new();
     for round in 0..rounds.number {
         eprintln!("run time, round {} of {}", round + 1, rounds.number);
-        for (which, found) in Which::ALL.into_iter().zip(&mut found) {
+        for (which, found) in Which::COUNTED.into_iter().zip(&mut found) {
             let sidecar = which.watch(&plan.collector, &nginx)?;
             let before = (sidecar.cost()?, empty.cost()?);
             let answered = nginx.ask(rounds.asked)?;
@@ -148,7 +156,7 @@ fn run_time(table: &mut Table, plan: &Plan, rounds: &Rounds) -> anyhow::Result<(
             }
         }
     }
-    for (which, found) in Which::ALL.into_iter().zip(&found) {
+    for (which, found) in Which::COUNTED.into_iter().zip(&found) {
         let counted = median(found.iter().map(|time| time.counted).collect());
         let net = median(found.iter().map(|time| time.net).collect());
         let target = which == Which::Requests;
@@ -219,4 +227,44 @@ fn throughput(table: &mut Table, plan: &Plan, rounds: &Rounds) -> anyhow::Result
         );
     }
     Ok(())
+}
+
+/// What the cheapest system call costs a thread that nobody follows, while system calls are watched.
+fn system_calls(table: &mut Table, plan: &Plan, rounds: &Rounds) -> anyhow::Result<()> {
+    let nginx = Nginx::start()?;
+    let mut found: [Vec<(f64, f64)>; 2] = Default::default();
+    for round in 0..rounds.number {
+        eprintln!("system calls, round {} of {}", round + 1, rounds.number);
+        for (which, found) in [Which::Requests, Which::Syscalls].into_iter().zip(&mut found) {
+            let before = system_call_ns()?;
+            let watched = {
+                let _sidecar = which.watch(&plan.collector, &nginx)?;
+                system_call_ns()?
+            };
+            found.extend([(watched, before), (watched, system_call_ns()?)]);
+        }
+    }
+    for (what, found) in ["sockets", "system calls"].into_iter().zip(&found) {
+        let middle = |figure: &dyn Fn(&(f64, f64)) -> f64| median(found.iter().map(figure).collect());
+        table.add(
+            format!("a system call of a thread that nobody follows, requests through {what}"),
+            format!("{:.0} ns", middle(&|(watched, _)| *watched)),
+            format!("unwatched {:.0} ns", middle(&|(_, alone)| *alone)),
+            format!("{:+.0} ns", middle(&|(watched, alone)| watched - alone)),
+            "-",
+            Verdict::None,
+        );
+    }
+    Ok(())
+}
+
+/// CPU time of getppid(2), ns.
+fn system_call_ns() -> anyhow::Result<f64> {
+    const CALLS: u32 = 2_000_000;
+    let now = || anyhow::Ok(Duration::from(ClockId::CLOCK_THREAD_CPUTIME_ID.now()?));
+    let begin = now()?;
+    for _ in 0..CALLS {
+        nix::unistd::getppid();
+    }
+    Ok((now()? - begin).as_nanos() as f64 / f64::from(CALLS))
 }

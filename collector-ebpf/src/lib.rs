@@ -79,6 +79,8 @@ pub mod programs {
     pub const RECEIVED: &str = "socket_received";
     /// `tp_btf/sock_send_length`. Needs Linux 6.3.
     pub const SENT: &str = "socket_sent";
+    /// `tp_btf/sys_exit`
+    pub const SYSCALL_RETURNED: &str = "syscall_returned";
     /// `tp_btf/inet_sock_set_state`
     pub const CONNECTION_STATE: &str = "connection_state";
     /// `syscall`: accounts for a request whose connection says nothing more ([`crate::request::Finish`]).

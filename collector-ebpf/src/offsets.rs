@@ -126,6 +126,8 @@ offsets! {
     fdtable_fd,
     /// `file.f_inode`
     file_inode,
+    /// `file.private_data`: of a socket its `struct socket`
+    file_private_data,
     /// `inode.i_mode`: unsigned short
     inode_mode,
     /// `pt_regs.orig_ax` (x86-64) or `.syscallno` in its first four bytes (arm64)
@@ -134,6 +136,10 @@ offsets! {
     regs_argument,
     /// `pt_regs.si` (x86-64) or `.regs[1]` (arm64): the second argument of a system call
     regs_second,
+    /// `pt_regs.dx` (x86-64) or `.regs[2]` (arm64): the third argument of a system call
+    regs_third,
+    /// `pt_regs.r10` (x86-64) or `.regs[3]` (arm64): the fourth argument of a system call
+    regs_fourth,
     /// `sock.__sk_common.skc_family`: unsigned short
     sock_family,
     /// `sock.sk_type`: u16
@@ -158,8 +164,10 @@ offsets! {
     sock_socket,
     /// `socket.sk`
     socket_sock,
-    /// `socket_alloc.vfs_inode.i_ino`, and so from a `struct socket`, which is its first field: unsigned long
-    socket_inode_number,
+    /// `socket_alloc.vfs_inode`, and so from a `struct socket`, which is its first field
+    socket_inode,
+    /// `inode.i_ino`: unsigned long
+    inode_number,
     /// `unix_sock.addr`
     unix_address,
     /// Not an offset: BTF id of a struct that begins with a word, in a kernel with `bpf_rdonly_cast` (6.2+)

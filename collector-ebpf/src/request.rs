@@ -1,7 +1,8 @@
 //! Requests: what a worker is asked over a connection, and how long its answer takes.
 //!
 //! A request begins with the first byte that a worker receives on a connection somebody else opened, and ends with the
-//! last byte that it sends before it receives the next. It is in flight until the first byte of the answer. While it is
+//! last byte that it sends before it receives the next. Standard input and output are such a connection where system calls
+//! are watched. It is in flight until the first byte of the answer. While it is
 //! not known to have ended it has a place in the table of [`Request`]s, found by the connection; a connection on which
 //! nothing happens has none.
 //!
@@ -37,10 +38,9 @@ pub struct Request {
     pub begin_ns: u64,
     /// When the last byte so far of its answer was sent; 0 while there is none.
     pub answer_ns: u64,
-    /// Address of the `struct sock` of its connection.
+    /// Address of the `struct sock` of its connection; 0 for standard input and output.
     pub sock: u64,
-    /// Number of the inode of its `struct socket`, by which a connection is told apart from one that had the same addresses
-    /// before it.
+    /// Number of the inode of its connection, by which that is told apart from one that had the same addresses before it.
     pub inode: u64,
     /// Thread that it counts for as unanswered ([`crate::waterfall`]), or 0.
     pub tid: u32,
@@ -81,7 +81,7 @@ impl Request {
 /// Requests that share a set.
 pub const REQUEST_WAYS: usize = 8;
 
-/// Which connections the requests of a set are of: the addresses of their `struct socket`, 0 where a place is free. 64 bytes.
+/// Which connections the requests of a set are of: the addresses of their inodes, 0 where a place is free. 64 bytes.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Connections {
@@ -89,7 +89,7 @@ pub struct Connections {
     pub keys: [u64; REQUEST_WAYS],
 }
 
-/// The set of a connection. Sockets are far apart and aligned, so the product is taken from its top.
+/// The set of a connection. Inodes are far apart and aligned, so the product is taken from its top.
 #[inline(always)]
 pub const fn set_of(key: u64) -> u32 {
     (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - crate::limits::REQUEST_SETS.trailing_zeros())) as u32
@@ -124,6 +124,20 @@ pub const BYTES: u8 = 1;
 pub const VECTORS: u8 = 2;
 /// How a system call that sends names the first bytes: its second argument is a `struct msghdr`.
 pub const MESSAGE: u8 = 3;
+
+/// What a system call does with bytes: nothing that is looked at.
+pub const NO_MOVE: u8 = 0;
+/// What a system call does with bytes: it receives them from the descriptor that is its first argument.
+pub const RECEIVES: u8 = 1;
+/// What a system call does with bytes: the same, and its third argument are flags, which may say to leave them there.
+pub const RECEIVES_BY_MESSAGE: u8 = 2;
+/// What a system call does with bytes: the same, and its fourth argument are the flags.
+pub const RECEIVES_BY_FLAGS: u8 = 3;
+/// What a system call does with bytes: it sends them to the descriptor that is its first argument.
+pub const SENDS: u8 = 4;
+/// What a system call does with bytes: it receives them from the descriptor that is its first argument, and sends them to
+/// the one that is its third.
+pub const SPLICES: u8 = 5;
 
 const _: () = {
     assert!(size_of::<Request>() == 64);

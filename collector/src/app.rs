@@ -33,7 +33,7 @@ pub fn run(flags: Flags) -> anyhow::Result<()> {
 
     let host = HostFacts::of_this_host();
     let support = Support::probe(&flags.sysfs);
-    let opened = source::open(flags.source, &support, &flags.procfs, host)?;
+    let opened = source::open(flags.source, flags.requests_by, &support, &flags.procfs, host)?;
     for feature in opened.obstacles.iter().filter(|f| !f.enabled) {
         tracing::warn!(feature = feature.name, reason = %feature.reason, remedy = %feature.remedy, "reduced");
     }

@@ -36,7 +36,8 @@ struct Item<'a> {
 /// Writes the report. True if the source that was asked for works; a reduced one works, too.
 pub fn run(flags: &Flags, format: ReportFormat, out: &mut dyn Write) -> io::Result<bool> {
     let support = Support::probe(&flags.sysfs);
-    let opened = source::open(flags.source, &support, &flags.procfs, HostFacts::of_this_host());
+    let opened =
+        source::open(flags.source, flags.requests_by, &support, &flags.procfs, HostFacts::of_this_host());
     let (source, features, error) = match opened {
         Ok(opened) => {
             let mut features = opened.obstacles;

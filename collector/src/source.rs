@@ -7,8 +7,8 @@ use caps::{CapSet, Capability};
 
 use crate::config::cli::SourceChoice;
 use crate::input::Source;
-use crate::kernel::KernelSource;
 use crate::kernel::support::Support;
+use crate::kernel::{KernelSource, RequestsBy};
 use crate::procfs::{self, ProcfsSource};
 use crate::snapshot::Feature;
 use crate::units::HostFacts;
@@ -28,14 +28,20 @@ impl std::fmt::Debug for Opened {
 }
 
 /// Opens the source that was asked for. With `auto` a refused eBPF is named as a feature that is off.
-pub fn open(choice: SourceChoice, support: &Support, root: &Path, host: HostFacts) -> anyhow::Result<Opened> {
+pub fn open(
+    choice: SourceChoice,
+    requests: RequestsBy,
+    support: &Support,
+    root: &Path,
+    host: HostFacts,
+) -> anyhow::Result<Opened> {
     if !root.join("self/stat").exists() {
         bail!(
             "{} is no mounted /proc (it has no self/stat): --path.procfs says where one is",
             root.display()
         );
     }
-    let mut opened = open_source(choice, support, root, host)?;
+    let mut opened = open_source(choice, requests, support, root, host)?;
     opened.obstacles.extend([foreign_programs(), procfs::cgroup::feature(), procfs::sockets::feature(root)]);
     Ok(opened)
 }
@@ -57,6 +63,7 @@ fn foreign_programs() -> Feature {
 
 fn open_source(
     choice: SourceChoice,
+    requests: RequestsBy,
     support: &Support,
     root: &Path,
     host: HostFacts,
@@ -71,7 +78,7 @@ fn open_source(
     if choice == SourceChoice::Procfs {
         return by_procfs(off("switched off by --source=procfs".into(), "--source=auto".into()));
     }
-    match KernelSource::open(support, root, host) {
+    match KernelSource::open(support, requests, root, host) {
         Ok(source) => Ok(Opened { source: Box::new(source), obstacles: vec![ebpf] }),
         Err(error) if choice == SourceChoice::Ebpf => {
             bail!("eBPF does not work here: {error}\nwhat would help: {}", error.remedy())

@@ -5,6 +5,7 @@ use core::hint::black_box;
 use core::ptr::NonNull;
 
 use aya_ebpf::bindings::BPF_LOCAL_STORAGE_GET_F_CREATE;
+use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_task_storage_get};
 use collector_ebpf::event::Cpu;
 use collector_ebpf::kfunc;
@@ -213,6 +214,47 @@ pub(crate) fn load_cast<T>(base: *const u8, offset: u32) -> T {
     // SAFETY: the verifier makes it a load that may fail; what is read here are integers.
     unsafe { word.cast::<T>().read_volatile() }
 }
+
+/// Reads an integer at an address that the verifier knows nothing about; zero if the address is wrong. Where no number
+/// can be declared to be a pointer (before 6.2), each read is a call.
+#[inline(always)]
+pub(crate) fn peek<T: Default>(base: u64, offset: u32) -> T {
+    let base = base as *const u8;
+    if offset!(word_type) != ABSENT {
+        return load_cast(base, offset);
+    }
+    // SAFETY: the helper checks the address; what is read here are integers.
+    unsafe { bpf_probe_read_kernel(base.wrapping_add(offset as usize).cast()) }.unwrap_or_default()
+}
+
+/// The `struct file` of a descriptor of a task; 0 if it has none. The kernel takes an `unsigned int`.
+#[inline(always)]
+pub(crate) fn file_of(task: Task, descriptor: u32) -> u64 {
+    let files: u64 = peek(task.0 as u64, offset!(task_files));
+    let table: u64 = peek(files, offset!(files_fdt));
+    let length: u32 = peek(table, offset!(fdtable_max_fds));
+    if descriptor >= length {
+        return 0;
+    }
+    let descriptors: u64 = peek(table, offset!(fdtable_fd));
+    peek(descriptors.wrapping_add(u64::from(descriptor) * 8), 0)
+}
+
+/// The inode of a file, or 0, and its mode.
+#[inline(always)]
+pub(crate) fn inode_of(file: u64) -> (u64, u16) {
+    let inode: u64 = peek(file, offset!(file_inode));
+    (inode, peek(inode, offset!(inode_mode)))
+}
+
+/// File type bits of `i_mode` (inode(7)).
+pub(crate) const S_IFMT: u16 = 0o170_000;
+pub(crate) const S_IFSOCK: u16 = 0o140_000;
+pub(crate) const S_IFIFO: u16 = 0o010_000;
+
+/// Descriptors of the standard input and output.
+pub(crate) const STDIN: u32 = 0;
+pub(crate) const STDOUT: u32 = 1;
 
 /// `CLOCK_MONOTONIC`, ns.
 #[inline(always)]

@@ -14,12 +14,16 @@
 #![allow(clippy::multiple_unsafe_ops_per_block, reason = "kernel structs are read field after field")]
 #![feature(core_intrinsics)]
 
+mod connections;
+mod first_bytes;
 mod free_list;
 mod kernel;
 mod lifecycle;
 mod requests;
 mod schedule;
 mod signals;
+mod sockets;
+mod syscalls;
 mod tags;
 mod tasks;
 mod walk;

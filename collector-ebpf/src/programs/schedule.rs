@@ -8,7 +8,6 @@ use core::hint::black_box;
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_or, atomic_xadd, atomic_xor};
 use core::ptr::NonNull;
 
-use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::helpers::generated::bpf_task_pt_regs;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
@@ -25,7 +24,9 @@ use collector_ebpf::schedule::{
 };
 use collector_ebpf::slot::Tag;
 
-use crate::kernel::{Task, load_cast, now, offset, read, unforeseen};
+use crate::kernel::{
+    S_IFIFO, S_IFMT, S_IFSOCK, STDIN, Task, file_of, inode_of, now, offset, read, unforeseen,
+};
 use crate::{CHUNKS, CONTROL, FREE_CHUNKS, THREADS, TIMES, count, count_by, free_list, lifecycle, waterfall};
 
 /// `TASK_UNINTERRUPTIBLE` of `include/linux/sched.h`.
@@ -45,14 +46,8 @@ const TASK_NOLOAD: u32 = 0x400;
 /// registers mean nothing.
 const NO_USER_SIDE: u32 = 0x10 | 0x0020_0000 | 0x4000;
 
-/// File type bits of `i_mode` (inode(7)).
-const S_IFMT: u16 = 0o170_000;
-const S_IFSOCK: u16 = 0o140_000;
-const S_IFIFO: u16 = 0o010_000;
+/// File type bits of `i_mode` (inode(7)) of a character device.
 const S_IFCHR: u16 = 0o020_000;
-
-/// Descriptor of the standard input.
-const STDIN: u32 = 0;
 
 /// Reasons by system call number, set by the loader: a kind of time, or [`BY_DESCRIPTOR`].
 #[unsafe(no_mangle)]
@@ -832,64 +827,17 @@ fn by_descriptor(task: Task, descriptor: u64) -> u32 {
     if offset!(inode_mode) == ABSENT {
         return OTHER;
     }
-    let mode = if offset!(word_type) == ABSENT {
-        mode_by_calls(task, descriptor)
-    } else {
-        mode_by_casts(task, descriptor)
-    };
-    match mode.map(|mode| mode & S_IFMT) {
-        Some(S_IFSOCK | S_IFIFO) if descriptor == STDIN => POLL,
-        Some(S_IFSOCK) => NETWORK,
-        Some(S_IFIFO) => PIPE,
-        // An anonymous inode has no type: event descriptors, timers, signals, inotify.
-        Some(0) => POLL,
-        Some(S_IFCHR) | None => OTHER,
-        Some(_) => DISK,
-    }
-}
-
-/// The mode of what a descriptor is open on. Before 6.2: each read is a call, but for those that the verifier knows the
-/// types of. The array of descriptors is a plain number to it.
-#[inline(always)]
-fn mode_by_calls(task: Task, descriptor: u32) -> Option<u16> {
-    let files: *const u8 = read!(task.0, task_files);
-    let table: *const u8 = read!(files, files_fdt);
-    let length: u32 = read!(table, fdtable_max_fds);
-    if descriptor >= length {
-        return None;
-    }
-    let descriptors: *const u8 = read!(table, fdtable_fd);
-    let file: *const u8 = load(descriptors.wrapping_add(descriptor as usize * 8), 0)?;
-    let inode: *const u8 = load(file, offset!(file_inode))?;
-    load(inode, offset!(inode_mode))
-}
-
-/// The same where a number can be declared to be a pointer: each read is an instruction.
-#[inline(always)]
-fn mode_by_casts(task: Task, descriptor: u32) -> Option<u16> {
-    let files: u64 = load_cast(task.0, offset!(task_files));
-    let table: u64 = load_cast(files as *const u8, offset!(files_fdt));
-    let length: u32 = load_cast(table as *const u8, offset!(fdtable_max_fds));
-    if descriptor >= length {
-        return None;
-    }
-    let descriptors: u64 = load_cast(table as *const u8, offset!(fdtable_fd));
-    let entry = descriptors as *const u8;
-    let file: u64 = load_cast(entry.wrapping_add(descriptor as usize * 8), 0);
-    if file == 0 {
-        return None;
-    }
-    let inode: u64 = load_cast(file as *const u8, offset!(file_inode));
+    let (inode, mode) = inode_of(file_of(task, descriptor));
     if inode == 0 {
-        return None;
+        return OTHER;
     }
-    Some(load_cast(inode as *const u8, offset!(inode_mode)))
-}
-
-/// Reads through a pointer that the verifier knows nothing about.
-#[inline(always)]
-fn load<T>(base: *const u8, offset: u32) -> Option<T> {
-    // SAFETY: the helper checks the address; what is read here are integers and pointers, which have no invalid bit
-    // patterns.
-    unsafe { bpf_probe_read_kernel(base.wrapping_add(offset as usize).cast()) }.ok()
+    match mode & S_IFMT {
+        S_IFSOCK | S_IFIFO if descriptor == STDIN => POLL,
+        S_IFSOCK => NETWORK,
+        S_IFIFO => PIPE,
+        // An anonymous inode has no type: event descriptors, timers, signals, inotify.
+        0 => POLL,
+        S_IFCHR => OTHER,
+        _ => DISK,
+    }
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::http;
+use crate::kernel::RequestsBy;
 
 /// The port that we listen on by default: above those that exporters have registered with Prometheus (the range
 /// 9100–9999 is given away, its continuation has reached 10052).
@@ -75,6 +76,17 @@ pub struct Flags {
         global = true
     )]
     pub overhead_budget: f64,
+
+    /// What requests are followed by. Through system calls also before Linux 6.3, and through pipes; but then each
+    /// system call of each thread of the host costs some 0.1 µs more
+    #[arg(
+        long = "probes.requests",
+        env = "COLLECTOR_PROBES_REQUESTS",
+        value_enum,
+        default_value_t = RequestsBy::Sockets,
+        global = true
+    )]
+    pub requests_by: RequestsBy,
 
     /// Have the kernel count runs and run time of our programs, which adds some 40 ns to each run
     #[arg(long = "probes.bpf-stats", env = "COLLECTOR_PROBES_BPF_STATS", global = true)]

@@ -36,7 +36,7 @@ pub enum Error {
     },
     /// It has no waterfall.
     #[error(
-        "requests of pool {0:?} are not measured: that takes eBPF, Linux 6.3, `scheduler: histograms` and no `work: spans`; \
+        "requests of pool {0:?} are not measured: that takes eBPF, Linux 6.3 or `--probes.requests=syscalls`, `scheduler: histograms` and no `work: spans`; \
          `collector doctor` tells what is missing"
     )]
     NoSlowRequests(String),

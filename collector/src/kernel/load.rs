@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use aya::maps::{MapData, RingBuf};
+use clap::ValueEnum;
 use collector_ebpf::offsets::Offsets;
 use collector_ebpf::{kfunc, maps, programs};
 use thiserror::Error;
@@ -150,13 +151,26 @@ const SCHEDULER: [(&str, &str); 3] = [
 ];
 
 /// The probes of requests: all of them or none.
-const REQUESTS: [(&str, &str); 3] = [
+const SOCKETS: [(&str, &str); 3] = [
     (programs::RECEIVED, "sock_recv_length"),
     (programs::SENT, "sock_send_length"),
     (programs::CONNECTION_STATE, "inet_sock_set_state"),
 ];
 
-pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
+/// The others: all of them or none.
+const SYSCALLS: [(&str, &str); 2] =
+    [(programs::SYSCALL_RETURNED, "sys_exit"), (programs::CONNECTION_STATE, "inet_sock_set_state")];
+
+/// What requests are followed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RequestsBy {
+    /// What the kernel tells of each socket. Needs Linux 6.3.
+    Sockets,
+    /// What system calls return, of all threads of the host; also on pipes.
+    Syscalls,
+}
+
+pub(super) fn load(support: &Support, requests_by: RequestsBy) -> Result<Loaded, LoadError> {
     if let Some((reason, remedy)) = support.obstacle() {
         return Err(LoadError::Unsupported { reason, remedy });
     }
@@ -170,11 +184,12 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
 
     let words: Vec<u8> = offsets.named().iter().flat_map(|(_, offset)| offset.to_ne_bytes()).collect();
     let reasons = syscalls::reasons();
-    let sent_bytes = syscalls::sent_bytes();
+    let (sent_bytes, moves) = (syscalls::sent_bytes(), syscalls::moves());
     let globals = HashMap::from([
         ("OFFSETS", (words.as_slice(), true)),
         ("SYSCALL_REASONS", (&reasons[..], true)),
         ("SYSCALL_BYTES", (&sent_bytes[..], true)),
+        ("SYSCALL_MOVES", (&moves[..], true)),
     ]);
     let mut object = Object::open(OBJECT, globals, &targets.kernel_functions)?;
     let mut features = Vec::new();
@@ -232,7 +247,7 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
             None
         }
     };
-    let requests = match scheduler.as_ref().map(|_| requests(&object, &targets, &offsets)) {
+    let requests = match scheduler.as_ref().map(|_| requests(&object, &targets, requests_by, &offsets)) {
         Some(Ok(probes)) => {
             features.push(enabled("requests"));
             Some(probes)
@@ -242,7 +257,13 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
                 name: "requests",
                 enabled: false,
                 reason: format!("requests of workers, and how long they take, are unknown: {error}"),
-                remedy: "Linux 6.3 or newer".into(),
+                remedy: match requests_by {
+                    RequestsBy::Sockets => {
+                        "Linux 6.3 or newer; or --probes.requests=syscalls, at some 0.1 µs for each system call of the host"
+                    }
+                    RequestsBy::Syscalls => "another kernel build",
+                }
+                .into(),
             });
             None
         }
@@ -323,7 +344,8 @@ pub(super) fn load(support: &Support) -> Result<Loaded, LoadError> {
 struct Targets {
     tracepoints: [Option<u32>; TRACEPOINTS.len()],
     scheduler: [Option<u32>; SCHEDULER.len()],
-    requests: [Option<u32>; REQUESTS.len()],
+    sockets: [Option<u32>; SOCKETS.len()],
+    syscalls: [Option<u32>; SYSCALLS.len()],
     task_iterator: Option<u32>,
     kernel_functions: [Option<u32>; kfunc::NAMES.len()],
 }
@@ -334,11 +356,13 @@ impl Targets {
         let tracepoints = btf.find(std::array::from_fn(|i| (Kind::Typedef, names[i].as_str())));
         let names = SCHEDULER.map(|(_, tracepoint)| format!("btf_trace_{tracepoint}"));
         let scheduler = btf.find(std::array::from_fn(|i| (Kind::Typedef, names[i].as_str())));
-        let names = REQUESTS.map(|(_, tracepoint)| format!("btf_trace_{tracepoint}"));
-        let requests = btf.find(std::array::from_fn(|i| (Kind::Typedef, names[i].as_str())));
+        let names = SOCKETS.map(|(_, tracepoint)| format!("btf_trace_{tracepoint}"));
+        let sockets = btf.find(std::array::from_fn(|i| (Kind::Typedef, names[i].as_str())));
+        let names = SYSCALLS.map(|(_, tracepoint)| format!("btf_trace_{tracepoint}"));
+        let syscalls = btf.find(std::array::from_fn(|i| (Kind::Typedef, names[i].as_str())));
         let [task_iterator] = btf.find([(Kind::Function, "bpf_iter_task")]);
         let kernel_functions = btf.find(kfunc::NAMES.map(|name| (Kind::Function, name)));
-        Self { tracepoints, scheduler, requests, task_iterator, kernel_functions }
+        Self { tracepoints, scheduler, sockets, syscalls, task_iterator, kernel_functions }
     }
 
     /// BTF id of one of the kernel's functions.
@@ -372,7 +396,12 @@ fn scheduler(object: &Object, targets: &Targets) -> Result<Scheduler, LoadError>
     Ok(Scheduler { probes, follow })
 }
 
-fn requests(object: &Object, targets: &Targets, offsets: &Offsets) -> Result<RequestProbes, LoadError> {
+fn requests(
+    object: &Object,
+    targets: &Targets,
+    by: RequestsBy,
+    offsets: &Offsets,
+) -> Result<RequestProbes, LoadError> {
     let absent = offsets::absent(offsets);
     let needed = [
         "sock_family",
@@ -387,12 +416,19 @@ fn requests(object: &Object, targets: &Targets, offsets: &Offsets) -> Result<Req
         "sock_max_ack_backlog",
         "sock_socket",
         "socket_sock",
-        "socket_inode_number",
+        "socket_inode",
+        "inode_number",
     ];
-    if let Some(field) = needed.into_iter().find(|field| absent.contains(field)) {
+    let needed_by_syscalls =
+        ["file_private_data", "inode_mode", "regs_syscall", "regs_argument", "regs_third", "regs_fourth"];
+    let more = if by == RequestsBy::Syscalls { &needed_by_syscalls[..] } else { &[] };
+    if let Some(field) = needed.iter().chain(more).find(|field| absent.contains(*field)) {
         return Err(LoadError::NoTarget(format!("field {field}")));
     }
-    let probes = probes(object, REQUESTS, targets.requests)?;
+    let probes = match by {
+        RequestsBy::Sockets => probes(object, SOCKETS, targets.sockets)?,
+        RequestsBy::Syscalls => probes(object, SYSCALLS, targets.syscalls)?,
+    };
     Ok(RequestProbes { probes, finish: object.load(programs::FINISH_REQUEST, RunBy::Us)? })
 }
 

@@ -22,6 +22,6 @@ mod tags;
 mod tasks;
 mod waterfall;
 
-pub use load::LoadError;
+pub use load::{LoadError, RequestsBy};
 pub use source::KernelSource;
 pub use sys::run_time_statistics;

@@ -31,17 +31,19 @@ const REGS_ARGUMENT: &str = "di";
 #[cfg(target_arch = "aarch64")]
 const REGS_ARGUMENT: &str = "orig_x0";
 
-/// Where they have its second one.
+/// Where they have its second to fourth one.
 #[cfg(target_arch = "x86_64")]
-fn regs_second(btf: &Btf<'_>, regs: u32) -> Option<u32> {
-    Some(btf.field(regs, "si").filter(|field| field.size == 8)?.offset)
+fn regs_later(btf: &Btf<'_>, regs: u32) -> Option<[u32; 3]> {
+    let at = |name: &str| Some(btf.field(regs, name).filter(|field| field.size == 8)?.offset);
+    Some([at("si")?, at("dx")?, at("r10")?])
 }
 
-/// Where they have its second one.
+/// Where they have its second to fourth one.
 #[cfg(target_arch = "aarch64")]
-fn regs_second(btf: &Btf<'_>, regs: u32) -> Option<u32> {
+fn regs_later(btf: &Btf<'_>, regs: u32) -> Option<[u32; 3]> {
     let registers = btf.field(regs, "regs").filter(|field| field.size == 8)?;
-    registers.offset.checked_add(registers.size)
+    let at = |index: u32| registers.offset.checked_add(registers.size * index);
+    Some([at(1)?, at(2)?, at(3)?])
 }
 
 /// Resolves every offset from the running kernel's BTF. `cast` is the BTF id of `bpf_rdonly_cast`.
@@ -82,6 +84,8 @@ pub fn resolve(btf: &Btf<'_>, cast: Option<u32>) -> Result<Offsets, OffsetsError
     };
     let comm = btf.field(task, "comm").filter(|f| f.size == 1 && f.elements == Some(16));
     let (mm_rss_first, mm_rss_stride) = rss(btf, mm).unwrap_or((ABSENT, ABSENT));
+    let [regs_second, regs_third, regs_fourth] =
+        found[8].and_then(|regs| regs_later(btf, regs)).unwrap_or([ABSENT; 3]);
     Ok(Offsets {
         task_pid: of_task("pid", 4)?,
         task_tgid: of_task("tgid", 4)?,
@@ -131,10 +135,13 @@ pub fn resolve(btf: &Btf<'_>, cast: Option<u32>) -> Result<Offsets, OffsetsError
         fdtable_max_fds: of(5, "max_fds", 4),
         fdtable_fd: of(5, "fd", 8),
         file_inode: of(6, "f_inode", 8),
+        file_private_data: of(6, "private_data", 8),
         inode_mode: of(7, "i_mode", 2),
         regs_syscall: of(8, REGS_SYSCALL.0, REGS_SYSCALL.1),
         regs_argument: of(8, REGS_ARGUMENT, 8),
-        regs_second: found[8].and_then(|regs| regs_second(btf, regs)).unwrap_or(ABSENT),
+        regs_second,
+        regs_third,
+        regs_fourth,
         sock_family: of(9, "__sk_common.skc_family", 2),
         sock_type: of(9, "sk_type", 2),
         sock_shutdown: of(9, "sk_shutdown", 1),
@@ -147,7 +154,10 @@ pub fn resolve(btf: &Btf<'_>, cast: Option<u32>) -> Result<Offsets, OffsetsError
         sock_max_ack_backlog: of(9, "sk_max_ack_backlog", 4),
         sock_socket: of(9, "sk_socket", 8),
         socket_sock: of(11, "sk", 8),
-        socket_inode_number: of(12, "vfs_inode.i_ino", 8),
+        socket_inode: found[12]
+            .and_then(|id| btf.field(id, "vfs_inode"))
+            .map_or(ABSENT, |field| field.offset),
+        inode_number: of(7, "i_ino", 8),
         unix_address: of(10, "addr", 8),
         // `pt_regs` begins with a general register everywhere.
         word_type: cast.and(found[8]).unwrap_or(ABSENT),

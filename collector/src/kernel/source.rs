@@ -17,7 +17,7 @@ use collector_ebpf::slot::{EXITED, FINAL, FREE, REAPED, ROLE_MASTER, ROLE_WORKER
 use collector_ebpf::waterfall::with_number;
 
 use super::events::{self, EventReader};
-use super::load::{self, Attached, LoadError};
+use super::load::{self, Attached, LoadError, RequestsBy};
 use super::requests::RequestProbes;
 use super::schedule::{Probe, ScheduleTable, Scheduler};
 use super::slots::SlotTable;
@@ -99,8 +99,13 @@ pub struct KernelSource {
 
 impl KernelSource {
     /// Loads and attaches everything.
-    pub fn open(support: &Support, procfs: &Path, host: HostFacts) -> Result<Self, LoadError> {
-        let loaded = load::load(support)?;
+    pub fn open(
+        support: &Support,
+        requests: RequestsBy,
+        procfs: &Path,
+        host: HostFacts,
+    ) -> Result<Self, LoadError> {
+        let loaded = load::load(support, requests)?;
         let off = |name: &str| loaded.features.iter().any(|f| f.name == name && !f.enabled);
         let missing = Missing { run_delay: off("run_delay"), storage_io: off("storage_io") };
         Ok(Self {

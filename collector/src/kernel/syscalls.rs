@@ -1,9 +1,13 @@
-//! Why a thread that is blocked in a system call is blocked: the table that the programs look the call up in.
+//! The tables that the programs look a system call up in: why a thread that is blocked in it is blocked, and what it does
+//! with bytes.
 //!
 //! Numbers differ by architecture and come from libc, so the table is right for the one we are built for. A 32-bit
 //! program on a 64-bit kernel has other numbers; its reasons are wrong.
 
-use collector_ebpf::request::{BYTES, MESSAGE, NO_BYTES, VECTORS};
+use collector_ebpf::request::{
+    BYTES, MESSAGE, NO_BYTES, NO_MOVE, RECEIVES, RECEIVES_BY_FLAGS, RECEIVES_BY_MESSAGE, SENDS, SPLICES,
+    VECTORS,
+};
 use collector_ebpf::schedule::{
     ADDRESS_SPACE, AS_BEFORE, BY_DESCRIPTOR, CHILD, DISK, LOCK, NETWORK, OTHER, POLL, SLEEP, SYSCALLS,
 };
@@ -58,6 +62,22 @@ const OLDER_CALLS: [(u8, &[libc::c_long]); 4] = [
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER_CALLS: [(u8, &[libc::c_long]); 0] = [];
 
+/// Calls that move bytes, and whereto. Those that move several messages at once return how many, not how long they are;
+/// they are for datagrams.
+const MOVERS: [(u8, libc::c_long); 11] = [
+    (RECEIVES, libc::SYS_read),
+    (RECEIVES, libc::SYS_readv),
+    (RECEIVES_BY_MESSAGE, libc::SYS_recvmsg),
+    (RECEIVES_BY_FLAGS, libc::SYS_recvfrom),
+    (SENDS, libc::SYS_write),
+    (SENDS, libc::SYS_writev),
+    (SENDS, libc::SYS_sendmsg),
+    (SENDS, libc::SYS_sendto),
+    (SENDS, libc::SYS_sendfile),
+    (SENDS, libc::SYS_vmsplice),
+    (SPLICES, libc::SYS_splice),
+];
+
 /// Calls that send or receive, and how each names the bytes.
 const SENDERS: [(u8, libc::c_long); 7] = [
     (BYTES, libc::SYS_read),
@@ -72,10 +92,19 @@ const SENDERS: [(u8, libc::c_long); 7] = [
 
 /// How a call names the bytes that it sends, by its number.
 pub(super) fn sent_bytes() -> [u8; SYSCALLS] {
-    let mut table = [NO_BYTES; SYSCALLS];
-    for (named, call) in SENDERS {
-        if let Some(entry) = usize::try_from(call).ok().and_then(|call| table.get_mut(call)) {
-            *entry = named;
+    table(NO_BYTES, &SENDERS)
+}
+
+/// What a call does with bytes, by its number.
+pub(super) fn moves() -> [u8; SYSCALLS] {
+    table(NO_MOVE, &MOVERS)
+}
+
+fn table(default: u8, calls: &[(u8, libc::c_long)]) -> [u8; SYSCALLS] {
+    let mut table = [default; SYSCALLS];
+    for (value, call) in calls {
+        if let Some(entry) = usize::try_from(*call).ok().and_then(|call| table.get_mut(call)) {
+            *entry = *value;
         }
     }
     table

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use collector::input::Source;
-use collector::kernel::KernelSource;
 use collector::kernel::support::Support;
+use collector::kernel::{KernelSource, RequestsBy};
 use collector::units::HostFacts;
 
 /// Start in clock ticks and parent, by pid.
@@ -25,7 +25,9 @@ fn of_proc() -> Processes {
 fn every_process_is_listed_from_the_first_to_the_last() {
     let mut support = Support::probe(Path::new("/sys"));
     support.initial_pid_namespace = true;
-    let mut source = KernelSource::open(&support, Path::new("/proc"), HostFacts::of_this_host()).unwrap();
+    let mut source =
+        KernelSource::open(&support, RequestsBy::Sockets, Path::new("/proc"), HostFacts::of_this_host())
+            .unwrap();
     let before = of_proc();
     let mut listed = Processes::new();
     source.list(&mut |process| {

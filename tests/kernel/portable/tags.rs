@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use collector::input::{Input, Role, Source};
-use collector::kernel::KernelSource;
 use collector::kernel::support::Support;
+use collector::kernel::{KernelSource, RequestsBy};
 use collector::units::{HostFacts, ProcessKey};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -34,7 +34,9 @@ fn without_descriptors<T>(work: impl FnOnce() -> T) -> T {
 #[test]
 fn what_fails_for_want_of_descriptors_is_counted_and_done_later() {
     let support = Support::probe(Path::new("/sys"));
-    let mut source = KernelSource::open(&support, Path::new("/proc"), HostFacts::of_this_host()).unwrap();
+    let mut source =
+        KernelSource::open(&support, RequestsBy::Sockets, Path::new("/proc"), HostFacts::of_this_host())
+            .unwrap();
     let mut master = Workload::start();
     let pid = master.spawn("sleep").as_raw().cast_unsigned();
     let mut found = None;

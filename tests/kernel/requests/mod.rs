@@ -1,6 +1,7 @@
 //! Requests against what the servers themselves counted and measured.
 
 mod hostile;
+mod jsonrpc;
 mod nginx;
 mod node;
 mod php;
@@ -101,7 +102,7 @@ fn pauses(turn: u64) -> u64 {
 
 /// Within 5 % or 200 µs, whichever is more: a server's own measurement leaves out what it does before it looks at the
 /// clock and after.
-fn within_what_logs_say(seconds: f64) -> f64 {
+pub(crate) fn within_what_logs_say(seconds: f64) -> f64 {
     (seconds * 0.05).max(200e-6)
 }
 
@@ -152,7 +153,7 @@ fn check_each_worker(pool: &Value, answers: &BTreeMap<i64, u64>) {
 }
 
 /// Numbers that a server has written to its log, one a line, once there are so many.
-fn logged(path: &Path, count: usize) -> Vec<u64> {
+pub(crate) fn logged(path: &Path, count: usize) -> Vec<u64> {
     eventually(&format!("{} has {count} lines", path.display()), || {
         let text = std::fs::read_to_string(path).ok()?;
         (text.lines().count() >= count)

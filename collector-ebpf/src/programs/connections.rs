@@ -1,0 +1,134 @@
+//! What requests come over: server-side sockets of every family, and the pipes or sockets that are a worker's standard
+//! input and output.
+
+use collector_ebpf::offsets::ABSENT;
+use collector_ebpf::request::{REQUEST_LEFT, Request};
+
+use crate::kernel::{offset, peek};
+
+/// `AF_UNIX`, `AF_INET` and `AF_INET6` of `include/linux/socket.h`.
+const AF_UNIX: u16 = 1;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+/// `SOCK_STREAM` and `SOCK_SEQPACKET` of `include/linux/net.h`.
+const SOCK_STREAM: u16 = 1;
+const SOCK_SEQPACKET: u16 = 5;
+/// `SEND_SHUTDOWN` of `include/net/sock.h`.
+const SEND_SHUTDOWN: u8 = 2;
+/// `SOCK_NOSPACE` of `include/linux/net.h`.
+const SOCK_NOSPACE: u32 = 2;
+
+/// Over what a request comes. Addresses are plain numbers to the verifier.
+#[derive(Clone, Copy)]
+pub(crate) struct Connection {
+    /// Address of the inode: of the socket, or of the standard input. 0 if nobody has the socket open.
+    pub(crate) key: u64,
+    /// Address of the `struct sock`; 0 for standard input and output, of which each may be something else.
+    pub(crate) sock: u64,
+}
+
+impl Connection {
+    /// By its `struct sock`.
+    #[inline(always)]
+    pub(crate) fn of_sock(sock: u64) -> Self {
+        let socket: u64 = peek(sock, offset!(sock_socket));
+        let key = if socket == 0 { 0 } else { socket + u64::from(offset!(socket_inode)) };
+        Self { key, sock }
+    }
+
+    /// A connection that somebody else has opened to this side, and on which this side has not said that it sends no more:
+    /// what comes after that is read away.
+    ///
+    /// A TCP connection that was accepted has the limit of the queue of its listening socket, of which it began as a copy
+    /// (`inet_csk_clone_lock` of `net/ipv4/inet_connection_sock.c`); one that connect(2) opened has none. An accepted UNIX
+    /// connection has the address of its listening socket (`unix_stream_connect` of `net/unix/af_unix.c`); the other end
+    /// has none, unless it was bound to one. When that is closed, neither direction is open, which does not keep this side
+    /// from reading what came before.
+    #[inline(always)]
+    pub(crate) fn asks(self) -> bool {
+        let sock = self.sock;
+        if sock == 0 {
+            return true;
+        }
+        let (family, kind): (u16, u16) = (peek(sock, offset!(sock_family)), peek(sock, offset!(sock_type)));
+        let shutdown: u8 = peek(sock, offset!(sock_shutdown));
+        match family {
+            AF_INET | AF_INET6 => {
+                let backlog: u32 = peek(sock, offset!(sock_max_ack_backlog));
+                kind == SOCK_STREAM && backlog != 0 && (shutdown & SEND_SHUTDOWN == 0 || self.was_reset())
+            }
+            AF_UNIX if offset!(unix_address) != ABSENT => {
+                let address: u64 = peek(sock, offset!(unix_address));
+                (kind == SOCK_STREAM || kind == SOCK_SEQPACKET) && address != 0 && shutdown != SEND_SHUTDOWN
+            }
+            _ => false,
+        }
+    }
+
+    /// A TCP connection was reset by the other side before anything was sent on it. Neither direction is open then, as
+    /// after this side has ended its own; what came before the reset can be read.
+    #[inline(always)]
+    fn was_reset(self) -> bool {
+        let error: i32 = peek(self.sock, offset!(sock_error));
+        error != 0 && peek::<u64>(self.sock, offset!(tcp_bytes_sent)) == 0
+    }
+
+    /// What comes on a connection whose last request was answered is read away, and is no other request: this side has
+    /// said that it sends no more. If the other side has closed the connection by now nothing tells who was first, but for
+    /// what had come before the answer. `place` is that of the request.
+    #[inline(always)]
+    pub(crate) fn is_read_away(self, place: u32) -> bool {
+        if self.sock == 0 {
+            return false;
+        }
+        let shutdown: u8 = peek(self.sock, offset!(sock_shutdown));
+        shutdown == SEND_SHUTDOWN || shutdown & SEND_SHUTDOWN != 0 && place & REQUEST_LEFT != 0
+    }
+
+    /// Something has come that was not read yet.
+    #[inline(always)]
+    pub(crate) fn has_more(self) -> bool {
+        self.sock != 0 && peek::<u32>(self.sock, offset!(sock_queued)) != 0
+    }
+}
+
+/// Number of the inode of a connection: no two of those that live now have the same.
+#[inline(always)]
+pub(crate) fn number_of(key: u64) -> u64 {
+    peek(key, offset!(inode_number))
+}
+
+/// The connection of a request is still there, also if nobody has told that it was closed: nobody tells it of UNIX
+/// connections, and of pipes.
+#[inline(always)]
+pub(crate) fn is_open(key: u64, request: *mut Request) -> bool {
+    // SAFETY: a pointer into the array; locked.
+    let (sock, number) = unsafe {
+        ((&raw const (*request).sock).read_volatile(), (&raw const (*request).inode).read_volatile())
+    };
+    // What was freed may be anything by now, but hardly two things that point to each other.
+    let socket = key.wrapping_sub(u64::from(offset!(socket_inode)));
+    let has_sock = sock == 0
+        || peek::<u64>(socket, offset!(socket_sock)) == sock
+            && peek::<u64>(sock, offset!(sock_socket)) == socket;
+    has_sock && number_of(key) == number
+}
+
+/// A send has found no room on the connection of a request, and there is none yet, be it that the call waits for it, or that
+/// it has sent a part or nothing. Of TCP the kernel notes it (`tcp_sendmsg_locked`), and when there is room
+/// (`sk_stream_write_space`).
+#[inline(always)]
+pub(crate) fn waits_for_room(key: u64, request: *mut Request) -> bool {
+    // SAFETY: a pointer into the array; locked.
+    let sock = unsafe { (&raw const (*request).sock).read_volatile() };
+    if sock == 0 {
+        return false;
+    }
+    if peek::<u16>(sock, offset!(sock_family)) == AF_UNIX {
+        let (held, limit): (i32, i32) =
+            (peek(sock, offset!(sock_wmem_alloc)), peek(sock, offset!(sock_sndbuf)));
+        return held >= limit;
+    }
+    let socket = key.wrapping_sub(u64::from(offset!(socket_inode)));
+    peek::<u64>(socket, offset!(socket_flags)) & 1 << SOCK_NOSPACE != 0
+}

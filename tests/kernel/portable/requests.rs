@@ -1,0 +1,120 @@
+//! Requests, by each way in which this kernel lets them be followed.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::requests::serve::{ask, asked, doing_before};
+use crate::requests::{OPTIONS, connect, logged, within_what_logs_say};
+use crate::schedule::check_within;
+use crate::servers::free_port;
+use crate::support::{Collector, Workload, collector_command, eventually};
+
+const SOCKETS: &str = "--probes.requests=sockets";
+const SYSCALLS: &str = "--probes.requests=syscalls";
+
+fn serving(way: &str, address: &str) -> (Workload, Collector, Pid, PathBuf) {
+    doing_before(&[&OPTIONS[..], &[way]].concat(), &format!("serve {address}"))
+}
+
+fn each_request_has_the_outcome_that_it_had(way: &str) {
+    let address = format!("127.0.0.1:{}", free_port());
+    let (master, collector, pid, _) = serving(way, &address);
+    let mut stream = connect(&address);
+    for (status, times) in [("200", 5), ("301", 2), ("404", 3), ("500", 1), ("101", 1)] {
+        for _ in 0..times {
+            ask(&mut stream, &format!("http 0 {status}\n"), "\r\n\r\n");
+        }
+    }
+    ask(&mut stream, "plain 1\n", "pong\n");
+    ask(&mut stream, "stream 40\n", "ok");
+    ask(&mut stream, "continue 5\n", "Content-Length: 0\r\n\r\n");
+    ask(&mut stream, "both 5\n", "Not Found\r\nContent-Length: 0\r\n\r\n");
+    // Closed without an answer, by the worker; and what no answer was waited for is answered all the same.
+    stream.write_all(b"close 5\n").unwrap();
+    assert_eq!(stream.read(&mut [0; 16]).unwrap(), 0);
+    let mut gone = connect(&address);
+    gone.write_all(b"http 1 200\n").unwrap();
+    gone.shutdown(Shutdown::Write).unwrap();
+    let mut rest = String::new();
+    gone.read_to_string(&mut rest).unwrap();
+    assert!(rest.starts_with("HTTP/1.1 200"), "{rest:?}");
+    // Opened and closed: nothing was asked.
+    drop(connect(&address));
+    let expected = [("2xx", 9), ("3xx", 2), ("4xx", 4), ("5xx", 1), ("ok", 2), ("aborted", 1)];
+    let requests = asked(&collector, master.pid(), pid, &expected);
+    // The one that was answered in two parts is as long as both.
+    let longest = requests["duration_seconds"]["2xx"]["start"]["max"].as_f64().unwrap();
+    assert!((0.040..0.5).contains(&longest), "{requests}");
+}
+
+fn a_unix_socket_serves_as_well(way: &str) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let (master, collector, pid, _) = serving(way, path.to_str().unwrap());
+    let connect = || eventually("it listens", || UnixStream::connect(&path).ok());
+    let mut stream = connect();
+    for _ in 0..10 {
+        ask(&mut stream, "http 1 200\n", "\r\n\r\n");
+    }
+    drop(stream);
+    // Nobody tells of the end of these connections, and the next one is likely to be where the last one was in memory.
+    for _ in 0..20 {
+        let mut stream = connect();
+        stream.write_all(b"close 1\n").unwrap();
+        assert_eq!(stream.read(&mut [0; 16]).unwrap(), 0);
+    }
+    let mut stream = connect();
+    stream.write_all(b"plain 20\n").unwrap();
+    drop(stream);
+    asked(&collector, master.pid(), pid, &[("2xx", 10), ("aborted", 21)]);
+}
+
+fn requests_take_as_long_as_the_server_measured(way: &str) {
+    let address = format!("127.0.0.1:{}", free_port());
+    let (master, collector, pid, file) = serving(way, &address);
+    let mut stream = connect(&address);
+    for turn in 0..120 {
+        ask(&mut stream, &format!("http {} 200\n", [3, 3, 12, 30][turn % 4]), "\r\n\r\n");
+    }
+    stream.write_all(b"tell\n").unwrap();
+    let truth = logged(&file, 120);
+    drop(stream);
+    let requests = asked(&collector, master.pid(), pid, &[("2xx", 120), ("aborted", 1)]);
+    check_within(within_what_logs_say, way, &requests["duration_seconds"]["2xx"], truth);
+}
+
+/// Ways in which requests can be followed here, as `collector doctor` says.
+fn ways() -> Vec<&'static str> {
+    let feature = |way: &str| {
+        let report = collector_command(&["doctor", "--source=ebpf", "--format=json", way]).output().unwrap();
+        let report: Value = serde_json::from_slice(&report.stdout).unwrap();
+        let features = report["features"].as_array().unwrap();
+        features.iter().find(|feature| feature["name"] == "requests").unwrap().clone()
+    };
+    assert_eq!(feature(SYSCALLS)["enabled"], true);
+    let sockets = feature(SOCKETS);
+    let release = nix::sys::utsname::uname().unwrap();
+    let mut version = release.release().to_str().unwrap().split('.').map(|part| part.parse().unwrap_or(0));
+    if (version.next(), version.next()) >= (Some(6), Some(3)) {
+        assert_eq!(sockets["enabled"], true, "{sockets}");
+        return vec![SOCKETS, SYSCALLS];
+    }
+    assert_eq!(sockets["enabled"], false, "{sockets}");
+    assert!(sockets["remedy"].as_str().unwrap().contains(SYSCALLS), "{sockets}");
+    vec![SYSCALLS]
+}
+
+#[test]
+fn requests_are_counted_and_measured_by_each_way_that_this_kernel_has() {
+    for way in ways() {
+        println!("{way}");
+        each_request_has_the_outcome_that_it_had(way);
+        a_unix_socket_serves_as_well(way);
+        requests_take_as_long_as_the_server_measured(way);
+    }
+}
