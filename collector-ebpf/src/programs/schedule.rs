@@ -514,9 +514,10 @@ fn begin_work(times: *mut Times, parks: u32, partial: bool, now: u64) {
         if (*work).begin_ns == 0 {
             (*work).begin_ns = now;
             if partial {
-                // What it did before nobody has seen: it is taken for one that has worked.
+                // What it did before nobody has seen: it is taken for one that has worked, and has been as it is since now.
                 (*work).ready_ns = now;
                 (*work).worked_ns = now;
+                (*work).since_ns = now;
             }
             return;
         }

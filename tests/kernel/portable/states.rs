@@ -41,6 +41,10 @@ fn each_worker_is_in_the_state_that_its_waiting_says() {
         workers.iter().map(|worker| worker["state"].as_str().unwrap().to_owned()).collect()
     };
     assert_eq!(states(&found), ["idle", "active"], "{found}");
+    for worker in found["workers"].as_array().unwrap() {
+        // RFC 3339: later is greater.
+        assert!(worker["since"].as_str().unwrap() >= worker["started"].as_str().unwrap(), "{worker}");
+    }
     let expected = [
         ("park poll", "ready"),
         // A lone thread waits for another process, one of several for the others.
