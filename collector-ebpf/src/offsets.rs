@@ -170,6 +170,10 @@ offsets! {
     inode_number,
     /// `unix_sock.addr`
     unix_address,
+    /// `unix_sock.peer`
+    unix_peer,
+    /// `unix_address.refcnt`: int, sockets that have the address
+    address_users,
     /// Not an offset: BTF id of a struct that begins with a word, in a kernel with `bpf_rdonly_cast` (6.2+)
     word_type,
     /// Not an offset: BTF id of `task_struct`, in a kernel with `bpf_rdonly_cast`

@@ -58,6 +58,10 @@ pub const REQUEST_HISTOGRAMS: u32 = 1 << 24;
 /// In [`Request::place`]: when the last byte so far of its answer was sent, something had come that was not read yet.
 pub const REQUEST_LEFT: u32 = 1 << 25;
 
+/// In [`Request::place`]: what was received may need no answer, by its length and what can be seen of it. Then it was no
+/// request unless it is answered, and it is not in flight.
+pub const REQUEST_PROVISIONAL: u32 = 1 << 26;
+
 impl Request {
     /// The slot in a place.
     #[inline(always)]

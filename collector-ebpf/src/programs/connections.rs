@@ -40,10 +40,9 @@ impl Connection {
     /// what comes after that is read away.
     ///
     /// A TCP connection that was accepted has the limit of the queue of its listening socket, of which it began as a copy
-    /// (`inet_csk_clone_lock` of `net/ipv4/inet_connection_sock.c`); one that connect(2) opened has none. An accepted UNIX
-    /// connection has the address of its listening socket (`unix_stream_connect` of `net/unix/af_unix.c`); the other end
-    /// has none, unless it was bound to one. When that is closed, neither direction is open, which does not keep this side
-    /// from reading what came before.
+    /// (`inet_csk_clone_lock` of `net/ipv4/inet_connection_sock.c`); one that connect(2) opened has none. When the other
+    /// end of a UNIX connection is closed, neither direction is open, which does not keep this side from reading what came
+    /// before.
     #[inline(always)]
     pub(crate) fn asks(self) -> bool {
         let sock = self.sock;
@@ -57,9 +56,10 @@ impl Connection {
                 let backlog: u32 = peek(sock, offset!(sock_max_ack_backlog));
                 kind == SOCK_STREAM && backlog != 0 && (shutdown & SEND_SHUTDOWN == 0 || self.was_reset())
             }
-            AF_UNIX if offset!(unix_address) != ABSENT => {
-                let address: u64 = peek(sock, offset!(unix_address));
-                (kind == SOCK_STREAM || kind == SOCK_SEQPACKET) && address != 0 && shutdown != SEND_SHUTDOWN
+            AF_UNIX if offset!(address_users) != ABSENT && offset!(unix_peer) != ABSENT => {
+                (kind == SOCK_STREAM || kind == SOCK_SEQPACKET)
+                    && was_accepted(sock)
+                    && shutdown != SEND_SHUTDOWN
             }
             _ => false,
         }
@@ -90,6 +90,18 @@ impl Connection {
     pub(crate) fn has_more(self) -> bool {
         self.sock != 0 && peek::<u32>(self.sock, offset!(sock_queued)) != 0
     }
+}
+
+/// A UNIX connection has the address of the listening socket that it came to, and shares it with that one
+/// (`unix_stream_connect` of `net/unix/af_unix.c`). The other end has none, unless it was bound to one, of its own.
+#[inline(always)]
+fn was_accepted(sock: u64) -> bool {
+    let users = |sock: u64| -> i32 {
+        let address: u64 = peek(sock, offset!(unix_address));
+        if address == 0 { 0 } else { peek(address, offset!(address_users)) }
+    };
+    let ours = users(sock);
+    ours != 0 && ours > users(peek(sock, offset!(unix_peer)))
 }
 
 /// Number of the inode of a connection: no two of those that live now have the same.

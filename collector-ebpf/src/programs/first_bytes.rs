@@ -22,7 +22,7 @@ pub(crate) const INTERIM: u32 = 0xff;
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn told_outcome() -> u32 {
-    let Some(line) = first_bytes::<STATUS_LINE>() else { return ANSWERED };
+    let Some(line) = message().and_then(user_bytes::<STATUS_LINE>) else { return ANSWERED };
     if line[..7] != *b"HTTP/1." || line[8] != b' ' {
         return ANSWERED;
     }
@@ -34,23 +34,124 @@ pub(crate) extern "C" fn told_outcome() -> u32 {
     }
 }
 
-/// Length of a FastCGI record without content, which is its header.
-pub(crate) const END_OF_INPUT: i32 = 8;
-
-/// 1 if what was received is the empty `FCGI_STDIN` that ends a FastCGI request. php-fpm reads it when it has answered.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub(crate) extern "C" fn is_end_of_input() -> u32 {
-    const VERSION: u8 = 1;
-    const STDIN: u8 = 5;
-    let Some(record) = first_bytes::<{ END_OF_INPUT as usize }>() else { return 0 };
-    u32::from(record[0] == VERSION && record[1] == STDIN && record[4] == 0 && record[5] == 0)
+/// What a message asks for that was received.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asks {
+    /// An answer, as far as can be seen.
+    Something,
+    /// Perhaps nothing.
+    Perhaps,
+    /// Nothing.
+    Nothing,
 }
 
-/// The first bytes that the current system call sends or has received. `None` where it does not say them: sendfile(2),
-/// io_uring.
+/// What a message of this length asks for.
 #[inline(always)]
-fn first_bytes<const LENGTH: usize>() -> Option<[u8; LENGTH]> {
+pub(crate) fn asks(length: i32) -> Asks {
+    if (length as u32) >= 64 || FEW_WORDS >> length & 1 == 0 {
+        return Asks::Something;
+    }
+    match few_words(length as u32) {
+        NOTHING => Asks::Nothing,
+        PERHAPS => Asks::Perhaps,
+        _ => Asks::Something,
+    }
+}
+
+/// Lengths of messages that may ask for nothing, as bits by length.
+const FEW_WORDS: u64 = {
+    let mut lengths = 0;
+    let mut index = 0;
+    while index < CLEAR.len() {
+        lengths |= 1 << CLEAR[index];
+        index += 1;
+    }
+    let (mut index, mut cover) = (0, 0);
+    while index < CONTROL.len() {
+        while cover < COVERS.len() {
+            lengths |= 1 << (RECORD + CONTROL[index] + COVERS[cover]);
+            cover += 1;
+        }
+        (index, cover) = (index + 1, 0);
+    }
+    lengths
+};
+
+/// Of messages in clear text: the end of a PostgreSQL session, a WebSocket pong, a TLS alert, the end of a FastCGI request, and
+/// frames of HTTP/2, one or two of them.
+const CLEAR: [u32; 9] = [5, 6, 7, END_OF_INPUT, 9, 13, 14, 17, 26];
+/// Of what is under a TLS record: an alert, and frames of HTTP/2: the answer to settings, a window update or a reset, the
+/// answer to a ping, and two window updates.
+const CONTROL: [u32; 5] = [ALERT, 9, 13, 17, 26];
+const ALERT: u32 = 2;
+/// What a cipher adds: of TLS 1.3, and of 1.2 with AES-GCM and with ChaCha20 (RFC 8446 section 5.2, RFC 5288, RFC 7905).
+const COVERS: [u32; 3] = [17, 24, 16];
+/// Length of the header of a TLS record (RFC 8446 section 5.1).
+const RECORD: u32 = 5;
+const RECORD_ALERT: u8 = 21;
+const RECORD_DATA: u8 = 23;
+/// Length of a FastCGI record without content, which is its header. php-fpm reads the one that ends its input when it has
+/// answered.
+const END_OF_INPUT: u32 = 8;
+/// Length of the header of a frame of HTTP/2 (RFC 9113 section 4.1).
+const FRAME: usize = 9;
+
+const SOMETHING: u32 = 0;
+const PERHAPS: u32 = 1;
+const NOTHING: u32 = 2;
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn few_words(length: u32) -> u32 {
+    let Some(at) = message() else { return SOMETHING };
+    let Some(bytes) = user_bytes::<FRAME>(at) else { return SOMETHING };
+    let record = u32::from(bytes[3]) << 8 | u32::from(bytes[4]);
+    if bytes[1] == 3 && record + RECORD == length {
+        return match bytes[0] {
+            RECORD_ALERT => NOTHING,
+            RECORD_DATA if record == ALERT + COVERS[0] => NOTHING,
+            RECORD_DATA => PERHAPS,
+            _ => SOMETHING,
+        };
+    }
+    let nothing = match length {
+        5 => bytes[0] == b'X' && bytes[1] | bytes[2] | bytes[3] == 0 && bytes[4] == 4,
+        6 => bytes[0] == 0x8a && bytes[1] == 0x80,
+        // An empty `FCGI_STDIN`.
+        END_OF_INPUT => bytes[0] == 1 && bytes[1] == 5 && bytes[4] | bytes[5] == 0,
+        _ => {
+            let frame = control_frame(&bytes);
+            frame == length
+                || frame != 0
+                    && frame * 2 == length
+                    && user_bytes(at + u64::from(frame)).is_some_and(|next| control_frame(&next) == frame)
+        }
+    };
+    if nothing { NOTHING } else { SOMETHING }
+}
+
+/// The length of a frame of HTTP/2 that asks for nothing, by its header; 0 of another one.
+#[inline(always)]
+fn control_frame(header: &[u8; FRAME]) -> u32 {
+    const ACK: u8 = 1;
+    let acknowledges = header[4] & ACK != 0;
+    let expected = match header[3] {
+        // PRIORITY, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE
+        2 => 5,
+        3 | 8 => 4,
+        4 if acknowledges => 0,
+        6 if acknowledges => 8,
+        7 => 8,
+        _ => return 0,
+    };
+    let length = u32::from(header[0]) << 16 | u32::from(header[1]) << 8 | u32::from(header[2]);
+    if length == expected { length + FRAME as u32 } else { 0 }
+}
+
+/// Where the first bytes are that the current system call sends or has received. `None` where it does not say them:
+/// sendfile(2), io_uring.
+#[inline(always)]
+fn message() -> Option<u64> {
     if offset!(regs_syscall) == ABSENT || offset!(regs_second) == ABSENT {
         return None;
     }
@@ -76,10 +177,15 @@ fn first_bytes<const LENGTH: usize>() -> Option<[u8; LENGTH]> {
     if named != BYTES {
         at = user_word(at)?;
     }
-    let mut line = [0; LENGTH];
+    Some(at)
+}
+
+#[inline(always)]
+fn user_bytes<const LENGTH: usize>(at: u64) -> Option<[u8; LENGTH]> {
+    let mut bytes = [0; LENGTH];
     // SAFETY: the helper checks the address.
-    unsafe { bpf_probe_read_user_buf(at as *const u8, &mut line) }.ok()?;
-    Some(line)
+    unsafe { bpf_probe_read_user_buf(at as *const u8, &mut bytes) }.ok()?;
+    Some(bytes)
 }
 
 #[inline(always)]

@@ -13,13 +13,13 @@ use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
 use collector_ebpf::event::Counter;
 use collector_ebpf::limits::REQUEST_SETS;
 use collector_ebpf::request::{
-    ABORTED, ANSWERED, CLOSED, Finish, LOCKED, REQUEST_HISTOGRAMS, REQUEST_LEFT, REQUEST_WAYS, Request,
-    WANTS_REQUESTS, WANTS_STATUS, set_of,
+    ABORTED, ANSWERED, CLOSED, Finish, LOCKED, REQUEST_HISTOGRAMS, REQUEST_LEFT, REQUEST_PROVISIONAL,
+    REQUEST_WAYS, Request, WANTS_REQUESTS, WANTS_STATUS, set_of,
 };
 use collector_ebpf::schedule::{REQUEST, THREAD_HISTOGRAMS, Thread, Times};
 
 use crate::connections::{Connection, is_open, number_of, waits_for_room};
-use crate::first_bytes::{END_OF_INPUT, INTERIM, is_end_of_input, told_outcome};
+use crate::first_bytes::{Asks, INTERIM, asks, told_outcome};
 use crate::kernel::now;
 use crate::schedule::{add_u32, add_u64, fall, find, record_or_discard, rise, time_run};
 use crate::{CONNECTIONS, REQUESTS, TIMES, count, waterfall};
@@ -52,13 +52,16 @@ pub(crate) fn received(serving: &mut Serving, connection: Connection, length: i3
     let (thread, times, wants) = (&mut *serving.thread, serving.times, serving.wants);
     // SAFETY: a pointer into the array.
     add_u64(unsafe { &raw mut (*times).received_bytes }, u64::from(length.cast_unsigned()));
-    if length == END_OF_INPUT && wants & WANTS_STATUS != 0 && is_end_of_input() != 0 {
+    let looks = wants & WANTS_STATUS != 0 && connection.sock != 0;
+    let asks = if looks { asks(length) } else { Asks::Something };
+    if asks == Asks::Nothing {
         return;
     }
+    let provisional = asks == Asks::Perhaps;
     let (at_ns, key) = (now(), connection.key);
     match place_of(key).and_then(|index| request_of(key, index, at_ns)) {
-        Some(index) => continued(connection, index, thread, length, at_ns),
-        None if length > 0 && connection.asks() => begin(connection, thread, times, at_ns),
+        Some(index) => continued(connection, index, thread, length, provisional, at_ns),
+        None if length > 0 && connection.asks() => begin(connection, thread, times, provisional, at_ns),
         None => {}
     }
     time_run(at_ns);
@@ -269,11 +272,11 @@ extern "C" fn end(key: u64, index: u32, at_ns: u64) -> u32 {
     let (worker, answer_ns) = unsafe { ((*request).place, (*request).answer_ns) };
     leave_thread(request, at_ns);
     if let Some(times) = TIMES.get_ptr_mut(Request::slot_of(worker)) {
-        if answer_ns == 0 {
+        if answer_ns != 0 {
+            account(index, Request::outcome_of(worker), answer_ns);
+        } else if worker & REQUEST_PROVISIONAL == 0 {
             fly_no_more(times, worker, at_ns);
             account(index, ABORTED, at_ns);
-        } else {
-            account(index, Request::outcome_of(worker), answer_ns);
         }
         // SAFETY: a pointer into the array.
         add_u32(unsafe { &raw mut (*times).open }, u32::MAX);
@@ -340,9 +343,8 @@ fn fly(times: *mut Times, at_ns: u64) {
 
 /// The first byte of a request.
 #[inline(always)]
-fn begin(connection: Connection, thread: &mut Thread, times: *mut Times, at_ns: u64) {
+fn begin(connection: Connection, thread: &mut Thread, times: *mut Times, provisional: bool, at_ns: u64) {
     let Connection { key, sock } = connection;
-    let thread_place = thread.place;
     let set = set_of(key);
     let free = free_place(set).or_else(|| found(make_room(set, at_ns)).and_then(|_| free_place(set)));
     let Some(index) = free else {
@@ -350,57 +352,84 @@ fn begin(connection: Connection, thread: &mut Thread, times: *mut Times, at_ns: 
         return;
     };
     let (Some(request), Some(place)) = (REQUESTS.get_ptr_mut(index), key_place(index)) else { return };
-    let histograms = if thread_place & THREAD_HISTOGRAMS != 0 { REQUEST_HISTOGRAMS } else { 0 };
-    let tid = waterfall::begin(thread, times, at_ns);
     // SAFETY: pointers into the arrays; locked, and nobody finds it until its key is written.
     unsafe {
-        (&raw mut (*request).place)
-            .write_volatile(Request::with_outcome(Thread::slot_of(thread_place) | histograms, ANSWERED));
-        (&raw mut (*request).begin_ns).write_volatile(at_ns);
-        (&raw mut (*request).answer_ns).write_volatile(0);
         (&raw mut (*request).sock).write_volatile(sock);
         (&raw mut (*request).inode).write_volatile(number_of(key));
-        (&raw mut (*request).tid).write_volatile(tid);
         add_u32(&raw mut (*times).open, 1);
-        fly(times, at_ns);
-        atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(place, key);
     }
+    ask(request, thread, times, provisional, at_ns);
+    // SAFETY: as above.
+    unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(place, key) };
     unlock(key, index, request);
+}
+
+/// A locked request begins, be it the first one of its connection or the next. Provisional, it is not in flight.
+#[inline(always)]
+fn ask(request: *mut Request, thread: &mut Thread, times: *mut Times, provisional: bool, at_ns: u64) {
+    let thread_place = thread.place;
+    let mut place = Thread::slot_of(thread_place);
+    if thread_place & THREAD_HISTOGRAMS != 0 {
+        place |= REQUEST_HISTOGRAMS;
+    }
+    let mut tid = 0;
+    if provisional {
+        place |= REQUEST_PROVISIONAL;
+    } else {
+        tid = waterfall::begin(thread, times, at_ns);
+        fly(times, at_ns);
+    }
+    // SAFETY: callers pass a pointer into the array; locked.
+    unsafe {
+        (&raw mut (*request).place).write_volatile(Request::with_outcome(place, ANSWERED));
+        (&raw mut (*request).begin_ns).write_volatile(at_ns);
+        (&raw mut (*request).answer_ns).write_volatile(0);
+        (&raw mut (*request).tid).write_volatile(tid);
+    }
 }
 
 /// More bytes came on a connection with a request, or no more will (`length` 0).
 #[inline(always)]
-fn continued(connection: Connection, index: u32, thread: &mut Thread, length: i32, at_ns: u64) {
+fn continued(
+    connection: Connection,
+    index: u32,
+    thread: &mut Thread,
+    length: i32,
+    provisional: bool,
+    at_ns: u64,
+) {
     let key = connection.key;
     let Some(request) = lock(key, index) else { return };
     // SAFETY: a pointer into the array; locked.
     let (place, answer_ns) = unsafe { ((*request).place, (*request).answer_ns) };
-    if answer_ns != 0 && length == 0 {
+    let answered = answer_ns != 0;
+    if answered && length == 0 {
         end(key, index, at_ns);
         return;
     }
-    if answer_ns != 0 && !connection.is_read_away(place) {
-        // The answer was complete: this is the next request.
-        let thread_place = thread.place;
-        let (before, slot) = (Request::slot_of(place), Thread::slot_of(thread_place));
-        let (Some(old), Some(new)) = (TIMES.get_ptr_mut(before), TIMES.get_ptr_mut(slot)) else { return };
-        account(index, Request::outcome_of(place), answer_ns);
-        leave_thread(request, at_ns);
-        let tid = waterfall::begin(thread, new, at_ns);
-        let histograms = if thread_place & THREAD_HISTOGRAMS != 0 { REQUEST_HISTOGRAMS } else { 0 };
-        // SAFETY: pointers into the arrays; locked.
-        unsafe {
+    // The answer was complete, or what came before needed none: this is the next request.
+    let next = if answered {
+        !connection.is_read_away(place)
+    } else {
+        place & REQUEST_PROVISIONAL != 0 && length > 0
+    };
+    if next {
+        let (before, slot) = (Request::slot_of(place), Thread::slot_of(thread.place));
+        if let (Some(old), Some(new)) = (TIMES.get_ptr_mut(before), TIMES.get_ptr_mut(slot)) {
+            if answered {
+                account(index, Request::outcome_of(place), answer_ns);
+                leave_thread(request, at_ns);
+            }
             if before != slot {
                 // Another worker was given the connection.
-                add_u32(&raw mut (*old).open, u32::MAX);
-                add_u32(&raw mut (*new).open, 1);
+                // SAFETY: pointers into the array.
+                unsafe {
+                    add_u32(&raw mut (*old).open, u32::MAX);
+                    add_u32(&raw mut (*new).open, 1);
+                }
             }
-            (&raw mut (*request).place).write_volatile(Request::with_outcome(slot | histograms, ANSWERED));
-            (&raw mut (*request).begin_ns).write_volatile(at_ns);
-            (&raw mut (*request).answer_ns).write_volatile(0);
-            (&raw mut (*request).tid).write_volatile(tid);
+            ask(request, thread, new, provisional, at_ns);
         }
-        fly(new, at_ns);
     }
     unlock(key, index, request);
 }
@@ -433,7 +462,9 @@ fn answered(
         }
         if answer_ns == 0 {
             outcome = told;
-            if let Some(times) = TIMES.get_ptr_mut(Request::slot_of(place)) {
+            if place & REQUEST_PROVISIONAL == 0
+                && let Some(times) = TIMES.get_ptr_mut(Request::slot_of(place))
+            {
                 fly_no_more(times, place, at_ns);
             }
         } else if told < ANSWERED {
@@ -448,7 +479,7 @@ fn answered(
     let left = if connection.has_more() { REQUEST_LEFT } else { 0 };
     // SAFETY: as above.
     unsafe {
-        let place = Request::with_outcome(place & !REQUEST_LEFT | left, outcome);
+        let place = Request::with_outcome(place & !(REQUEST_LEFT | REQUEST_PROVISIONAL) | left, outcome);
         (&raw mut (*request).place).write_volatile(place);
         (&raw mut (*request).answer_ns).write_volatile(at_ns);
     }
@@ -474,8 +505,8 @@ fn free_place(set: u32) -> Option<u32> {
 /// Another CPU can be about to take the same one.
 const ATTEMPTS_TO_BEGIN: usize = 3;
 
-/// Takes a request that was answered for complete, so that there is room for one that is not. Returns what was its index,
-/// or [`NOWHERE`].
+/// Takes a request that was answered for complete, or one for none that may be none, so that there is room for another.
+/// Returns what was its index, or [`NOWHERE`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn make_room(set: u32, at_ns: u64) -> u32 {
@@ -483,7 +514,10 @@ extern "C" fn make_room(set: u32, at_ns: u64) -> u32 {
         let index = set * REQUEST_WAYS as u32 + way;
         let Some(request) = REQUESTS.get_ptr_mut(index) else { break };
         // SAFETY: a pointer into the array; another CPU may change it.
-        if unsafe { (&raw const (*request).answer_ns).read_volatile() } == 0 {
+        let (place, answer_ns) = unsafe {
+            ((&raw const (*request).place).read_volatile(), (&raw const (*request).answer_ns).read_volatile())
+        };
+        if answer_ns == 0 && place & REQUEST_PROVISIONAL == 0 {
             continue;
         }
         let key = key_of(index);

@@ -7,8 +7,9 @@ use aya_ebpf::programs::BtfTracePointContext;
 use crate::connections::Connection;
 use crate::requests::{closed, received, sent, serving};
 
-/// `MSG_PEEK` of `include/linux/socket.h`.
-pub(crate) const MSG_PEEK: u32 = 2;
+/// `MSG_PEEK` and `MSG_ERRQUEUE` of `include/linux/socket.h`: what is received stays there, or is what the kernel says of
+/// what was sent.
+pub(crate) const NOT_FROM_PEER: u32 = 2 | 0x2000;
 /// `TCP_FIN_WAIT1`, `TCP_CLOSE` and `TCP_LAST_ACK` of `include/net/tcp_states.h`.
 const TCP_FIN_WAIT1: i32 = 4;
 const TCP_CLOSE: i32 = 7;
@@ -19,7 +20,7 @@ const TCP_LAST_ACK: i32 = 9;
 fn socket_received(ctx: BtfTracePointContext) -> i32 {
     let Some(mut serving) = serving() else { return 0 };
     let (sock, length, flags) = (ctx.arg::<u64>(0), ctx.arg::<i32>(1), ctx.arg::<u32>(2));
-    if flags & MSG_PEEK == 0 && length >= 0 {
+    if flags & NOT_FROM_PEER == 0 && length >= 0 {
         received(&mut serving, Connection::of_sock(sock), length);
     }
     0

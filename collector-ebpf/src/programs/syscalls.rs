@@ -13,7 +13,7 @@ use collector_ebpf::schedule::SYSCALLS;
 use crate::connections::Connection;
 use crate::kernel::{S_IFIFO, S_IFMT, S_IFSOCK, STDIN, STDOUT, Task, file_of, inode_of, offset, peek, read};
 use crate::requests::{ECONNRESET, EPIPE, in_progress, received, sent, serving};
-use crate::sockets::MSG_PEEK;
+use crate::sockets::NOT_FROM_PEER;
 
 /// What system calls by number do with bytes, set by the loader.
 #[unsafe(no_mangle)]
@@ -49,7 +49,7 @@ fn syscall_returned(ctx: BtfTracePointContext) -> i32 {
     let target: u64 = if moves == SPLICES { read!(registers, regs_third) } else { first };
     if moves != SENDS
         && length >= 0
-        && flags as u32 & MSG_PEEK == 0
+        && flags as u32 & NOT_FROM_PEER == 0
         && let Some(connection) = read_from(task, first as u32)
     {
         received(&mut serving, connection, length);

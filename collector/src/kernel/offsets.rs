@@ -48,7 +48,7 @@ fn regs_later(btf: &Btf<'_>, regs: u32) -> Option<[u32; 3]> {
 
 /// Resolves every offset from the running kernel's BTF. `cast` is the BTF id of `bpf_rdonly_cast`.
 pub fn resolve(btf: &Btf<'_>, cast: Option<u32>) -> Result<Offsets, OffsetsError> {
-    const NAMES: [&str; 14] = [
+    const NAMES: [&str; 15] = [
         "task_struct",
         "signal_struct",
         "mm_struct",
@@ -63,6 +63,7 @@ pub fn resolve(btf: &Btf<'_>, cast: Option<u32>) -> Result<Offsets, OffsetsError
         "socket",
         "socket_alloc",
         "tcp_sock",
+        "unix_address",
     ];
     let found = btf.find(NAMES.map(|name| (Kind::Struct, name)));
     let id = |index: usize| found[index].ok_or(OffsetsError::Struct(NAMES[index]));
@@ -159,6 +160,8 @@ pub fn resolve(btf: &Btf<'_>, cast: Option<u32>) -> Result<Offsets, OffsetsError
             .map_or(ABSENT, |field| field.offset),
         inode_number: of(7, "i_ino", 8),
         unix_address: of(10, "addr", 8),
+        unix_peer: of(10, "peer", 8),
+        address_users: of(14, "refcnt.refs.counter", 4),
         // `pt_regs` begins with a general register everywhere.
         word_type: cast.and(found[8]).unwrap_or(ABSENT),
         task_type: cast.map_or(ABSENT, |_| task),

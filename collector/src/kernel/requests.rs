@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use aya::maps::MapData;
 use collector_ebpf::limits::REQUEST_SETS;
-use collector_ebpf::request::{Connections, Finish, QUIET_NS, REQUEST_WAYS, Request};
+use collector_ebpf::request::{Connections, Finish, QUIET_NS, REQUEST_PROVISIONAL, REQUEST_WAYS, Request};
 
 use super::schedule::Probe;
 use super::shared::Shared;
@@ -115,7 +115,7 @@ impl RequestTable {
             }
             let Some(place) = self.key(index as usize) else { continue };
             if place.compare_exchange(key, 0, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
-                each(its, request.answer_ns == 0);
+                each(its, request.answer_ns == 0 && request.place & REQUEST_PROVISIONAL == 0);
             }
             if let Some(lock) = self.lock(index as usize) {
                 lock.store(0, Ordering::SeqCst);

@@ -9,6 +9,8 @@ mod postgresql;
 mod python;
 mod queue;
 pub(crate) mod serve;
+mod sockets;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};

@@ -74,7 +74,7 @@ fn nginx_logs_as_many_requests_under_load() {
 }
 
 /// A server with this in its `http` section, and the worker that it has.
-fn nginx(directory: &std::path::Path, http: &str) -> Server {
+pub(super) fn nginx(directory: &std::path::Path, http: &str) -> Server {
     let at = directory.display();
     let text = format!(
         "worker_processes 1;\nworker_rlimit_nofile {FILES};\npid {at}/pid;\nerror_log {at}/error.log;\n\
