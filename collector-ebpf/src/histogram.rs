@@ -29,28 +29,36 @@ static LOGARITHMS: [u8; 256] = {
 };
 
 /// Bucket of a value; values above [`MAX_VALUE`] go to the last one.
-///
-/// BPF cannot count leading zeros: the compiler makes a chain of forty instructions of it, each of which waits for the
-/// one before. A table of a byte's logarithms is a comparison and a load for values below 2^14 (16 µs), and at most four
-/// comparisons for others.
 #[inline(always)]
 pub const fn index(value: u64) -> usize {
+    index_by(value, 0)
+}
+
+/// The same where `zero` is a zero that the compiler does not know.
+///
+/// BPF cannot count leading zeros: the compiler makes a chain of forty instructions of it, each of which waits for the
+/// one before. So a table of a byte's logarithms is asked. Which byte that is, is calculated and not decided: the verifier
+/// goes through all that follows once for each way to decide it. With a zero that it knows the compiler would decide.
+#[inline(always)]
+pub const fn index_by(value: u64, zero: u64) -> usize {
+    // What is too large has all bits set, and what has too many loses them.
+    let too_large = zero.wrapping_sub(is_not_zero(value >> VALUE_BITS, zero));
+    let value = (value | too_large) & MAX_VALUE;
     // The bits that the table is asked about begin here, and none is above them.
-    let low = if value < 1 << 14 {
-        0
-    } else if value < 1 << 22 {
-        8
-    } else if value < 1 << 30 {
-        16
-    } else if value < 1 << 38 {
-        24
-    } else {
-        32
-    };
-    let value = if value > MAX_VALUE { MAX_VALUE } else { value };
+    let low = is_not_zero(value >> 14, zero)
+        + is_not_zero(value >> 22, zero)
+        + is_not_zero(value >> 30, zero)
+        + is_not_zero(value >> 38, zero);
+    let low = low as u32 * 8;
     let shift = low + LOGARITHMS[(value >> (SUB_BUCKET_BITS + low)) as u8 as usize] as u32;
     // `value >> shift` is in 64..128, or the value itself where that is smaller.
     (((shift as u64) << SUB_BUCKET_BITS) + (value >> shift)) as usize
+}
+
+/// 1 or 0, of a value without its highest bit.
+#[inline(always)]
+const fn is_not_zero(value: u64, zero: u64) -> u64 {
+    zero.wrapping_sub(value) >> 63
 }
 
 /// Lowest and highest value of a bucket, both inclusive.

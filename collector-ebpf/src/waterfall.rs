@@ -72,7 +72,9 @@ pub struct Slowest {
     /// The shortest of `requests`, ns; 0 while there is room.
     pub least_ns: u64,
     /// How many of `requests` there are.
-    pub length: u64,
+    pub length: u32,
+    /// Index of the shortest, when there is no room.
+    pub least: u32,
     /// In no order.
     pub requests: [SlowRequest; SLOWEST],
 }

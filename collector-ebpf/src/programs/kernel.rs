@@ -2,6 +2,7 @@
 
 use core::ffi::c_void;
 use core::hint::black_box;
+use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 
 use aya_ebpf::bindings::BPF_LOCAL_STORAGE_GET_F_CREATE;
@@ -140,6 +141,19 @@ impl Task {
         unsafe { core::mem::transmute(words) }
     }
 
+    /// Copies the name.
+    ///
+    /// # Safety
+    ///
+    /// The pointer is to what may be written, and is aligned for words.
+    #[inline(always)]
+    pub(crate) unsafe fn copy_comm(self, to: *mut [u8; COMM_LEN]) {
+        const { assert!(COMM_LEN == size_of::<[u64; 2]>()) };
+        let comm = self.0.wrapping_add(offset!(task_comm) as usize);
+        // SAFETY: as for `read!`, and as for us.
+        unsafe { copy::<[u64; 2]>(to.cast(), comm.cast()) };
+    }
+
     /// CPU of this thread alone.
     #[inline(always)]
     pub(crate) fn cpu(self) -> Cpu {
@@ -255,6 +269,58 @@ pub(crate) const S_IFIFO: u16 = 0o010_000;
 /// Descriptors of the standard input and output.
 pub(crate) const STDIN: u32 = 0;
 pub(crate) const STDOUT: u32 = 1;
+
+/// Makes a value all zero, word by word. An assignment of more than a few words is a call of `memset`, which goes byte by
+/// byte, and so does the verifier.
+///
+/// # Safety
+///
+/// The pointer is to a value that may be written, and for which all bits zero are valid.
+#[inline(always)]
+pub(crate) unsafe fn clear<T>(value: *mut T) {
+    // Volatile, or the compiler makes a call of it again.
+    each_word::<T>(
+        // SAFETY: inside the value, as `each_word` says.
+        |at| unsafe { value.cast::<u64>().add(at).write_volatile(0) },
+        // SAFETY: as above.
+        |at| unsafe { value.cast::<u32>().add(at).write_volatile(0) },
+    );
+}
+
+/// Copies a value, word by word, for the same reason.
+///
+/// # Safety
+///
+/// The pointers are to a value that may be written, and to one that may be read; programs may write to it at the same time.
+#[inline(always)]
+pub(crate) unsafe fn copy<T>(to: *mut T, from: *const T) {
+    each_word::<T>(
+        // SAFETY: inside both values, as `each_word` says.
+        |at| unsafe { to.cast::<u64>().add(at).write_volatile(from.cast::<u64>().add(at).read_volatile()) },
+        // SAFETY: as above.
+        |at| unsafe { to.cast::<u32>().add(at).write_volatile(from.cast::<u32>().add(at).read_volatile()) },
+    );
+}
+
+/// Calls with the numbers of the words that a type has, which are as long as it is aligned.
+#[inline(always)]
+fn each_word<T>(mut long: impl FnMut(usize), mut short: impl FnMut(usize)) {
+    const { assert!(align_of::<T>() >= 4 && size_of::<T>().is_multiple_of(align_of::<T>())) };
+    if align_of::<T>() >= 8 {
+        (0..size_of::<T>() / 8).for_each(&mut long);
+    } else {
+        (0..size_of::<T>() / 4).for_each(&mut short);
+    }
+}
+
+/// Makes room that is not initialized a value of zeros, where it is: to move one is a copy.
+#[inline(always)]
+pub(crate) fn cleared<T: Copy>(room: &mut MaybeUninit<T>) -> &mut T {
+    // SAFETY: the values that programs make are integers and arrays of them.
+    unsafe { clear(room.as_mut_ptr()) };
+    // SAFETY: every byte was written.
+    unsafe { room.assume_init_mut() }
+}
 
 /// `CLOCK_MONOTONIC`, ns.
 #[inline(always)]

@@ -1,11 +1,12 @@
 //! A process from fork to the moment it leaves the kernel.
 
 use core::intrinsics::{AtomicOrdering, atomic_xadd, atomic_xchg};
+use core::mem::MaybeUninit;
 
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use collector_ebpf::event::{
-    Counter, Cpu, DEATH_OOM, DEATH_OOM_KNOWN, DEATH_SENT_BY_KERNEL, DEATH_SENT_BY_PROCESS, Death, EXEC, EXIT,
+    Counter, DEATH_OOM, DEATH_OOM_KNOWN, DEATH_SENT_BY_KERNEL, DEATH_SENT_BY_PROCESS, Death, EXEC, EXIT,
     Exec, Exit, FORK, Fork, Header, NONE, REAP, RENAME, Reap, Rename,
 };
 use collector_ebpf::limits::MAX_SLOTS;
@@ -13,7 +14,7 @@ use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::schedule::{ON_CPU, RUNNABLE};
 use collector_ebpf::slot::{EXITED, FINAL, LIVE, REAPED, ROLE_MASTER, ROLE_WORKER, SentSignal, Slot, Tag};
 
-use crate::kernel::{Signal, Task, add, now, offset, read};
+use crate::kernel::{Signal, Task, add, clear, cleared, now, offset, read};
 use crate::schedule::Followed;
 use crate::{CONTROL, FREE_SLOTS, SLOTS, count, emit, free_list, schedule};
 
@@ -94,16 +95,16 @@ fn process_fork(ctx: BtfTracePointContext) -> i32 {
                 (*slot).pool = pool;
                 (*slot).forked_at_ns = at_ns;
                 (*slot).exited_at_ns = 0;
-                (*slot).death = Death::default();
-                (*slot).cpu = Cpu::default();
+                clear(&raw mut (*slot).death);
+                clear(&raw mut (*slot).cpu);
                 (*slot).reaped_at_ns = 0;
-                (*slot).comm = child.comm();
+                child.copy_comm(&raw mut (*slot).comm);
             }
             publish(slot, LIVE);
         }
         let wishes = tag.wishes;
-        let mut tag = Tag { pool, role: ROLE_WORKER, slot: slot_number, wishes, ..Tag::default() };
-        if child.set_tag(&mut tag) {
+        let mut room = MaybeUninit::uninit();
+        if child.set_tag(worker_tag(&mut room, pool, slot_number, wishes)) {
             let owner = Followed { slot: slot_number, wishes };
             schedule::follow(child.tid(), owner, RUNNABLE, false, at_ns);
         } else {
@@ -152,10 +153,17 @@ fn tag_again(task: Task, followed: &Followed) {
     // SAFETY: a pointer into the array.
     let pool = unsafe { (*slot).pool };
     let (slot, wishes) = (followed.slot, followed.wishes);
-    let mut tag = Tag { pool, role: ROLE_WORKER, slot, wishes, ..Tag::default() };
-    if task.tag().is_none() && !task.set_tag(&mut tag) {
+    let mut room = MaybeUninit::uninit();
+    if task.tag().is_none() && !task.set_tag(worker_tag(&mut room, pool, slot, wishes)) {
         count(Counter::NO_TAG);
     }
+}
+
+#[inline(always)]
+fn worker_tag(room: &mut MaybeUninit<Tag>, pool: u32, slot: u32, wishes: u32) -> &mut Tag {
+    let tag = cleared(room);
+    (tag.pool, tag.role, tag.slot, tag.wishes) = (pool, ROLE_WORKER, slot, wishes);
+    tag
 }
 
 #[btf_tracepoint(function = "task_rename")]

@@ -346,8 +346,11 @@ fn fly(times: *mut Times, at_ns: u64) {
 fn begin(connection: Connection, thread: &mut Thread, times: *mut Times, provisional: bool, at_ns: u64) {
     let Connection { key, sock } = connection;
     let set = set_of(key);
-    let free = free_place(set).or_else(|| found(make_room(set, at_ns)).and_then(|_| free_place(set)));
-    let Some(index) = free else {
+    let mut index = free_place(set);
+    if index == NOWHERE && make_room(set, at_ns) != 0 {
+        index = free_place(set);
+    }
+    let Some(index) = found(index) else {
         count(Counter::NO_REQUEST);
         return;
     };
@@ -489,42 +492,52 @@ fn answered(
     unlock(key, index, request);
 }
 
-/// A place that nobody has, locked.
-#[inline(always)]
-fn free_place(set: u32) -> Option<u32> {
+/// The index of a place that nobody has, locked; [`NOWHERE`] if there is none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn free_place(set: u32) -> u32 {
     for _ in 0..ATTEMPTS_TO_BEGIN {
-        let index = found(index_of_key(set, 0))?;
-        let request = REQUESTS.get_ptr_mut(index)?;
+        let index = index_of_key(set, 0);
+        let Some(request) = REQUESTS.get_ptr_mut(index) else { break };
         if try_lock(request) && still_of(0, index, request).is_some() {
-            return Some(index);
+            return index;
         }
     }
-    None
+    NOWHERE
 }
 
 /// Another CPU can be about to take the same one.
 const ATTEMPTS_TO_BEGIN: usize = 3;
 
-/// Takes a request that was answered for complete, or one for none that may be none, so that there is room for another.
-/// Returns what was its index, or [`NOWHERE`].
+/// Takes a request that was answered for complete, or one for none that may be none, so that there is room for another. 1
+/// if there was one.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn make_room(set: u32, at_ns: u64) -> u32 {
     for way in 0..REQUEST_WAYS as u32 {
-        let index = set * REQUEST_WAYS as u32 + way;
-        let Some(request) = REQUESTS.get_ptr_mut(index) else { break };
-        // SAFETY: a pointer into the array; another CPU may change it.
-        let (place, answer_ns) = unsafe {
-            ((&raw const (*request).place).read_volatile(), (&raw const (*request).answer_ns).read_volatile())
-        };
-        if answer_ns == 0 && place & REQUEST_PROVISIONAL == 0 {
-            continue;
-        }
-        let key = key_of(index);
-        if lock(key, index).is_some() {
-            end(key, index, at_ns);
-            return index;
+        if end_answered(set * REQUEST_WAYS as u32 + way, at_ns) != 0 {
+            return 1;
         }
     }
-    NOWHERE
+    0
+}
+
+/// Takes a request for complete if it was answered, and for none if it may be none. 1 if it was either.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn end_answered(index: u32, at_ns: u64) -> u32 {
+    let Some(request) = REQUESTS.get_ptr_mut(index) else { return 0 };
+    // SAFETY: a pointer into the array; another CPU may change it.
+    let (place, answer_ns) = unsafe {
+        ((&raw const (*request).place).read_volatile(), (&raw const (*request).answer_ns).read_volatile())
+    };
+    if answer_ns == 0 && place & REQUEST_PROVISIONAL == 0 {
+        return 0;
+    }
+    let key = key_of(index);
+    if lock(key, index).is_none() {
+        return 0;
+    }
+    end(key, index, at_ns);
+    1
 }

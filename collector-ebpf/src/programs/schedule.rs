@@ -12,7 +12,7 @@ use aya_ebpf::helpers::generated::bpf_task_pt_regs;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use collector_ebpf::event::{Counter, NONE};
-use collector_ebpf::histogram::{SUB_BUCKETS, index};
+use collector_ebpf::histogram::{SUB_BUCKETS, index_by};
 use collector_ebpf::limits::{MAX_CHUNKS, THREAD_SETS};
 use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::schedule::{
@@ -285,37 +285,40 @@ fn enter(tid: u32, place: u32, parks: u32, now: u64) {
     let others = unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(followed, 1) };
     // SAFETY: a pointer into the array, checked by the verifier.
     let first = unsafe { (&raw mut (*set).threads).cast::<Thread>() };
-    for way in 0..WAYS {
-        // SAFETY: one of the elements.
-        let thread = unsafe { first.add(way) };
-        // SAFETY: a valid, aligned integer; whoever exchanges the zero has the entry. Nobody finds it until all of it is
-        // written: what its last thread left there is another slot's.
-        let (_, free) = unsafe {
-            atomic_cxchg::<u32, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
-                &raw mut (*thread).tid,
-                0,
-                LET_GO,
-            )
-        };
-        if free {
-            waterfall::leave(tid);
-            if others == 0 {
-                begin_work(times, parks, place & THREAD_PARTIAL != 0, now);
-            }
-            let place = turn(times, place, Thread::kind_of(place), now);
-            lived(Thread::slot_of(place), now.wrapping_neg());
-            // SAFETY: the entry is this thread's now; volatile, so that the order of the stores stays.
-            unsafe {
-                (&raw mut (*thread).place).write_volatile(place);
-                (&raw mut (*thread).since_ns).write_volatile(now);
-                (&raw mut (*thread).tid).write_volatile(tid);
-            }
-            count_change();
+    let mut way = 0;
+    // SAFETY: one of the elements; a valid, aligned integer. Whoever exchanges the zero has the entry. Nobody finds it until
+    // all of it is written: what its last thread left there is another slot's.
+    while !unsafe {
+        atomic_cxchg::<u32, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
+            &raw mut (*first.add(way)).tid,
+            0,
+            LET_GO,
+        )
+        .1
+    } {
+        way += 1;
+        if way == WAYS {
+            add_u32(followed, u32::MAX);
+            count(Counter::NO_THREAD);
             return;
         }
     }
-    add_u32(followed, u32::MAX);
-    count(Counter::NO_THREAD);
+    let Some(control) = CONTROL.get_ptr_mut(0) else { return };
+    // SAFETY: below the number of elements, which the mask tells the verifier.
+    let thread = unsafe { first.add(unforeseen(way as u64, control) as usize % WAYS) };
+    waterfall::leave(tid);
+    if others == 0 {
+        begin_work(times, parks, place & THREAD_PARTIAL != 0, now);
+    }
+    let place = turn(times, place, Thread::kind_of(place), now);
+    lived(Thread::slot_of(place), now.wrapping_neg());
+    // SAFETY: the entry is this thread's now; volatile, so that the order of the stores stays.
+    unsafe {
+        (&raw mut (*thread).place).write_volatile(place);
+        (&raw mut (*thread).since_ns).write_volatile(now);
+        (&raw mut (*thread).tid).write_volatile(tid);
+    }
+    count_change();
 }
 
 /// A thread is no longer followed. 1 if it was the last one of its slot. Global to the verifier, see [`crate::requests`].
@@ -634,7 +637,9 @@ fn record(times: *mut Times, measure: u32, value: u64) -> bool {
     if unsafe { (*control).ceiling } < PROFILE_HISTOGRAMS {
         return false;
     }
-    let bucket = unforeseen(index(value) as u64, control) as u32;
+    // SAFETY: as above; volatile, because it is always zero.
+    let zero = unsafe { (&raw const (*control).zero).read_volatile() };
+    let bucket = index_by(value, zero) as u32;
     let (directory, entry) = (directory_of(measure), entry_of(measure, bucket / SUB_BUCKETS as u32));
     // SAFETY: a pointer into the array, and an index below its length.
     let word = unsafe { &raw mut (*times).directories[(directory / 2) as usize % (DIRECTORIES / 2)] };
@@ -665,6 +670,8 @@ fn record(times: *mut Times, measure: u32, value: u64) -> bool {
 #[inline(never)]
 pub(crate) extern "C" fn record_or_discard(slot: u32, measure: u32, value: u64) -> u32 {
     let Some(times) = TIMES.get_ptr_mut(slot) else { return 0 };
+    // As in `account`.
+    let measure = black_box(measure);
     if measure < MEASURES as u32 && !record(times, measure, value) {
         discard(times, measure);
     }
@@ -701,18 +708,25 @@ fn hand_out(word: *mut u32, shift: u32) {
         atomic_cxchg::<u32, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(word, known, pending)
     };
     if mine {
-        let number = free_chunk();
-        if number == 0 {
-            count(Counter::NO_CHUNK);
-        }
+        let number = free_chunk() & COMING;
         // SAFETY: as above.
         unsafe { atomic_xor::<u32, u32, { AtomicOrdering::SeqCst }>(word, (COMING ^ number) << shift) };
     }
 }
 
-/// A chunk that nobody has: its number, or 0.
+/// A chunk that nobody has: its number, or 0, which is counted. Global to the verifier, see [`crate::requests`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn free_chunk() -> u32 {
+    let number = chunk_that_nobody_has();
+    if number == 0 {
+        count(Counter::NO_CHUNK);
+    }
+    number
+}
+
 #[inline(always)]
-fn free_chunk() -> u32 {
+fn chunk_that_nobody_has() -> u32 {
     let Some(control) = CONTROL.get_ptr_mut(0) else { return 0 };
     // Looked at before it is raised, so that it never wraps around.
     // SAFETY: valid, aligned pointers into the array.

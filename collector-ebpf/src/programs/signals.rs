@@ -1,13 +1,16 @@
 //! Who signals whom, remembered on the receiver until it dies of it.
 
+use core::hint::black_box;
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xchg};
+use core::mem::MaybeUninit;
 
-use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_probe_read_kernel};
+use aya_ebpf::helpers::generated::bpf_get_current_comm;
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use collector_ebpf::slot::SentSignal;
+use collector_ebpf::limits::COMM_LEN;
 
-use crate::kernel::{Task, offset};
+use crate::kernel::{Task, cleared, copy, offset};
 
 const SIGKILL: u32 = 9;
 /// SIGCHLD, SIGCONT, SIGURG and SIGWINCH: ignored by default, so nobody dies of them.
@@ -30,10 +33,12 @@ fn signal_sent(ctx: BtfTracePointContext) -> i32 {
     }
     let target = Task(ctx.arg(2));
     let Some(tag) = target.leader().tag() else { return 0 };
-    let mut sent = SentSignal { signal, ..SentSignal::default() };
+    let (mut sender_pid, mut room) = (0, MaybeUninit::uninit());
+    let sender_comm: &mut [u32; COMM_LEN / size_of::<u32>()] = cleared(&mut room);
     if by_process(ctx.arg(1)) {
-        sent.sender_pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-        sent.sender_comm = bpf_get_current_comm().unwrap_or_default();
+        sender_pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        // SAFETY: as long as it is said to be. A failure leaves it zero.
+        unsafe { bpf_get_current_comm(sender_comm.as_mut_ptr().cast(), COMM_LEN as u32) };
     }
     let tag = tag.as_ptr();
     // Of two that are sent at the same moment either is the cause; what must not be is a mixture.
@@ -46,13 +51,14 @@ fn signal_sent(ctx: BtfTracePointContext) -> i32 {
         )
     };
     if alone {
+        // Word by word: the compiler makes bytes of an assignment, and looks for each of them which of the two it is of.
         // SAFETY: as above, and nobody else writes these.
         unsafe {
-            if signal == SIGKILL {
-                (*tag).kill = sent;
-            } else {
-                (*tag).other = sent;
-            }
+            let sent = if signal == SIGKILL { &raw mut (*tag).kill } else { &raw mut (*tag).other };
+            let sent = black_box(sent);
+            (*sent).signal = signal;
+            (*sent).sender_pid = sender_pid;
+            copy((&raw mut (*sent).sender_comm).cast(), sender_comm);
         }
         // SAFETY: as above.
         unsafe { atomic_xchg::<u32, { AtomicOrdering::SeqCst }>(&raw mut (*tag).sending, 0) };

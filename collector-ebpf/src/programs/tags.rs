@@ -1,6 +1,8 @@
 //! Tags as user space reads and writes them: one run of a program for each, of kernels whose programs find a task by its
 //! pid (6.10+ in programs that user space runs).
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::helpers::generated::bpf_task_storage_delete;
 use collector_ebpf::kfunc;
 use collector_ebpf::slot::{
@@ -8,7 +10,7 @@ use collector_ebpf::slot::{
 };
 
 use crate::TAGS;
-use crate::kernel::Task;
+use crate::kernel::{Task, cleared};
 use crate::walk::kernel_function;
 
 /// Reads a field of the context. Volatile, so that it is one load at its constant distance from the context, which is all
@@ -58,8 +60,10 @@ fn apply(task: Task, access: *mut TagAccess) -> u32 {
         if operation != ACCESS_SET {
             return ACCESS_NONE;
         }
-        let mut tag = Tag { pool, role, slot, wishes, ..Tag::default() };
-        return if task.set_tag(&mut tag) { ACCESS_DONE } else { ACCESS_FAILED };
+        let mut tag = MaybeUninit::uninit();
+        let tag: &mut Tag = cleared(&mut tag);
+        (tag.pool, tag.role, tag.slot, tag.wishes) = (pool, role, slot, wishes);
+        return if task.set_tag(tag) { ACCESS_DONE } else { ACCESS_FAILED };
     };
     let tag = tag.as_ptr();
     if operation == ACCESS_SET {

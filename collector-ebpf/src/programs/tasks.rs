@@ -5,6 +5,7 @@
 //! says that they still hold.
 
 use core::ffi::c_void;
+use core::mem::MaybeUninit;
 use core::sync::atomic::{Ordering, compiler_fence};
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
@@ -16,7 +17,7 @@ use collector_ebpf::task::{
     TASK_HAS_PLACE, TASK_KERNEL_THREAD, TASK_MAIN_THREAD, TASK_WHOLE_PROCESS, TaskRow, Told, place_of,
 };
 
-use crate::kernel::{Signal, Task, now, offset, read, read_if_present, unforeseen};
+use crate::kernel::{Signal, Task, clear, cleared, now, offset, read, read_if_present, unforeseen};
 use crate::schedule::Followed;
 use crate::{CONTROL, PASS, ROWS, TOLD, schedule, walk};
 
@@ -66,9 +67,8 @@ fn identity(row: &mut TaskRow, task: Task, leader: Task, signal: Signal) {
 fn main_identity(row: &mut TaskRow, task: Task, parent: u32) {
     row.header.flags |= TASK_MAIN_THREAD;
     row.parent = parent;
-    let comm: [u64; 2] = read!(task.0, task_comm);
-    // SAFETY: as long, and as far into the row as two words are aligned. An assignment would go byte by byte.
-    unsafe { (&raw mut row.comm).cast::<[u64; 2]>().write(comm) };
+    // SAFETY: as long, and as far into the row as two words are aligned.
+    unsafe { task.copy_comm(&raw mut row.comm) };
 }
 
 /// Gives [`read!`] the type to read.
@@ -88,10 +88,11 @@ extern "C" fn all_processes(ctx: &IterTask) -> i32 {
     if task.tid() != task.pid() {
         return 0;
     }
-    let mut row = zero_row();
-    identity(&mut row, task, task, task.signal());
-    main_identity(&mut row, task, task.parent_pid());
-    write(ctx, &row);
+    let mut row = MaybeUninit::uninit();
+    let row = cleared(&mut row);
+    identity(row, task, task, task.signal());
+    main_identity(row, task, task.parent_pid());
+    write(ctx, row);
     0
 }
 
@@ -126,7 +127,9 @@ extern "C" fn task_stacks(ctx: &IterTask) -> i32 {
     if task.pid() != unsafe { (*control).stacks_of } {
         return 0;
     }
-    let mut row = StackRow { tid: task.tid(), frames: 0, addresses: [0; STACK_FRAMES] };
+    let mut row = MaybeUninit::uninit();
+    let row: &mut StackRow = cleared(&mut row);
+    row.tid = task.tid();
     const SIZE: u32 = (STACK_FRAMES * size_of::<u64>()) as u32;
     // SAFETY: the task is alive while the iterator is at it, and the buffer is as long as it is said to be.
     let length =
@@ -136,7 +139,7 @@ extern "C" fn task_stacks(ctx: &IterTask) -> i32 {
     }
     // SAFETY: as in `write`.
     unsafe {
-        bpf_seq_write((*ctx.meta).seq.cast(), (&raw const row).cast(), size_of::<StackRow>() as u32);
+        bpf_seq_write((*ctx.meta).seq.cast(), core::ptr::from_ref(row).cast(), size_of::<StackRow>() as u32);
     }
     0
 }
@@ -177,9 +180,11 @@ fn tell(task: Task, pass: *mut Pass) -> u64 {
         unsafe { (*pass).full = 1 };
         return 0;
     };
-    clear(row);
     // SAFETY: a pointer into the array, checked by the verifier; user space reads it after the run.
-    let row = unsafe { &mut *row };
+    let row = unsafe {
+        clear(row);
+        &mut *row
+    };
     let mut rest = Rest::of(task);
     rest.arrival_ns = unforeseen(rest.arrival_ns, control);
     main_figures(row, task, slot, &rest);
@@ -204,23 +209,6 @@ fn tell(task: Task, pass: *mut Pass) -> u64 {
     1
 }
 
-#[inline(always)]
-fn zero_row() -> TaskRow {
-    let mut row = core::mem::MaybeUninit::uninit();
-    clear(row.as_mut_ptr());
-    // SAFETY: every byte was written.
-    unsafe { row.assume_init() }
-}
-
-/// Makes a row all zero. An assignment would be a call of `memset`, which goes byte by byte.
-#[inline(always)]
-fn clear(row: *mut TaskRow) {
-    for word in 0..size_of::<TaskRow>() / size_of::<u64>() {
-        // SAFETY: inside the row, which is aligned for it; a row may have any bits.
-        unsafe { row.cast::<u64>().add(word).write_volatile(0) };
-    }
-}
-
 /// The same for kernels that cannot walk over tasks in a program: one row per thread. Rows of one process add up: the
 /// main thread's holds what the threads that are gone have left in `signal_struct`.
 #[unsafe(no_mangle)]
@@ -230,17 +218,18 @@ extern "C" fn tracked_tasks(ctx: &IterTask) -> i32 {
         return 0;
     }
     let task = Task(ctx.task);
-    let mut row = zero_row();
+    let mut row = MaybeUninit::uninit();
+    let row = cleared(&mut row);
     if task.tid() != task.pid() {
         let leader = task.leader();
         let Some(tag) = leader.tag() else { return 0 };
         // SAFETY: as in `tell`.
         let slot = unsafe { (&raw const (*tag.as_ptr()).slot).read_volatile() };
-        identity(&mut row, task, leader, task.signal());
+        identity(row, task, leader, task.signal());
         row.slot = slot;
-        add_thread(&mut row, task);
-        memory_into(&mut row, task);
-        write(ctx, &row);
+        add_thread(row, task);
+        memory_into(row, task);
+        write(ctx, row);
         return 0;
     }
     let Some(pass) = PASS.get_ptr_mut(0) else { return 0 };
@@ -252,13 +241,13 @@ extern "C" fn tracked_tasks(ctx: &IterTask) -> i32 {
     // SAFETY: as in `tell`.
     let slot = unsafe { (&raw const (*tag.as_ptr()).slot).read_volatile() };
     let rest = Rest::of(task);
-    main_figures(&mut row, task, slot, &rest);
+    main_figures(row, task, slot, &rest);
     if row.threads <= 1 {
         row.header.flags |= TASK_WHOLE_PROCESS;
     }
     row.header.flags |= place.flag();
-    if write(ctx, &row) {
-        place.told(&row, &rest);
+    if write(ctx, row) {
+        place.told(row, &rest);
     }
     0
 }

@@ -4,6 +4,7 @@
 //! switches, which cannot be at the same time. Whoever ends a request may be on another CPU: the begin of the request is
 //! exchanged first, and who has done that may read what the thread does not write to any more.
 
+use core::hint::black_box;
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd, atomic_xchg};
 
 use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
@@ -11,9 +12,10 @@ use collector_ebpf::event::Counter;
 use collector_ebpf::limits::{FLIGHTS, MAX_WATERFALLS};
 use collector_ebpf::schedule::{KINDS, LET_GO, ON_CPU, THREAD_HISTOGRAMS, THREAD_IN_REQUEST, Thread, Times};
 use collector_ebpf::waterfall::{
-    ENDING, Flight, SLOWEST, STRETCH_SHIFT, SlowRequest, Slowest, index_of, number_of, slowest_of,
+    ENDING, Flight, SLOWEST, STRETCH_SHIFT, Slowest, index_of, number_of, slowest_of,
 };
 
+use crate::kernel::{clear, copy};
 use crate::schedule::{add_u32, add_u64, find, is_elsewhere, record_or_discard, set_right};
 use crate::{FLYING, SLOWEST_REQUESTS, TIMES, count};
 
@@ -88,7 +90,7 @@ pub(crate) fn begin(thread: &Thread, times: *mut Times, at_ns: u64) -> u32 {
             (*flight).pid = (bpf_get_current_pid_tgid() >> 32) as u32;
             (*flight).waterfall = number;
             (*flight).answer_ns = 0;
-            (*flight).passed_ns = [0; KINDS];
+            clear(&raw mut (*flight).passed_ns);
             (*flight).passed_ns[ON_CPU as usize] = since_ns.wrapping_sub(at_ns);
             (&raw mut (*flight).begin_ns).write_volatile(at_ns);
         }
@@ -290,26 +292,22 @@ fn keep(slowest: *mut Slowest, flight: *mut Flight, duration_ns: u64, stretch: u
             (*slowest).length = 0;
             (*slowest).least_ns = 0;
         }
-        let mut index = (*slowest).length as usize;
-        if index >= SLOWEST {
-            index = least(slowest);
-        } else {
-            (*slowest).length = index as u64 + 1;
-        }
-        let index = index % SLOWEST;
-        let place = &raw mut (*slowest).requests[index];
-        *place = SlowRequest {
-            begin_ns: (*flight).answer_ns - duration_ns,
-            duration_ns,
-            pid: (*flight).pid,
-            tid: (*flight).tid,
-            outcome: (*flight).outcome,
-            padding: 0,
-            time_ns: (*flight).answered_ns,
-        };
-        if (*slowest).length as usize == SLOWEST {
-            let index = least(slowest) % SLOWEST;
-            (*slowest).least_ns = (*slowest).requests[index].duration_ns;
+        let (length, least_slow) = ((*slowest).length, (*slowest).least);
+        let full = length >= SLOWEST as u32;
+        // As wide as an address, or the verifier does not take what is compared for what is used.
+        let index = black_box(if full { least_slow } else { length } as usize);
+        if index < SLOWEST {
+            let (place, time_ns) = (&raw mut (*slowest).requests[index], &raw const (*flight).answered_ns);
+            (*place).begin_ns = (*flight).answer_ns - duration_ns;
+            (*place).duration_ns = duration_ns;
+            (*place).pid = (*flight).pid;
+            (*place).tid = (*flight).tid;
+            (*place).outcome = (*flight).outcome;
+            copy(&raw mut (*place).time_ns, time_ns);
+            (*slowest).length = length + u32::from(!full);
+            if (*slowest).length == SLOWEST as u32 {
+                ((*slowest).least, (*slowest).least_ns) = least(slowest);
+            }
         }
         add_u32(&raw mut (*slowest).changes, 1);
         atomic_xchg::<u32, { AtomicOrdering::SeqCst }>(lock, 0);
@@ -317,16 +315,18 @@ fn keep(slowest: *mut Slowest, flight: *mut Flight, duration_ns: u64, stretch: u
     0
 }
 
-/// Which of them is the least slow.
+/// Which of them is the least slow, and how long it took. By arithmetic: with a branch for each the verifier goes through a
+/// hundred ways.
 #[inline(always)]
-fn least(slowest: *mut Slowest) -> usize {
-    let (mut index, mut least_ns) = (0, u64::MAX);
+fn least(slowest: *mut Slowest) -> (u32, u64) {
+    let (mut index, mut least_ns) = (0, u64::MAX >> 1);
     for other in 0..SLOWEST {
         // SAFETY: callers pass a pointer into the array; an element.
         let ns = unsafe { (*slowest).requests[other].duration_ns };
-        if ns < least_ns {
-            (index, least_ns) = (other, ns);
-        }
+        // 1 if it is less than the least so far: neither is as long as half the clock.
+        let less = black_box(ns.wrapping_sub(least_ns) >> 63);
+        least_ns = least_ns.wrapping_add(ns.wrapping_sub(least_ns).wrapping_mul(less));
+        index = (other as u32).wrapping_sub(index).wrapping_mul(less as u32).wrapping_add(index);
     }
-    index
+    (index, least_ns)
 }

@@ -79,7 +79,7 @@ impl WaterfallTable {
             for (stretch, changes) in (0..).zip(&mut before.changes) {
                 let Some(slowest) = stable(&self.slowest, slowest_of(number, stretch)) else { continue };
                 if std::mem::replace(changes, slowest.changes) != slowest.changes {
-                    let length = usize::try_from(slowest.length).unwrap_or(0);
+                    let length = slowest.length as usize;
                     let requests = slowest.requests.iter().take(length).map(request);
                     reading.slowest.push((slowest.stretch, requests.collect()));
                 }
