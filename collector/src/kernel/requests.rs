@@ -74,6 +74,13 @@ impl RequestTable {
         now_ns: u64,
         slots: &mut Vec<u32>,
     ) -> io::Result<()> {
+        let finished = self.finish_some(finish, now_ns, slots);
+        // A few of them are anywhere in the table, which would be mapped in full until the next round.
+        self.requests.let_go_of_all_but(std::iter::empty());
+        finished
+    }
+
+    fn finish_some(&mut self, finish: &OwnedFd, now_ns: u64, slots: &mut Vec<u32>) -> io::Result<()> {
         let quiet_since_ns = now_ns.saturating_sub(QUIET_NS);
         let mut looks = 0;
         let mut next = 0;
@@ -133,7 +140,8 @@ impl RequestTable {
 
     /// Requests with a place.
     pub(super) fn count(&self) -> u64 {
-        self.all(0).count() as u64
+        let used = |index: &usize| self.key(*index).is_some_and(|key| key.load(Ordering::Relaxed) != 0);
+        (0..REQUEST_SETS * REQUEST_WAYS).filter(used).count() as u64
     }
 }
 

@@ -156,6 +156,7 @@ impl ScheduleTable {
             self.followed.extend(followed.map(|(thread, index)| (Thread::slot_of(thread.place), index)));
         }
         self.followed.sort_unstable();
+        self.threads.let_go_of_all_but(self.followed.iter().map(|(_, index)| *index as usize / WAYS));
         let slots =
             before.chunk_by(|(slot, _), (next, _)| slot == next).filter_map(|threads| threads.first());
         for (slot, _) in slots {
