@@ -81,7 +81,7 @@ pub(super) struct ScheduleTable {
     left: Vec<u32>,
     /// Looks between two rounds that readings may ask for, when threads have come or gone.
     looks_left: usize,
-    /// By slot.
+    /// By slot, as far as any was read.
     seen: Vec<Seen>,
 }
 
@@ -125,7 +125,7 @@ impl ScheduleTable {
             looked_at: None,
             left: Vec::new(),
             looks_left: LOOKS,
-            seen: vec![Seen::default(); MAX_SLOTS],
+            seen: Vec::new(),
         })
     }
 
@@ -140,8 +140,8 @@ impl ScheduleTable {
         slots.append(&mut self.left);
         for threads in self.followed.chunk_by(|(slot, _), (next, _)| slot == next) {
             let Some((slot, _)) = threads.first() else { continue };
-            let before = self.seen.get(*slot as usize).map(|seen| seen.signature);
-            if self.signature(threads, *slot) != before || self.serving.contains(slot) {
+            let before = self.seen.get(*slot as usize).map_or(0, |seen| seen.signature);
+            if self.signature(threads, *slot) != Some(before) || self.serving.contains(slot) {
                 slots.push(*slot);
             }
         }
@@ -221,6 +221,9 @@ impl ScheduleTable {
             self.serving.insert(slot);
         } else {
             self.serving.remove(&slot);
+        }
+        if self.seen.len() <= index && index < MAX_SLOTS {
+            self.seen.resize_with(index + 1, Seen::default);
         }
         *self.seen.get_mut(index)? = read.unwrap_or_default();
         Some(read.is_some())

@@ -33,8 +33,7 @@ pub(super) struct PassMemory {
     rows: Shared<TaskRow>,
     /// What was told, as the programs remember it. Not mapped: a mapped array counts as resident memory in full.
     told: MapData,
-    /// Whose places they are.
-    owners: Vec<Owner>,
+    owners: Owners,
     /// The next pass is to tell all.
     tell_all: bool,
 }
@@ -48,13 +47,46 @@ struct Owner {
     slot: u32,
 }
 
+/// Neighbouring places whose owners are kept in one block: pids are given in order, so that those of workers that came
+/// together are neighbours.
+const BLOCK: usize = 256;
+
+/// Whose the places are: in blocks, each made when the first of its places is somebody's, because most are nobody's.
+struct Owners {
+    blocks: [Option<Box<[Owner; BLOCK]>>; TOLD_PLACES / BLOCK],
+}
+
+impl Owners {
+    fn nobodys() -> Self {
+        Self { blocks: [const { None }; TOLD_PLACES / BLOCK] }
+    }
+
+    /// Notes whose place it is that a row was told from.
+    fn note(&mut self, row: &TaskRow) {
+        let place = place_of(row.header.pid);
+        if row.header.flags & TASK_HAS_PLACE != 0
+            && let Some(block) = self.blocks.get_mut(place / BLOCK)
+        {
+            let block = block.get_or_insert_with(|| Box::new([Owner::default(); BLOCK]));
+            block[place % BLOCK] =
+                Owner { start_ns: row.header.start_ns, pid: row.header.pid, slot: row.slot };
+        }
+    }
+
+    /// `None` for nobody's place.
+    fn of(&self, place: usize) -> Option<Owner> {
+        let block = self.blocks.get(place / BLOCK)?.as_ref()?;
+        Some(block[place % BLOCK]).filter(|owner| owner.pid != 0)
+    }
+}
+
 impl PassMemory {
     pub(super) fn new(pass: MapData, told: MapData, rows: MapData) -> io::Result<Self> {
         Ok(Self {
             pass: Shared::map(pass, 1)?,
             rows: Shared::map(rows, PASS_ROWS)?,
             told,
-            owners: vec![Owner::default(); TOLD_PLACES],
+            owners: Owners::nobodys(),
             tell_all: false,
         })
     }
@@ -78,7 +110,7 @@ impl PassMemory {
         let Some(pass) = self.pass() else { return false };
         for index in 0..pass.rows as usize {
             let Some(row) = self.rows.get(index) else { break };
-            own(&mut self.owners, &row);
+            self.owners.note(&row);
             out(&row);
         }
         self.pass.set(0, Pass { rows: 0, full: 0, ..pass });
@@ -96,28 +128,19 @@ impl PassMemory {
                 Some(first + bit)
             })
         });
-        places.filter_map(|index| self.owners.get(index).copied())
+        places.filter_map(|index| self.owners.of(index))
     }
 
     /// What was told of a process, and of any other in its place, is to be told again.
     fn forget(&mut self, pid: Pid) {
         let place = place_of(pid);
-        if self.owners.get(place).is_none_or(|owner| owner.pid == 0) {
+        if self.owners.of(place).is_none() {
             return;
         }
         if let Err(error) = sys::array_set(self.told.fd().as_fd(), place as u32, &Told::default()) {
             tracing::warn!(%error, "forgetting the figures of a process failed; all are read again");
             self.tell_all = true;
         }
-    }
-}
-
-/// Notes whose place it is that a row was told from.
-fn own(owners: &mut [Owner], row: &TaskRow) {
-    if row.header.flags & TASK_HAS_PLACE != 0
-        && let Some(owner) = owners.get_mut(place_of(row.header.pid))
-    {
-        *owner = Owner { start_ns: row.header.start_ns, pid: row.header.pid, slot: row.slot };
     }
 }
 
@@ -240,7 +263,7 @@ impl TaskReader {
         let iterator = sys::iterator_open(tracked.link.as_fd())?;
         let (host, groups, owners) = (self.host, &mut self.groups, &mut self.memory.owners);
         read_rows(iterator, &mut self.buffer, &mut |row, at_ns| {
-            own(owners, row);
+            owners.note(row);
             if row.header.flags & TASK_WHOLE_PROCESS != 0 {
                 out(Input::Sample(whole(row, missing, host, at_ns)));
                 return;
