@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use crate::aggregate::{self, Aggregate};
 use crate::governor::Governor;
+use crate::heap;
 use crate::input::{CgroupReader, FactReader, SocketReader, Source};
 use crate::procfs;
 use crate::snapshot::{Feature, Own, Snapshot};
@@ -174,6 +175,8 @@ impl Collector {
     /// Works until the other end of `inbox` is dropped.
     pub fn run(mut self, inbox: &Inbox) {
         let mut next_pass_ns = self.turn(0);
+        heap::trim();
+        heap::let_go_of_code();
         loop {
             self.rest(inbox, next_pass_ns);
             loop {
