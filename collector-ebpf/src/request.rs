@@ -105,7 +105,7 @@ pub const fn set_of(key: u64) -> u32 {
 pub struct Finish {
     /// Of the request.
     pub index: u32,
-    /// 1 to do it whatever it waits for: its worker is gone.
+    /// Why to do it whatever it waits for, or 0.
     pub abandon: u32,
     /// Whose it has to be.
     pub key: u64,
@@ -114,6 +114,11 @@ pub struct Finish {
     /// When an unanswered one is taken to have ended.
     pub end_ns: u64,
 }
+
+/// In [`Finish::abandon`]: its worker is gone.
+pub const WORKER_GONE: u32 = 1;
+/// In [`Finish::abandon`]: requests are followed no more. What was not answered is in no count.
+pub const FOLLOWED_NO_MORE: u32 = 2;
 
 /// What a pool wants to know of requests, in its wishes: anything.
 pub const WANTS_REQUESTS: u32 = 1 << 16;

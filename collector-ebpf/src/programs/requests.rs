@@ -13,8 +13,8 @@ use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
 use collector_ebpf::event::Counter;
 use collector_ebpf::limits::REQUEST_SETS;
 use collector_ebpf::request::{
-    ABORTED, ANSWERED, CLOSED, Finish, LOCKED, REQUEST_HISTOGRAMS, REQUEST_LEFT, REQUEST_PROVISIONAL,
-    REQUEST_WAYS, Request, WANTS_REQUESTS, WANTS_STATUS, set_of,
+    ABORTED, ANSWERED, CLOSED, FOLLOWED_NO_MORE, Finish, LOCKED, REQUEST_HISTOGRAMS, REQUEST_LEFT,
+    REQUEST_PROVISIONAL, REQUEST_WAYS, Request, WANTS_REQUESTS, WANTS_STATUS, set_of,
 };
 use collector_ebpf::schedule::{REQUEST, THREAD_HISTOGRAMS, Thread, Times};
 
@@ -121,7 +121,16 @@ extern "C" fn finish_request(context: *mut Finish) -> i32 {
     let (quiet_since_ns, end_ns) = (context!(quiet_since_ns), context!(end_ns));
     let Some(request) = lock(key, index) else { return 0 };
     // SAFETY: a pointer into the array; locked.
-    let answer_ns = unsafe { (*request).answer_ns };
+    let (place, answer_ns) = unsafe { ((*request).place, (*request).answer_ns) };
+    if abandon == FOLLOWED_NO_MORE
+        && answer_ns == 0
+        && place & REQUEST_PROVISIONAL == 0
+        && let Some(times) = TIMES.get_ptr_mut(Request::slot_of(place))
+    {
+        fly_no_more(times, place, end_ns);
+        // SAFETY: as above.
+        unsafe { (&raw mut (*request).place).write_volatile(place | REQUEST_PROVISIONAL) };
+    }
     let quiet = answer_ns != 0 && answer_ns < quiet_since_ns && !waits_for_room(key, request);
     if quiet || abandon != 0 || !is_open(key, request) {
         end(key, index, end_ns);

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use aya::maps::MapData;
 use collector_ebpf::limits::REQUEST_SETS;
-use collector_ebpf::request::{Connections, Finish, QUIET_NS, REQUEST_PROVISIONAL, REQUEST_WAYS, Request};
+use collector_ebpf::request::{
+    Connections, FOLLOWED_NO_MORE, Finish, QUIET_NS, REQUEST_PROVISIONAL, REQUEST_WAYS, Request, WORKER_GONE,
+};
 
 use super::schedule::Probe;
 use super::shared::Shared;
@@ -106,10 +108,36 @@ impl RequestTable {
     pub(super) fn abandon(&self, finish: &OwnedFd, slot: u32, end_ns: u64) -> io::Result<()> {
         for Found { index, key, request } in self.all(0) {
             if Request::slot_of(request.place) == slot {
-                run(finish, Finish { index, key, abandon: 1, end_ns, ..Finish::default() })?;
+                run(finish, Finish { index, key, abandon: WORKER_GONE, end_ns, ..Finish::default() })?;
             }
         }
         Ok(())
+    }
+
+    /// Has those of a slot, or of all, accounted for that were answered.
+    pub(super) fn finish_answered(&self, finish: &OwnedFd, slot: Option<u32>, now_ns: u64) -> io::Result<()> {
+        for Found { index, key, request } in self.all(0) {
+            if request.answer_ns != 0 && slot.is_none_or(|slot| slot == Request::slot_of(request.place)) {
+                run(
+                    finish,
+                    Finish { index, key, abandon: WORKER_GONE, end_ns: now_ns, ..Finish::default() },
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets go of all: those that were answered count, the others do not. Returns how many of them were in flight.
+    pub(super) fn let_go(&self, finish: &OwnedFd, now_ns: u64) -> io::Result<u64> {
+        let mut in_flight = 0;
+        for Found { index, key, request } in self.all(0) {
+            in_flight += u64::from(is_in_flight(&request));
+            run(
+                finish,
+                Finish { index, key, abandon: FOLLOWED_NO_MORE, end_ns: now_ns, ..Finish::default() },
+            )?;
+        }
+        Ok(in_flight)
     }
 
     /// Forgets the requests of a worker that lives on, or of all: no program is at them. Calls with the slot of each, and
@@ -122,7 +150,7 @@ impl RequestTable {
             }
             let Some(place) = self.key(index as usize) else { continue };
             if place.compare_exchange(key, 0, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
-                each(its, request.answer_ns == 0 && request.place & REQUEST_PROVISIONAL == 0);
+                each(its, is_in_flight(&request));
             }
             if let Some(lock) = self.lock(index as usize) {
                 lock.store(0, Ordering::SeqCst);
@@ -143,6 +171,11 @@ impl RequestTable {
         let used = |index: &usize| self.key(*index).is_some_and(|key| key.load(Ordering::Relaxed) != 0);
         (0..REQUEST_SETS * REQUEST_WAYS).filter(used).count() as u64
     }
+}
+
+/// It has begun, and nothing was answered.
+fn is_in_flight(request: &Request) -> bool {
+    request.answer_ns == 0 && request.place & REQUEST_PROVISIONAL == 0
 }
 
 fn run(finish: &OwnedFd, mut context: Finish) -> io::Result<()> {

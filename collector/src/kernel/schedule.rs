@@ -357,7 +357,9 @@ impl ScheduleTable {
     /// A program that has found an entry goes on to write to it. So an entry is first made one that nobody finds and
     /// nobody gets, and free only when such programs have long ended: they run without interruption, for less than a
     /// microsecond.
-    pub(super) fn forget(&self, slot: Option<u32>, now_ns: Option<u64>) {
+    ///
+    /// Returns how many requests of theirs were in flight, of which it will not be known how long they took.
+    pub(super) fn forget(&self, slot: Option<u32>, now_ns: Option<u64>) -> u64 {
         let its = |index: &usize| {
             let seen = self.thread(*index as u32)?;
             let wanted = !matches!(seen.tid, 0 | LET_GO)
@@ -367,7 +369,7 @@ impl ScheduleTable {
         };
         let let_go: Vec<usize> = (0..THREAD_SETS * WAYS).filter(|index| its(index).is_some()).collect();
         if let_go.is_empty() && self.serving.is_empty() {
-            return;
+            return 0;
         }
         let begin_ns = monotonic_ns();
         while monotonic_ns().saturating_sub(begin_ns) < PROGRAMS_END_NS {
@@ -383,7 +385,12 @@ impl ScheduleTable {
                 tid.store(0, Ordering::Release);
             }
         }
-        self.requests.forget(slot, |slot, in_flight| self.close_request(slot, in_flight, now_ns));
+        let mut forgotten = 0;
+        self.requests.forget(slot, |slot, in_flight| {
+            forgotten += u64::from(in_flight);
+            self.close_request(slot, in_flight, now_ns);
+        });
+        forgotten
     }
 
     /// A request is followed no more.

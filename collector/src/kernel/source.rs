@@ -91,6 +91,8 @@ pub struct KernelSource {
     untagged_later: VecDeque<(ProcessKey, Role)>,
     refused_slots: u64,
     refused_chunks: u64,
+    /// Requests that were in flight when their worker ceased to be followed.
+    forgotten_requests: u64,
     /// What the programs cost, as of the last look.
     costs: Vec<ProgramCost>,
     /// Runs of the program of passes then.
@@ -142,6 +144,7 @@ impl KernelSource {
             untagged_later: VecDeque::new(),
             refused_slots: 0,
             refused_chunks: 0,
+            forgotten_requests: 0,
         })
     }
 
@@ -202,6 +205,27 @@ impl KernelSource {
         wishes(profile_number(pool.profile), parks)
     }
 
+    /// Lets go of the threads of a worker that lives on, or of all, and of their requests.
+    fn cease_to_follow(&mut self, slot: Option<u32>) {
+        let now_ns = monotonic_ns();
+        if let Some(RequestProbes { finish, .. }) = &self.requests
+            && let Err(error) = self.schedule.requests().0.finish_answered(finish, slot, now_ns)
+        {
+            tracing::warn!(%error, "accounting for requests that were answered failed");
+        }
+        self.forgotten_requests += self.schedule.forget(slot, Some(now_ns));
+    }
+
+    /// Lets go of all requests; the threads are followed on.
+    fn cease_to_follow_requests(&mut self) {
+        if let Some(RequestProbes { finish, .. }) = &self.requests {
+            match self.schedule.requests().0.let_go(finish, monotonic_ns()) {
+                Ok(in_flight) => self.forgotten_requests += in_flight,
+                Err(error) => tracing::warn!(%error, "letting go of requests failed"),
+            }
+        }
+    }
+
     /// `/proc/PID/stat`; `None` if there is no such process.
     fn stat(&mut self, pid: Pid) -> io::Result<Option<Stat>> {
         match self.procfs.stat(pid, &mut self.buffer) {
@@ -240,7 +264,7 @@ impl KernelSource {
             (Err(_), Some(slot)) => self.slots.release(slot),
             // Its threads are followed into the slot that it had; from now on nobody follows more of them there.
             (Ok(()), _) if role == Role::Worker && before.role & ROLE_WORKER != 0 && before.slot != NONE => {
-                self.schedule.forget(Some(before.slot), Some(monotonic_ns()));
+                self.cease_to_follow(Some(before.slot));
             }
             _ => {}
         }
@@ -264,7 +288,7 @@ impl KernelSource {
             _ => self.tags.set(&tagged, stays),
         }?;
         if role == Role::Worker && tag.slot != NONE {
-            self.schedule.forget(Some(tag.slot), Some(monotonic_ns()));
+            self.cease_to_follow(Some(tag.slot));
         }
         Ok(())
     }
@@ -439,23 +463,33 @@ impl Source for KernelSource {
         }
         // Requests are those of threads that are followed.
         let requests = requests && wanted;
+        let mut requests_detached = false;
         if let Some(probes) = self.requests.as_mut().map(|requests| &mut requests.probes)
             && requests != self.requests_attached
         {
             self.requests_attached = requests;
             if !requests {
                 detach_all(probes);
+                requests_detached = true;
             } else if !attach_all(probes) {
                 (self.requests, self.requests_attached) = (None, false);
             }
         }
         // Threads begin to be followed after the probes are attached, and cease to before they are detached.
         self.slots.set_ceiling(profile_number(ceiling));
-        if !wanted && self.scheduler_attached {
+        let detached = !wanted && self.scheduler_attached;
+        if detached {
             detach_all(probes);
             self.scheduler_attached = false;
+        }
+        if detached || requests_detached {
             sys::wait_for_running_programs();
-            self.schedule.forget(None, Some(monotonic_ns()));
+        }
+        if requests_detached {
+            self.cease_to_follow_requests();
+        }
+        if detached {
+            self.cease_to_follow(None);
         }
         self.requests_attached
     }
@@ -562,7 +596,7 @@ impl Source for KernelSource {
     fn losses(&self) -> Vec<(&'static str, u64)> {
         vec![
             ("event_malformed", self.events.malformed),
-            ("request_not_followed", self.counter(Counter::NO_REQUEST)),
+            ("request_not_followed", self.counter(Counter::NO_REQUEST) + self.forgotten_requests),
             ("request_torn", self.counter(Counter::REQUEST_MISSED)),
             ("slow_request_not_kept", self.counter(Counter::SLOW_MISSED)),
             ("thread_not_followed", self.counter(Counter::NO_THREAD)),

@@ -8,6 +8,7 @@ mod php;
 mod postgresql;
 mod python;
 mod queue;
+mod reload;
 pub(crate) mod serve;
 mod sockets;
 mod tls;
