@@ -204,6 +204,7 @@ fn snapshot(pools: u32) -> Snapshot {
         },
         requests: Some(Requests {
             spawn_to_first_request_seconds: Arc::clone(&intervals),
+            accept_wait_seconds: Some(Arc::clone(&intervals)),
             waterfall: Some(Waterfall {
                 requests: 1_234_567,
                 duration_ns: 12 * 123_456_789_012,

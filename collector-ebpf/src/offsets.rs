@@ -158,6 +158,10 @@ offsets! {
     socket_flags,
     /// `tcp_sock.bytes_sent`: u64
     tcp_bytes_sent,
+    /// `tcp_sock.lsndtime`: u32, tick in which something was last sent, or else the connection was established
+    tcp_sent_tick,
+    /// `inet_connection_sock.icsk_ack.lrcvtime`: u32, tick in which something last came, or the same
+    tcp_received_tick,
     /// `sock.sk_max_ack_backlog`: u32
     sock_max_ack_backlog,
     /// `sock.sk_socket`

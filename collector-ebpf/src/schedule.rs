@@ -44,8 +44,9 @@ pub const OTHER: u32 = 11;
 /// Number of kinds of time. Kinds from [`DISK`] on are reasons to be off CPU.
 pub const KINDS: usize = 12;
 
-/// Number of what there is a histogram of: the kinds of time, [`SPAN`], and the outcomes from [`REQUEST`] on.
-pub const MEASURES: usize = KINDS + 1 + OUTCOMES;
+/// Number of what there is a histogram of: the kinds of time, [`SPAN`], the outcomes from [`REQUEST`] on, and
+/// [`ACCEPT_WAIT`].
+pub const MEASURES: usize = KINDS + 1 + OUTCOMES + 1;
 
 /// How long a worker was busy, from the moment in which the first of its threads ceased to be parked to the one in which
 /// all of them were again and no request was in flight.
@@ -53,6 +54,10 @@ pub const SPAN: u32 = KINDS as u32;
 
 /// How long requests took that ended with the first outcome ([`crate::request`]); the others follow.
 pub const REQUEST: u32 = SPAN + 1;
+
+/// From the moment in which a TCP connection was established to the one in which a worker had read its first bytes, of
+/// clients that sent them at once. As fine as the kernel's tick.
+pub const ACCEPT_WAIT: u32 = REQUEST + OUTCOMES as u32;
 
 /// Among the kinds in [`Times::parks`], which are bits by their number: a thread that is blocked in [`LOCK`] is parked if
 /// it is not the only one of its worker. A thread of a pool waits for work so, and one that waits for another thread of
@@ -137,7 +142,7 @@ pub struct ThreadSet {
     pub threads: [Thread; WAYS],
 }
 
-/// Where the time of a worker's threads went, and what they were asked. 320 bytes.
+/// Where the time of a worker's threads went, and what they were asked. 328 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Times {
@@ -145,6 +150,8 @@ pub struct Times {
     pub ended_ns: [u64; KINDS],
     /// By measure, values that are in no histogram: begun before the thread was followed, negative, or without a chunk.
     pub discarded: [u32; MEASURES],
+    /// Zero.
+    pub padding: u32,
     /// Threads that are followed now. While there are any the slot may not have another worker: they still write here.
     pub followed: u32,
     /// Sum of the times at which threads ended less the sum of the times at which they were first followed, ns,
@@ -279,7 +286,7 @@ const PROFILE_BITS: u32 = 4;
 const _: () = {
     assert!(size_of::<Thread>() == 16);
     assert!(size_of::<ThreadSet>() == 64);
-    assert!(size_of::<Times>() == 320);
+    assert!(size_of::<Times>() == 328);
     assert!(size_of::<Work>() == 56);
     assert!(size_of::<Chunk>() == 256);
     assert!(DIRECTORIES.is_multiple_of(2) && DIRECTORIES * MEASURES_PER_DIRECTORY as usize >= MEASURES);

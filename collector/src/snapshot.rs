@@ -358,6 +358,9 @@ pub struct Requests {
     pub total: requests::Requests,
     /// From the fork of a worker to its first request, seconds.
     pub spawn_to_first_request_seconds: Arc<Distribution>,
+    /// From the establishing of a TCP connection to its first bytes being read, seconds, of clients that sent them at
+    /// once; `None` where that is not measured.
+    pub accept_wait_seconds: Option<Arc<Distribution>>,
     /// `None` where that is not measured.
     pub waterfall: Option<Waterfall>,
     /// How long requests took, seconds, by outcome ([`crate::input::REQUEST_OUTCOMES`]); `None` where that is not measured.

@@ -1,10 +1,12 @@
 //! What requests come over: server-side sockets of every family, and the pipes or sockets that are a worker's standard
 //! input and output.
 
+use aya_ebpf::helpers::generated::bpf_jiffies64;
 use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::request::{REQUEST_LEFT, Request};
 
 use crate::kernel::{offset, peek};
+use crate::schedule::UNKNOWN_NS;
 
 /// `AF_UNIX`, `AF_INET` and `AF_INET6` of `include/linux/socket.h`.
 const AF_UNIX: u16 = 1;
@@ -17,6 +19,13 @@ const SOCK_SEQPACKET: u16 = 5;
 const SEND_SHUTDOWN: u8 = 2;
 /// `SOCK_NOSPACE` of `include/linux/net.h`.
 const SOCK_NOSPACE: u32 = 2;
+
+/// Length of the kernel's tick, ns, set by the loader.
+#[unsafe(no_mangle)]
+static TICK_NS: u64 = 0;
+
+/// What a client sends with its last word of the handshake, or right after it, comes so soon, ns.
+const AT_ONCE_NS: u64 = 4_000_000;
 
 /// Over what a request comes. Addresses are plain numbers to the verifier.
 #[derive(Clone, Copy)]
@@ -71,6 +80,33 @@ impl Connection {
     fn was_reset(self) -> bool {
         let error: i32 = peek(self.sock, offset!(sock_error));
         error != 0 && peek::<u64>(self.sock, offset!(tcp_bytes_sent)) == 0
+    }
+
+    /// How long it waited to be accepted, ns, if what was just read are its first bytes and it is one of TCP. [`UNKNOWN_NS`] if
+    /// the client took its time.
+    ///
+    /// As long as nothing was sent, the kernel keeps the tick in which the connection was established where else it keeps
+    /// that of what was last sent (`tcp_create_openreq_child` of `net/ipv4/tcp_minisocks.c`).
+    #[inline(always)]
+    pub(crate) fn accept_wait_ns(self) -> Option<u64> {
+        let sock = self.sock;
+        if sock == 0 || offset!(tcp_sent_tick) == ABSENT || offset!(tcp_received_tick) == ABSENT {
+            return None;
+        }
+        let family: u16 = peek(sock, offset!(sock_family));
+        if family == AF_UNIX || peek::<u64>(sock, offset!(tcp_bytes_sent)) != 0 {
+            return None;
+        }
+        // SAFETY: an integer that the loader sets; volatile, because the compiler knows another one.
+        let tick_ns = unsafe { (&raw const TICK_NS).read_volatile() };
+        let established: u32 = peek(sock, offset!(tcp_sent_tick));
+        let received: u32 = peek(sock, offset!(tcp_received_tick));
+        if u64::from(received.wrapping_sub(established)) * tick_ns > AT_ONCE_NS.max(tick_ns) {
+            return Some(UNKNOWN_NS);
+        }
+        // SAFETY: no precondition.
+        let now = unsafe { bpf_jiffies64() } as u32;
+        Some(u64::from(now.wrapping_sub(established)) * tick_ns)
     }
 
     /// What comes on a connection whose last request was answered is read away, and is no other request: this side has

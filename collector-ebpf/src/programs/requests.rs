@@ -16,7 +16,7 @@ use collector_ebpf::request::{
     ABORTED, ANSWERED, CLOSED, FOLLOWED_NO_MORE, Finish, LOCKED, REQUEST_HISTOGRAMS, REQUEST_LEFT,
     REQUEST_PROVISIONAL, REQUEST_WAYS, Request, WANTS_REQUESTS, WANTS_STATUS, set_of,
 };
-use collector_ebpf::schedule::{REQUEST, THREAD_HISTOGRAMS, Thread, Times};
+use collector_ebpf::schedule::{ACCEPT_WAIT, REQUEST, THREAD_HISTOGRAMS, Thread, Times};
 
 use crate::connections::{Connection, is_open, number_of, waits_for_room};
 use crate::first_bytes::{Asks, INTERIM, asks, told_outcome};
@@ -61,7 +61,12 @@ pub(crate) fn received(serving: &mut Serving, connection: Connection, length: i3
     let (at_ns, key) = (now(), connection.key);
     match place_of(key).and_then(|index| request_of(key, index, at_ns)) {
         Some(index) => continued(connection, index, thread, length, provisional, at_ns),
-        None if length > 0 && connection.asks() => begin(connection, thread, times, provisional, at_ns),
+        None if length > 0 && connection.asks() => {
+            if let Some(ns) = connection.accept_wait_ns() {
+                record_or_discard(Thread::slot_of(thread.place), ACCEPT_WAIT, ns);
+            }
+            begin(connection, thread, times, provisional, at_ns);
+        }
         None => {}
     }
     time_run(at_ns);

@@ -70,6 +70,9 @@ pub enum LoadError {
     /// `/proc`, where processes are made sure of.
     #[error(transparent)]
     Procfs(#[from] ProcfsError),
+    /// How long its tick is cannot be read.
+    #[error("the length of the kernel's tick: {0}")]
+    Tick(nix::Error),
     /// Memory that we share with the programs could not be mapped.
     #[error("mapping shared arrays: {0}")]
     Shared(std::io::Error),
@@ -84,7 +87,7 @@ impl LoadError {
                 format!("use a kernel whose BTF describes itself (Linux {OLDEST_LINUX} or newer)")
             }
             Self::Procfs(_) => "mount /proc, or say where it is (--path.procfs)".into(),
-            Self::Object(_) | Self::Attach { .. } | Self::Shared(_) => {
+            Self::Object(_) | Self::Tick(_) | Self::Attach { .. } | Self::Shared(_) => {
                 format!("use Linux {OLDEST_LINUX} or newer; if it is, the message above is worth a report")
             }
         }
@@ -184,12 +187,14 @@ pub(super) fn load(support: &Support, requests_by: RequestsBy) -> Result<Loaded,
 
     let words: Vec<u8> = offsets.named().iter().flat_map(|(_, offset)| offset.to_ne_bytes()).collect();
     let reasons = syscalls::reasons();
+    let tick_ns = tick_ns().map_err(LoadError::Tick)?.to_ne_bytes();
     let (sent_bytes, moves) = (syscalls::sent_bytes(), syscalls::moves());
     let globals = HashMap::from([
         ("OFFSETS", (words.as_slice(), true)),
         ("SYSCALL_REASONS", (&reasons[..], true)),
         ("SYSCALL_BYTES", (&sent_bytes[..], true)),
         ("SYSCALL_MOVES", (&moves[..], true)),
+        ("TICK_NS", (&tick_ns[..], true)),
     ]);
     let mut object = Object::open(OBJECT, globals, &targets.kernel_functions)?;
     let mut features = Vec::new();
@@ -338,6 +343,12 @@ pub(super) fn load(support: &Support, requests_by: RequestsBy) -> Result<Loaded,
     heap::trim();
     sys::let_go_of_pages(OBJECT);
     Ok(loaded)
+}
+
+/// Length of the kernel's tick, ns: the clock that it alone moves is as coarse (clock_getres(2)).
+fn tick_ns() -> nix::Result<u64> {
+    let tick = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)?;
+    Ok(std::time::Duration::from(tick).as_nanos() as u64)
 }
 
 /// BTF ids of what programs attach to.

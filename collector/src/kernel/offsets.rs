@@ -48,7 +48,7 @@ fn regs_later(btf: &Btf<'_>, regs: u32) -> Option<[u32; 3]> {
 
 /// Resolves every offset from the running kernel's BTF. `cast` is the BTF id of `bpf_rdonly_cast`.
 pub fn resolve(btf: &Btf<'_>, cast: Option<u32>) -> Result<Offsets, OffsetsError> {
-    const NAMES: [&str; 15] = [
+    const NAMES: [&str; 16] = [
         "task_struct",
         "signal_struct",
         "mm_struct",
@@ -64,6 +64,7 @@ pub fn resolve(btf: &Btf<'_>, cast: Option<u32>) -> Result<Offsets, OffsetsError
         "socket_alloc",
         "tcp_sock",
         "unix_address",
+        "inet_connection_sock",
     ];
     let found = btf.find(NAMES.map(|name| (Kind::Struct, name)));
     let id = |index: usize| found[index].ok_or(OffsetsError::Struct(NAMES[index]));
@@ -152,6 +153,8 @@ pub fn resolve(btf: &Btf<'_>, cast: Option<u32>) -> Result<Offsets, OffsetsError
         sock_wmem_alloc: of(9, "sk_wmem_alloc.refs.counter", 4),
         socket_flags: of(11, "flags", 8),
         tcp_bytes_sent: of(13, "bytes_sent", 8),
+        tcp_sent_tick: of(13, "lsndtime", 4),
+        tcp_received_tick: of(15, "icsk_ack.lrcvtime", 4),
         sock_max_ack_backlog: of(9, "sk_max_ack_backlog", 4),
         sock_socket: of(9, "sk_socket", 8),
         socket_sock: of(11, "sk", 8),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use collector_ebpf::histogram::index;
 use collector_ebpf::request::ABORTED;
-use collector_ebpf::schedule::{KINDS, NETWORK, ON_CPU, POLL, REQUEST, RUNNABLE, SPAN, Work};
+use collector_ebpf::schedule::{ACCEPT_WAIT, KINDS, NETWORK, ON_CPU, POLL, REQUEST, RUNNABLE, SPAN, Work};
 use collector_ebpf::waterfall::STRETCH_SHIFT;
 
 use crate::histogram::Scratch;
@@ -132,6 +132,7 @@ pub(crate) fn schedule() -> ScheduleReading {
             Interval { measure: SPAN as u8, bucket: 1500, count: 7 },
             Interval { measure: REQUEST as u8, bucket: 1400, count: 11 },
             Interval { measure: (REQUEST + ABORTED) as u8, bucket: 1600, count: 1 },
+            Interval { measure: ACCEPT_WAIT as u8, bucket: 1300, count: 5 },
         ],
         process: ProcessKey { pid: 4000, start_ns: 1 },
         busy: false,

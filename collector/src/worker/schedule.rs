@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use collector_ebpf::schedule::{KINDS, MEASURES, ON_CPU, REQUEST, SPAN, Work};
+use collector_ebpf::schedule::{ACCEPT_WAIT, KINDS, MEASURES, ON_CPU, REQUEST, SPAN, Work};
 
 use crate::histogram::{Scale, Scratch, Shown, Windowed};
 use crate::input::{Profile, ScheduleReading, Source, WaterfallReading};
@@ -535,6 +535,7 @@ impl Schedules {
             total,
             spawn_to_first_request_seconds: spawn_to_first_request_seconds.unwrap_or_default(),
             waterfall,
+            accept_wait_seconds: measure(ACCEPT_WAIT as usize),
             seconds: measures.as_ref().map(|measures| {
                 std::array::from_fn(|outcome| Arc::clone(&measures[REQUEST as usize + outcome]))
             }),

@@ -1,5 +1,6 @@
 //! Requests against what the servers themselves counted and measured.
 
+mod accept;
 mod hostile;
 mod jsonrpc;
 mod nginx;

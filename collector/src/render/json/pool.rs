@@ -188,6 +188,11 @@ impl<'a> PoolStats<'a> {
                     .as_ref()
                     .and_then(|schedule| schedule.requests.as_ref())
                     .map(|requests| windows(&requests.spawn_to_first_request_seconds)),
+                accept_wait_seconds: pool
+                    .schedule
+                    .as_ref()
+                    .and_then(|schedule| schedule.requests.as_ref()?.accept_wait_seconds.as_deref())
+                    .and_then(recorded),
                 intervals: pool
                     .schedule
                     .as_ref()

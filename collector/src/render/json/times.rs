@@ -29,6 +29,8 @@ pub(super) struct Quantiles {
     pub(super) spawn_to_ready_seconds: Option<Windows>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) spawn_to_first_request_seconds: Option<Windows>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) accept_wait_seconds: Option<Windows>,
     #[serde(flatten)]
     pub(super) intervals: Option<Intervals>,
 }

@@ -61,6 +61,15 @@ pub(super) fn write(writer: &mut Writer<'_>, series: &Series<'_>) {
             })
         },
     );
+    super::pools::write_distributions(
+        writer,
+        [&POOL_ACCEPT_WAIT, &POOL_ACCEPT_WAIT_QUANTILE, &POOL_ACCEPT_WAIT_DISCARDED],
+        || {
+            series.pools().filter_map(|(pool, labels)| {
+                Some((labels, requests_of(pool)?.accept_wait_seconds.as_deref()?))
+            })
+        },
+    );
     write_waterfalls(writer, series);
 }
 

@@ -129,9 +129,9 @@ fn histograms_are_native_too() {
             }
         }
     }
-    // Three of each pool, twelve kinds of time, spans, one worker's way to be ready and to be asked, six outcomes of requests,
-    // and twelve kinds of time of those.
-    assert_eq!((histograms, empty), (3 * 5 + 12 + 3 + 6 + 12, 3 * 4 + 9 + 4));
+    // Three of each pool, twelve kinds of time, spans, one worker's way to be ready and to be asked, waits to be accepted, six
+    // outcomes of requests, and twelve kinds of time of those.
+    assert_eq!((histograms, empty), (3 * 5 + 12 + 4 + 6 + 12, 3 * 4 + 9 + 4));
 }
 
 proptest! {
