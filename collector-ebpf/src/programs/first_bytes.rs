@@ -1,12 +1,12 @@
 //! What the first bytes of a message tell. They are read from where the current system call has them; none is kept.
 
-use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_task_pt_regs};
+use aya_ebpf::helpers::generated::bpf_task_pt_regs;
 use aya_ebpf::helpers::{bpf_probe_read_user, bpf_probe_read_user_buf};
 use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::request::{ANSWERED, BYTES, MESSAGE, NO_BYTES, OK_2XX, STATUS_LINE};
 use collector_ebpf::schedule::SYSCALLS;
 
-use crate::kernel::{offset, read};
+use crate::kernel::{Task, offset, read};
 
 /// Where `struct msghdr` has `msg_iov`, on machines of 64 bits.
 const MESSAGE_VECTORS: usize = 16;
@@ -155,10 +155,8 @@ fn message() -> Option<u64> {
     if offset!(regs_syscall) == ABSENT || offset!(regs_second) == ABSENT {
         return None;
     }
-    // SAFETY: no precondition.
-    let task = unsafe { bpf_get_current_task_btf() };
     // SAFETY: a trusted task; the helper gives the registers that were saved on entry to the kernel.
-    let registers = unsafe { bpf_task_pt_regs(task) } as *const u8;
+    let registers = unsafe { bpf_task_pt_regs(Task::current().0.cast_mut().cast()) } as *const u8;
     let number: i32 = read!(registers, regs_syscall);
     let number = number as usize;
     if number >= SYSCALLS {

@@ -7,7 +7,7 @@ use core::ptr::NonNull;
 
 use aya_ebpf::bindings::BPF_LOCAL_STORAGE_GET_F_CREATE;
 use aya_ebpf::helpers::bpf_probe_read_kernel;
-use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_task_storage_get};
+use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_task_storage_get};
 use collector_ebpf::event::Cpu;
 use collector_ebpf::kfunc;
 use collector_ebpf::limits::COMM_LEN;
@@ -82,6 +82,13 @@ pub(crate) use {offset, read, read_if_present};
 pub(crate) struct Task(pub(crate) *const u8);
 
 impl Task {
+    /// The one that runs. Newer kernels make a single instruction of it.
+    #[inline(always)]
+    pub(crate) fn current() -> Self {
+        // SAFETY: no precondition.
+        Self(unsafe { bpf_get_current_task_btf() } as *const u8)
+    }
+
     #[inline(always)]
     pub(crate) fn tid(self) -> u32 {
         read!(self.0, task_pid)

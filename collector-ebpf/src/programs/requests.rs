@@ -9,7 +9,6 @@
 
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_or, atomic_xchg};
 
-use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
 use collector_ebpf::event::Counter;
 use collector_ebpf::limits::REQUEST_SETS;
 use collector_ebpf::request::{
@@ -20,7 +19,7 @@ use collector_ebpf::schedule::{ACCEPT_WAIT, REQUEST, THREAD_HISTOGRAMS, Thread, 
 
 use crate::connections::{Connection, is_open, number_of, waits_for_room};
 use crate::first_bytes::{Asks, INTERIM, asks, told_outcome};
-use crate::kernel::now;
+use crate::kernel::{Task, now};
 use crate::schedule::{add_u32, add_u64, fall, find, record_or_discard, rise, time_run};
 use crate::{CONNECTIONS, REQUESTS, TIMES, count, waterfall};
 
@@ -38,8 +37,7 @@ pub(crate) struct Serving {
 /// Who receives or sends.
 #[inline(always)]
 pub(crate) fn serving() -> Option<Serving> {
-    // SAFETY: no precondition.
-    let thread = find(unsafe { bpf_get_current_pid_tgid() as u32 })?;
+    let thread = find(Task::current().tid())?;
     let times = TIMES.get_ptr_mut(Thread::slot_of(thread.place))?;
     // SAFETY: a pointer into the array.
     let wants = unsafe { (*times).parks };

@@ -18,9 +18,12 @@ const TCP_LAST_ACK: i32 = 9;
 /// `(struct sock *sk, int ret, int flags)`
 #[btf_tracepoint(function = "sock_recv_length")]
 fn socket_received(ctx: BtfTracePointContext) -> i32 {
-    let Some(mut serving) = serving() else { return 0 };
     let (sock, length, flags) = (ctx.arg::<u64>(0), ctx.arg::<i32>(1), ctx.arg::<u32>(2));
-    if flags & NOT_FROM_PEER == 0 && length >= 0 {
+    // Some servers read until nothing is left.
+    if length < 0 || flags & NOT_FROM_PEER != 0 {
+        return 0;
+    }
+    if let Some(mut serving) = serving() {
         received(&mut serving, Connection::of_sock(sock), length);
     }
     0

@@ -4,7 +4,6 @@
 //!
 //! When a call returns, the registers that were saved on its entry still have its number and its arguments.
 
-use aya_ebpf::helpers::generated::bpf_get_current_task_btf;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use collector_ebpf::request::{NO_MOVE, RECEIVES_BY_FLAGS, RECEIVES_BY_MESSAGE, SENDS, SPLICES};
@@ -38,8 +37,7 @@ fn syscall_returned(ctx: BtfTracePointContext) -> i32 {
     }
     // A call moves less than 2 GiB (read(2)).
     let length = result as i32;
-    // SAFETY: no precondition.
-    let task = Task(unsafe { bpf_get_current_task_btf() } as *const u8);
+    let task = Task::current();
     let first: u64 = read!(registers, regs_argument);
     let flags: u64 = match moves {
         RECEIVES_BY_MESSAGE => read!(registers, regs_third),
