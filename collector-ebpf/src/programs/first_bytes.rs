@@ -1,7 +1,7 @@
 //! What the first bytes of a message tell. They are read from where the current system call has them; none is kept.
 
+use aya_ebpf::helpers::bpf_probe_read_user;
 use aya_ebpf::helpers::generated::bpf_task_pt_regs;
-use aya_ebpf::helpers::{bpf_probe_read_user, bpf_probe_read_user_buf};
 use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::request::{ANSWERED, BYTES, MESSAGE, NO_BYTES, OK_2XX, STATUS_LINE};
 use collector_ebpf::schedule::SYSCALLS;
@@ -22,12 +22,17 @@ pub(crate) const INTERIM: u32 = 0xff;
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn told_outcome() -> u32 {
-    let Some(line) = message().and_then(user_bytes::<STATUS_LINE>) else { return ANSWERED };
-    if line[..7] != *b"HTTP/1." || line[8] != b' ' {
+    let Some(line) = message().and_then(user_value::<[u32; STATUS_LINE / 4]>) else { return ANSWERED };
+    // By words: the compiler would compare byte by byte.
+    let [http, version, status] = line.map(u32::from_le);
+    if http != u32::from_le_bytes(*b"HTTP")
+        || version & 0xff_ffff != u32::from_le_bytes(*b"/1.\0")
+        || status & 0xff != u32::from(b' ')
+        || status == u32::from_le_bytes(*b" 101")
+    {
         return ANSWERED;
     }
-    match line[9] {
-        b'1' if line[10] == b'0' && line[11] == b'1' => ANSWERED,
+    match (status >> 8) as u8 {
         b'1' => INTERIM,
         class @ b'2'..=b'5' => OK_2XX + u32::from(class - b'2'),
         _ => ANSWERED,
@@ -104,7 +109,7 @@ const NOTHING: u32 = 2;
 #[inline(never)]
 extern "C" fn few_words(length: u32) -> u32 {
     let Some(at) = message() else { return SOMETHING };
-    let Some(bytes) = user_bytes::<FRAME>(at) else { return SOMETHING };
+    let Some(bytes) = user_value::<[u8; FRAME]>(at) else { return SOMETHING };
     let record = u32::from(bytes[3]) << 8 | u32::from(bytes[4]);
     if bytes[1] == 3 && record + RECORD == length {
         return match bytes[0] {
@@ -124,7 +129,7 @@ extern "C" fn few_words(length: u32) -> u32 {
             frame == length
                 || frame != 0
                     && frame * 2 == length
-                    && user_bytes(at + u64::from(frame)).is_some_and(|next| control_frame(&next) == frame)
+                    && user_value(at + u64::from(frame)).is_some_and(|next| control_frame(&next) == frame)
         }
     };
     if nothing { NOTHING } else { SOMETHING }
@@ -170,24 +175,16 @@ fn message() -> Option<u64> {
         return None;
     }
     if named == MESSAGE {
-        at = user_word(at.wrapping_add(MESSAGE_VECTORS as u64))?;
+        at = user_value::<u64>(at.wrapping_add(MESSAGE_VECTORS as u64))?;
     }
     if named != BYTES {
-        at = user_word(at)?;
+        at = user_value::<u64>(at)?;
     }
     Some(at)
 }
 
 #[inline(always)]
-fn user_bytes<const LENGTH: usize>(at: u64) -> Option<[u8; LENGTH]> {
-    let mut bytes = [0; LENGTH];
-    // SAFETY: the helper checks the address.
-    unsafe { bpf_probe_read_user_buf(at as *const u8, &mut bytes) }.ok()?;
-    Some(bytes)
-}
-
-#[inline(always)]
-fn user_word(at: u64) -> Option<u64> {
-    // SAFETY: the helper checks the address.
-    unsafe { bpf_probe_read_user(at as *const u64) }.ok()
+fn user_value<T>(at: u64) -> Option<T> {
+    // SAFETY: the helper checks the address; what is read here are integers and arrays of them.
+    unsafe { bpf_probe_read_user(at as *const T) }.ok()
 }
