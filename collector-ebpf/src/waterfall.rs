@@ -11,7 +11,8 @@
 //! [`lived_ns`](crate::schedule::Times::lived_ns) the durations, and the first of
 //! [`requests`](crate::schedule::Times::requests) their number, raised last. While one is added
 //! [`in_flight`](crate::schedule::Times::in_flight) is not 0, and the sums do not close. Kinds that it was in for no time are
-//! in no histogram: their number is what lacks to that.
+//! in no histogram: their number is what lacks to that. While lengths are not recorded it is in none of the histograms, and
+//! its kinds of no time are not in them either: that is the number at [`UNRECORDED`].
 //!
 //! The slowest of each stretch of time are kept whole ([`Slowest`]).
 
@@ -49,6 +50,9 @@ pub struct Flight {
 
 /// [`Flight::begin_ns`] that no request has.
 pub const ENDING: u64 = 1;
+
+/// Where in [`crate::schedule::Times::requests`] of a waterfall the number of those is whose times are in the sums alone.
+pub const UNRECORDED: usize = 1;
 
 /// Requests that are kept of each stretch of time.
 pub const SLOWEST: usize = 10;

@@ -148,6 +148,11 @@ impl Windowed {
         }
     }
 
+    /// Says what the sum is, where that is known better than by what was recorded.
+    pub fn set_sum(&mut self, sum: f64) {
+        self.sum = sum;
+    }
+
     /// Counts values that could not be recorded.
     pub fn discard_many(&mut self, count: u32) {
         self.discarded += u64::from(count);
@@ -177,7 +182,8 @@ impl Windowed {
 
     /// Nothing was recorded since this was made of it.
     fn is_shown_by(&self, shown: &Distribution) -> bool {
-        (self.count, self.discarded) == (shown.count, shown.discarded)
+        (self.count, self.discarded, self.sum.to_bits())
+            == (shown.count, shown.discarded, shown.sum.to_bits())
     }
 
     fn turn(&mut self) {
@@ -257,23 +263,9 @@ impl Shown {
 
     /// As readers get it, in the windows that end now.
     pub fn view(&mut self, now_ns: u64, scratch: &mut Scratch) -> Arc<Distribution> {
-        self.view_as(now_ns, scratch, |_| {})
-    }
-
-    /// The same, with what else is known of it.
-    pub fn view_as(
-        &mut self,
-        now_ns: u64,
-        scratch: &mut Scratch,
-        complete: impl FnOnce(&mut Distribution),
-    ) -> Arc<Distribution> {
         let moved_on = self.histogram.advance(now_ns);
         let shown = self.shown.take().filter(|shown| !moved_on && self.histogram.is_shown_by(shown));
-        let shown = shown.unwrap_or_else(|| {
-            let mut distribution = self.histogram.distribution(scratch);
-            complete(&mut distribution);
-            Arc::new(distribution)
-        });
+        let shown = shown.unwrap_or_else(|| Arc::new(self.histogram.distribution(scratch)));
         self.shown = Some(Arc::clone(&shown));
         shown
     }

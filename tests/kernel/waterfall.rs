@@ -3,10 +3,12 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::requests::serve::{ask, asked, doing};
+use crate::portable::schedule::answer_file;
+use crate::requests::serve::{ask, asked, doing, doing_before};
 use crate::requests::{OPTIONS, connect};
 use crate::schedule::slack;
 use crate::servers::{Server, command_in, directory_with, free_port};
@@ -148,6 +150,75 @@ fn threads_that_answer_at_the_same_time_have_times_of_their_own() {
     let pool = pool(&collector, master.pid());
     let missing = missing(&collector, &pool["requests"]["waterfall"], CONNECTIONS * EACH);
     agrees(&pool, &kinds, missing);
+}
+
+/// Figures of a waterfall as they are scraped, by kind: sums, and how many values are in the histograms and how many in none.
+struct Scraped {
+    requests: f64,
+    seconds: f64,
+    sums: Vec<f64>,
+    counts: Vec<f64>,
+    discarded: Vec<f64>,
+}
+
+fn scraped(collector: &Collector, pool: &str) -> Scraped {
+    let text = collector.text("/metrics", "text/plain");
+    let its = format!("{{pool=\"{pool}\"");
+    let all = |family: &str| -> Vec<f64> {
+        let lines = text.lines().filter_map(|line| line.strip_prefix(family)?.strip_prefix(&its));
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect()
+    };
+    Scraped {
+        requests: all("worker_pool_waterfall_requests_total")[0],
+        seconds: all("worker_pool_waterfall_request_seconds_total")[0],
+        sums: all("worker_pool_request_time_seconds_sum"),
+        counts: all("worker_pool_request_time_seconds_count"),
+        discarded: all("worker_pool_request_time_seconds_discarded_total"),
+    }
+}
+
+#[test]
+fn a_waterfall_adds_up_also_while_lengths_are_not_recorded() {
+    let address = format!("127.0.0.1:{}", free_port());
+    let (mut master, collector, pid, _) =
+        doing_before(&["--source=ebpf", "--probes.overhead-budget=0.001"], &format!("serve {address}"));
+    let name = pool(&collector, master.pid())["name"].as_str().unwrap().to_owned();
+    let file = answer_file("busy");
+    let busy = master.spawn(&format!("wait pingpong 100000000 {}", file.display()));
+    let mut stream = connect(&address);
+    let mut before: Option<Scraped> = None;
+    let recording = || {
+        let stats = collector.stats();
+        stats["collector"]["cost"]["scheduler_probes"]["recording"].as_str().unwrap().to_owned()
+    };
+    let last = eventually("lengths are not recorded for a while", || {
+        for _ in 0..20 {
+            ask(&mut stream, "mix 1 4 2\n", "mixed\n");
+        }
+        let now = scraped(&collector, &name);
+        let sum: f64 = now.sums.iter().sum();
+        assert!((sum - now.seconds).abs() < 1e-6, "{sum} s of {} s", now.seconds);
+        if let Some(before) = before.replace(scraped(&collector, &name)) {
+            for (now, before) in
+                now.sums.iter().chain(&now.counts).zip(before.sums.iter().chain(&before.counts))
+            {
+                assert!(now >= before, "{now} after {before}");
+            }
+        }
+        let unrecorded = now.discarded[0] > 100.0;
+        (unrecorded && recording() != "histograms").then_some(now)
+    });
+    println!("{} requests, {:?} recorded, {:?} not", last.requests, last.counts, last.discarded);
+    // It is decided for a request as a whole, but for one that ends while that changes; and one may be recorded already
+    // that is not counted yet.
+    let near = |value: f64, other: f64| (value - other).abs() <= 2.0;
+    for (count, discarded) in last.counts.iter().zip(&last.discarded) {
+        assert!(near(count + discarded, last.requests), "{count} and {discarded} of {}", last.requests);
+        assert!(near(*count, last.counts[0]), "{:?}", last.counts);
+    }
+    for pid in [busy, pid] {
+        kill(pid, Signal::SIGKILL).unwrap();
+    }
 }
 
 /// A worker of nginx has several requests at a time on its one thread: what it does meanwhile is of none of them.

@@ -629,6 +629,13 @@ fn end_work(times: *mut Times, place: u32, now: u64) {
     }
 }
 
+/// Lengths are recorded now.
+#[inline(always)]
+pub(crate) fn records() -> bool {
+    // SAFETY: a valid pointer into the array; user space sets it.
+    CONTROL.get_ptr(0).is_some_and(|control| unsafe { (*control).ceiling } >= PROFILE_HISTOGRAMS)
+}
+
 /// Adds one to the bucket of a value. False if it is not wanted now, or there was no chunk for it.
 #[inline(always)]
 fn record(times: *mut Times, measure: u32, value: u64) -> bool {

@@ -12,11 +12,11 @@ use collector_ebpf::event::Counter;
 use collector_ebpf::limits::{FLIGHTS, MAX_WATERFALLS};
 use collector_ebpf::schedule::{KINDS, LET_GO, ON_CPU, THREAD_HISTOGRAMS, THREAD_IN_REQUEST, Thread, Times};
 use collector_ebpf::waterfall::{
-    ENDING, Flight, SLOWEST, STRETCH_SHIFT, Slowest, index_of, number_of, slowest_of,
+    ENDING, Flight, SLOWEST, STRETCH_SHIFT, Slowest, UNRECORDED, index_of, number_of, slowest_of,
 };
 
 use crate::kernel::{clear, copy};
-use crate::schedule::{add_u32, add_u64, find, is_elsewhere, record_or_discard, set_right};
+use crate::schedule::{add_u32, add_u64, find, is_elsewhere, record_or_discard, records, set_right};
 use crate::{FLYING, SLOWEST_REQUESTS, TIMES, count};
 
 #[inline(always)]
@@ -248,17 +248,24 @@ fn add(flight: *mut Flight, begin_ns: u64, at_ns: u64) {
     let in_flight = unsafe { &raw mut (*times).in_flight };
     // SAFETY: an aligned integer of the map.
     unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(in_flight, 1) };
+    // One answer for all kinds: or those that it was in for no time would be known of it, and the others not.
+    let recorded = records();
     for kind in 0..KINDS {
         // SAFETY: an element of each.
         let (ns, sum) = unsafe { ((*flight).answered_ns[kind], &raw mut (*times).ended_ns[kind]) };
         if ns != 0 {
             add_u64(sum, ns);
-            record_or_discard(index_of(number), kind as u32, ns);
+            if recorded {
+                record_or_discard(index_of(number), kind as u32, ns);
+            }
         }
     }
     // SAFETY: a pointer into the array.
     unsafe {
         add_u64(&raw mut (*times).lived_ns, duration_ns);
+        if !recorded {
+            add_u32(&raw mut (*times).requests[UNRECORDED], 1);
+        }
         atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(&raw mut (*times).requests[0], 1);
         atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(in_flight, u32::MAX);
     }

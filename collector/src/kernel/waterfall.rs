@@ -6,7 +6,7 @@ use std::sync::atomic::{Ordering, fence};
 use aya::maps::MapData;
 use collector_ebpf::limits::MAX_WATERFALLS;
 use collector_ebpf::schedule::Times;
-use collector_ebpf::waterfall::{STRETCHES, Slowest, index_of, slowest_of};
+use collector_ebpf::waterfall::{STRETCHES, Slowest, UNRECORDED, index_of, slowest_of};
 
 use super::schedule::ScheduleTable;
 use super::shared::Shared;
@@ -93,8 +93,11 @@ impl WaterfallTable {
             reading.duration_ns = times.lived_ns.wrapping_sub(then.lived_ns);
             reading.time_ns =
                 std::array::from_fn(|kind| times.ended_ns[kind].wrapping_sub(then.ended_ns[kind]));
-            reading.discarded =
-                std::array::from_fn(|kind| times.discarded[kind].wrapping_sub(then.discarded[kind]));
+            // A request that was not recorded is in no histogram, whatever kinds it was in.
+            let unrecorded = times.requests[UNRECORDED].wrapping_sub(then.requests[UNRECORDED]);
+            reading.discarded = std::array::from_fn(|kind| {
+                times.discarded[kind].wrapping_sub(then.discarded[kind]).wrapping_add(unrecorded)
+            });
             reading.intervals.clear();
             schedule.take(index_of(number), &mut reading.intervals);
             tell(before.pool, reading);

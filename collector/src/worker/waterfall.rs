@@ -70,6 +70,10 @@ impl Waterfall {
             histogram.record_bucket(index(0) as u16, none);
             *accounted += u64::from(none);
         }
+        for (shown, time_ns) in self.histograms.iter_mut().zip(self.time_ns) {
+            // Not as the buckets have it: this is known to the nanosecond, has what was discarded, adds up and never falls.
+            shown.histogram.set_sum(time_ns as f64 / NANOS_PER_SECOND as f64);
+        }
         for (stretch, requests) in &reading.slowest {
             self.slowest.replace(*stretch, requests);
         }
@@ -77,16 +81,7 @@ impl Waterfall {
 
     /// What readers get at this time.
     pub fn view(&mut self, now_ns: u64, scratch: &mut Scratch) -> snapshot::Waterfall {
-        let mut kinds = self.time_ns.iter();
-        let seconds = self.histograms.each_mut().map(|shown| {
-            let time_ns = kinds.next().copied().unwrap_or(0);
-            shown.view_as(now_ns, scratch, |distribution| {
-                if distribution.discarded == 0 {
-                    // Not as the buckets have it: this is known to the nanosecond, and adds up.
-                    distribution.sum = time_ns as f64 / NANOS_PER_SECOND as f64;
-                }
-            })
-        });
+        let seconds = self.histograms.each_mut().map(|shown| shown.view(now_ns, scratch));
         snapshot::Waterfall {
             requests: self.requests,
             duration_ns: self.duration_ns,
@@ -206,6 +201,55 @@ mod tests {
         waterfall.take(&reading);
         let poll = Arc::clone(&waterfall.view(1, &mut Scratch::new()).seconds[POLL as usize]);
         assert_eq!((poll.count, poll.discarded), (1, 2));
+    }
+
+    #[test]
+    fn sums_add_up_and_never_fall_whatever_is_discarded() {
+        let mut waterfall = Waterfall::new(SCALE, 0);
+        let mut time_ns = [0; KINDS];
+        (time_ns[ON_CPU as usize], time_ns[POLL as usize]) = (4_004, 1_000_007);
+        let mut reading = WaterfallReading {
+            requests: 4,
+            duration_ns: 1_004_011,
+            time_ns,
+            intervals: vec![interval(ON_CPU, 1_001, 4), interval(POLL, 1_000_007, 1)],
+            ..WaterfallReading::default()
+        };
+        let mut before = [0.0; KINDS];
+        for (turn, discarded) in [(1, 0), (2, 4), (3, 4), (4, 0)] {
+            reading.discarded = [discarded; KINDS];
+            let intervals = reading.intervals.clone();
+            if discarded > 0 {
+                reading.intervals.clear();
+            }
+            waterfall.take(&reading);
+            reading.intervals = intervals;
+            let view = waterfall.view(turn, &mut Scratch::new());
+            let sums = view.seconds.each_ref().map(|seconds| seconds.sum);
+            let known = sums.iter().sum::<f64>() * NANOS_PER_SECOND as f64;
+            assert!((known - view.duration_ns as f64).abs() < 0.5, "{known}: {view:?}");
+            assert!(sums.iter().zip(before).all(|(now, before)| *now >= before), "{sums:?} after {before:?}");
+            before = sums;
+            for seconds in &view.seconds {
+                assert_eq!(seconds.count + seconds.discarded, view.requests, "{seconds:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_sum_is_shown_when_it_is_read_also_where_its_values_were_recorded_before() {
+        let mut waterfall = Waterfall::new(SCALE, 0);
+        let mut reading = WaterfallReading {
+            intervals: (0..KINDS as u32).map(|kind| interval(kind, 1_000, 1)).collect(),
+            ..WaterfallReading::default()
+        };
+        waterfall.take(&reading);
+        assert_eq!(waterfall.view(1, &mut Scratch::new()).seconds[0].sum, 0.0);
+        reading.intervals.clear();
+        (reading.requests, reading.duration_ns, reading.time_ns) = (1, 12_000, [1_000; KINDS]);
+        waterfall.take(&reading);
+        let view = waterfall.view(2, &mut Scratch::new());
+        assert!(view.seconds.iter().all(|seconds| seconds.sum == 1e-6), "{view:?}");
     }
 
     proptest! {

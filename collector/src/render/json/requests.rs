@@ -173,7 +173,7 @@ impl Slow {
 pub(super) fn times(schedule: &snapshot::Schedule) -> Option<BTreeMap<&'static str, Windows>> {
     let waterfall = schedule.requests.as_ref()?.waterfall.as_ref()?;
     let kinds = TIME_KINDS.into_iter().zip(&waterfall.seconds);
-    let known = kinds.filter(|(_, seconds)| seconds.sum > 0.0 || seconds.discarded > 0);
+    let known = kinds.filter(|(_, seconds)| seconds.sum > 0.0);
     Some(known.map(|(kind, seconds)| (kind, windows(seconds))).collect())
 }
 

@@ -219,11 +219,11 @@ families! {
         POOL_ALONE_DURATION = Counter "worker_pool_waterfall_request_seconds_total" ["pool"] "seconds"
             "How long these took, together: what the sums of worker_pool_request_time_seconds add up to.";
         POOL_ALONE_TIME = Histogram "worker_pool_request_time_seconds" ["pool", "kind"] "seconds"
-            "Time of such a request that its thread spent on a CPU, waiting for one, or blocked, by reason.";
+            "Time of such a request that its thread spent on a CPU, waiting for one, or blocked, by reason. The sum also has what was discarded.";
         POOL_ALONE_TIME_QUANTILE = Summary "worker_pool_request_time_seconds_quantile" ["pool", "kind", "quantile", "window"] ""
             "Quantiles of worker_pool_request_time_seconds in a window, within 1.6 %.";
         POOL_ALONE_TIME_DISCARDED = Counter "worker_pool_request_time_seconds_discarded_total" ["pool", "kind"] ""
-            "Times left out of worker_pool_request_time_seconds for want of memory or budget.";
+            "Times left out of buckets and count of worker_pool_request_time_seconds for want of memory or budget; with the count they are all such requests.";
         POOL_ALONE_RESIDUAL = Gauge "worker_pool_waterfall_residual_seconds" ["pool"] "seconds"
             "What the times of such requests lack to their durations, by the sums of the kernel: not zero is an error of ours.";
 
