@@ -372,6 +372,11 @@ impl Aggregate {
         self.schedules.read(records.into_iter(), source, &mut tell);
     }
 
+    /// Reads where the time of requests went between two rounds of readings.
+    pub fn read_waterfalls(&mut self, source: &mut dyn Source) {
+        self.schedules.read_waterfalls(source);
+    }
+
     /// Gives flags to workers that work or wait for too long, and looks what those do that became stuck.
     pub fn flag(&mut self, now_ns: u64, source: &mut dyn Source, reader: &mut dyn FactReader) {
         let now_unix_ns = self.unix_from_monotonic(now_ns);

@@ -129,6 +129,8 @@ pub struct Collector {
     drained: u32,
     own: procfs::own::OwnReader,
     passes: u64,
+    /// The source may lose some of the slowest requests when it is not asked for them by then, `CLOCK_MONOTONIC` ns.
+    slowest_due_ns: u64,
     pass_cpu_ns: u64,
     event_cpu_ns: u64,
     config_loaded_unix_ns: Option<u64>,
@@ -164,6 +166,7 @@ impl Collector {
             drained: 0,
             own: procfs::own::OwnReader::default(),
             passes: 0,
+            slowest_due_ns: u64::MAX,
             pass_cpu_ns: 0,
             event_cpu_ns: 0,
             config_loaded_unix_ns,
@@ -207,7 +210,7 @@ impl Collector {
             Some(_) => self.aggregate.due_ns().max(now + DRAIN_EVERY_NS),
             None => now + drain_ns,
         };
-        inbox.wait(news, next_pass_ns.min(due_ns));
+        inbox.wait(news, next_pass_ns.min(due_ns).min(self.slowest_due_ns));
         self.source.end_wait();
     }
 
@@ -239,6 +242,11 @@ impl Collector {
         let cpu_events = thread_cpu_ns();
         self.event_cpu_ns += cpu_events.saturating_sub(cpu_before);
         if now < next_pass_ns {
+            if now >= self.slowest_due_ns {
+                self.aggregate.read_waterfalls(&mut *self.source);
+                self.slowest_read();
+                self.pass_cpu_ns += thread_cpu_ns().saturating_sub(cpu_events);
+            }
             return next_pass_ns;
         }
         let next = self.aggregate.pass_begins(now);
@@ -249,11 +257,19 @@ impl Collector {
         self.aggregate.read_accept_queues(now, &mut *self.sockets);
         self.give_back();
         self.aggregate.read_schedules(&mut *self.source);
+        self.slowest_read();
         self.aggregate.flag(monotonic_ns(), &mut *self.source, &mut *self.facts);
         self.passes += 1;
         self.publish();
         self.pass_cpu_ns += thread_cpu_ns().saturating_sub(cpu_events);
         next
+    }
+
+    /// The slowest requests were just asked for: however long the intervals of pools are, they are again in half the time
+    /// after which the first of them may be gone.
+    fn slowest_read(&mut self) {
+        let kept_ns = self.source.slowest_kept_ns();
+        self.slowest_due_ns = kept_ns.map_or(u64::MAX, |kept_ns| monotonic_ns() + kept_ns / 2);
     }
 
     fn give_back(&mut self) {

@@ -357,6 +357,12 @@ pub trait Source {
     /// Reads where the time of requests went, and tells of each pool, by its number, where something is new.
     fn waterfalls(&mut self, _tell: &mut dyn FnMut(u32, &WaterfallReading)) {}
 
+    /// For how long it keeps what [`Source::waterfalls`] tells of the slowest requests, ns, whether or not it was told; `None`
+    /// where it has none.
+    fn slowest_kept_ns(&self) -> Option<u64> {
+        None
+    }
+
     /// Says that there is no such pool any more.
     fn forget_pool(&mut self, _pool: u32) {}
 

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -150,6 +151,42 @@ fn threads_that_answer_at_the_same_time_have_times_of_their_own() {
     let pool = pool(&collector, master.pid());
     let missing = missing(&collector, &pool["requests"]["waterfall"], CONNECTIONS * EACH);
     agrees(&pool, &kinds, missing);
+}
+
+#[test]
+fn the_slowest_request_is_kept_whatever_the_interval() {
+    // It has gone through two stretches of time by then, of 2^33 ns each.
+    const LASTS: Duration = Duration::from_secs(18);
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("collector.yml");
+    std::fs::write(&config, "interval: 1s\n").unwrap();
+    let address = format!("127.0.0.1:{}", free_port());
+    let file = format!("--config.file={}", config.display());
+    let options = [&OPTIONS[..], &[&file]].concat();
+    let (master, collector, _, _) = doing_before(&options, &format!("serve {address}"));
+    let name = pool(&collector, master.pid())["name"].as_str().unwrap().to_owned();
+    let read = |interval: &str| {
+        let loaded = || collector.metric("collector_config_last_reload_success_timestamp_seconds");
+        std::fs::write(&config, format!("interval: {interval}\n")).unwrap();
+        let before = loaded();
+        kill(collector.pid(), Signal::SIGHUP).unwrap();
+        eventually("it has read all", || (loaded() > before).then_some(()));
+    };
+    read("1h");
+    let mut stream = connect(&address);
+    ask(&mut stream, "mix 1 700 2\n", "mixed\n");
+    let begin = Instant::now();
+    let mut quick = 0;
+    while begin.elapsed() < LASTS {
+        ask(&mut stream, "mix 1 20 2\n", "mixed\n");
+        quick += 1;
+    }
+    read("50m");
+    let slow = collector.json(&format!("/api/v1/pools/{name}/slow"));
+    for window in ["1m", "5m", "start"] {
+        let longest = slow["slowest"][window][0]["duration_seconds"].as_f64().unwrap();
+        assert!(longest > 0.7, "{longest} s in {window} after {quick} quick ones");
+    }
 }
 
 /// Figures of a waterfall as they are scraped, by kind: sums, and how many values are in the histograms and how many in none.

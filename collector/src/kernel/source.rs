@@ -14,7 +14,7 @@ use collector_ebpf::schedule::{
     PROFILE_COUNTERS, PROFILE_HISTOGRAMS, PROFILE_NONE, TIMED_RUNS, WAYS, wishes,
 };
 use collector_ebpf::slot::{EXITED, FINAL, FREE, REAPED, ROLE_MASTER, ROLE_WORKER, Slot, Tag};
-use collector_ebpf::waterfall::with_number;
+use collector_ebpf::waterfall::{STRETCH_SHIFT, STRETCHES, with_number};
 
 use super::events::{self, EventReader};
 use super::load::{self, Attached, LoadError, RequestsBy};
@@ -543,6 +543,11 @@ impl Source for KernelSource {
 
     fn waterfalls(&mut self, tell: &mut dyn FnMut(u32, &WaterfallReading)) {
         self.waterfalls.read(&self.schedule, tell);
+    }
+
+    fn slowest_kept_ns(&self) -> Option<u64> {
+        // A stretch takes the place of the last but one.
+        self.requests_attached.then_some((STRETCHES as u64 - 1) << STRETCH_SHIFT)
     }
 
     fn forget_pool(&mut self, pool: u32) {

@@ -386,8 +386,13 @@ impl Schedules {
             self.read_one(record, source, tell);
         }
         self.moved = records;
-        source.waterfalls(&mut |pool, reading| self.account_waterfall(pool, reading));
+        self.read_waterfalls(source);
         self.at_ns = monotonic_ns();
+    }
+
+    /// Reads where the time of requests went, also between two readings of all.
+    pub fn read_waterfalls(&mut self, source: &mut dyn Source) {
+        source.waterfalls(&mut |pool, reading| self.account_waterfall(pool, reading));
     }
 
     fn read_one(&mut self, record: u32, source: &mut dyn Source, tell: &mut dyn FnMut(&ScheduleReading)) {
