@@ -33,7 +33,7 @@ use crate::worker::pool::{Pool, PoolId};
 use crate::worker::process::ProcessTable;
 use crate::worker::recognize;
 use crate::worker::registry::{Arrival, Registry, Shown, Vanished};
-use crate::worker::schedule::{Schedules, Watched};
+use crate::worker::schedule::{Following, Schedules, Watched};
 
 /// Refused pools that are remembered, so that each is counted once. Names can be as many as there are command lines.
 const MAX_REFUSED: usize = 4096;
@@ -352,7 +352,11 @@ impl Aggregate {
             for pool in self.registry.pools.values() {
                 let work = Watched {
                     in_runs: pool.runs.is_some(),
-                    requests: follows_requests && pool.wishes.requests != Requests::None,
+                    requests: match pool.wishes.requests {
+                        Requests::None => Following::Unwanted,
+                        _ if follows_requests => Following::Followed,
+                        _ => Following::Wanted,
+                    },
                 };
                 self.schedules.watch(pool.id, pool.wishes.profile, ceiling, work, monotonic_ns());
             }

@@ -44,7 +44,7 @@
 //!
 //! - A worker is (pool, slot, generation); a process is ([pid, start](units::ProcessKey)). Pids come back, slots are
 //!   taken over, and neither may be mistaken for the other.
-//! - Totals of a pool never fall, but for those of the scheduler, which begin anew after nobody wanted them. What a worker
+//! - Totals of a pool never fall, but for those of the scheduler and of requests, which begin anew after nobody wanted them. What a worker
 //!   used is added reading by reading and completed when the kernel lets go of it; only then is its slot record given
 //!   back.
 //! - A thread that is followed is in exactly one kind of time; the times of all kinds add up to the lives of threads.

@@ -20,7 +20,7 @@ use crate::snapshot::{
 use crate::units::{CpuTime, ProcessKey};
 use crate::worker::flags::{Flag, Limits};
 use crate::worker::runs::{Outcome, Run, Runs};
-use crate::worker::schedule::{Schedules, Watched};
+use crate::worker::schedule::{Following, Schedules, Watched};
 
 /// 2026-01-02T03:04:05.25Z
 pub(crate) const AT: u64 = 1_767_323_045_250_000_000;
@@ -379,7 +379,7 @@ pub(crate) fn snapshot() -> Snapshot {
         at_ns: SCHEDULES_AT - seconds * SECOND,
         ..ScheduleReading::default()
     };
-    let work = Watched { requests: true, ..Watched::default() };
+    let work = Watched { requests: Following::Followed, ..Watched::default() };
     schedules.watch(1, Profile::Histograms, Profile::Histograms, work, before(5).at_ns);
     schedules.account_waterfall(1, &waterfall());
     for (reading, user_ns) in

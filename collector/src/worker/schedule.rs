@@ -349,8 +349,20 @@ fn grown(before: u64, now: u64) -> u64 {
 pub struct Watched {
     /// Its workers' lives are its work.
     pub in_runs: bool,
-    /// Requests are followed for it.
-    pub requests: bool,
+    /// What becomes of its requests.
+    pub requests: Following,
+}
+
+/// Whether the requests of a pool are followed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Following {
+    /// Nobody wants to know of them.
+    #[default]
+    Unwanted,
+    /// They would be, and cannot be now.
+    Wanted,
+    /// They are.
+    Followed,
 }
 
 /// All of it.
@@ -413,6 +425,9 @@ impl Schedules {
             self.pools.remove(&pool);
             return;
         }
+        if work.requests == Following::Unwanted {
+            self.forget_requests(pool, now_ns);
+        }
         let given = wanted.min(ceiling);
         if given == Profile::None {
             if let Some(pool) = self.pools.get_mut(&pool) {
@@ -424,7 +439,8 @@ impl Schedules {
         }
         let pool = self.pools.entry(pool).or_default();
         pool.works_in_runs = work.in_runs;
-        if work.requests {
+        let followed = work.requests == Following::Followed;
+        if followed {
             pool.requests.get_or_insert_default();
             pool.spawn_to_first_request.get_or_insert_with(|| Shown::new(SECONDS, now_ns));
         }
@@ -436,9 +452,22 @@ impl Schedules {
             (pool.histograms, pool.waterfall) = (None, None);
         } else if given == Profile::Histograms {
             pool.histograms.get_or_insert_with(|| empty_histograms(now_ns));
-            if work.requests {
+            if followed {
                 pool.waterfall.get_or_insert_with(|| Box::new(Waterfall::new(SECONDS, now_ns)));
             }
+        }
+    }
+
+    /// Nobody wants to know of the requests of a pool any more: what stays as it was looks as if there were none.
+    fn forget_requests(&mut self, id: PoolId, now_ns: u64) {
+        let Some(pool) = self.pools.get_mut(&id).filter(|pool| pool.requests.is_some()) else { return };
+        (pool.requests, pool.waterfall, pool.spawn_to_first_request) = (None, None, None);
+        let durations = pool.histograms.iter_mut().flat_map(|all| all.iter_mut().skip(REQUEST as usize));
+        durations.for_each(|durations| *durations = Shown::new(SECONDS, now_ns));
+        for worker in self.workers.iter_mut().flatten().filter(|worker| worker.pool == id) {
+            let worker = Arc::make_mut(worker);
+            worker.requests = None;
+            worker.histograms.iter_mut().skip(REQUEST as usize).for_each(|durations| *durations = None);
         }
     }
 
@@ -596,6 +625,7 @@ fn account(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::input::Interval;
 
     #[test]
     fn what_has_not_happened_in_a_watched_pool_is_known() {
@@ -670,6 +700,38 @@ mod tests {
         for _ in 0..9 {
             assert_eq!(view(&mut schedules, 2000, counters, counters), Some(0), "begins anew");
         }
+    }
+
+    #[test]
+    fn requests_that_nobody_wants_any_more_are_forgotten_and_begin_anew() {
+        let mut schedules = Schedules::default();
+        let watch = |schedules: &mut Schedules, requests, ceiling| {
+            let work = Watched { requests, ..Watched::default() };
+            schedules.watch(1, Profile::Histograms, ceiling, work, 0);
+            let view = schedules.pool_view(1, CpuTime::default(), 1, &mut Scratch::new()).unwrap();
+            view.requests
+        };
+        watch(&mut schedules, Following::Followed, Profile::Histograms);
+        let interval = Interval { measure: REQUEST as u8, bucket: 9, count: 3 };
+        let mut reading =
+            ScheduleReading { pool: 1, intervals: vec![interval], ..ScheduleReading::default() };
+        reading.requests[0] = 3;
+        schedules.account(0, &reading, true);
+        let asked = |schedules: &Schedules| schedules.workers[0].as_ref().unwrap().requests().is_some();
+        // For want of budget, or while there is no worker whose requests could be followed, they stay.
+        for (requests, ceiling) in [
+            (Following::Followed, Profile::None),
+            (Following::Wanted, Profile::None),
+            (Following::Wanted, Profile::Histograms),
+        ] {
+            let shown = watch(&mut schedules, requests, ceiling).unwrap();
+            assert_eq!((shown.total.count(), shown.seconds.unwrap()[0].count), (3, 3));
+            assert!(shown.waterfall.is_some() && asked(&schedules), "{requests:?}");
+        }
+        assert!(watch(&mut schedules, Following::Unwanted, Profile::None).is_none());
+        assert!(!asked(&schedules));
+        let anew = watch(&mut schedules, Following::Followed, Profile::Histograms).unwrap();
+        assert_eq!((anew.total.count(), anew.seconds.unwrap()[0].count), (0, 0));
     }
 
     #[test]
