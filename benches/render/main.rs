@@ -212,6 +212,7 @@ fn snapshot(pools: u32) -> Snapshot {
                 seconds: std::array::from_fn(|_| Arc::clone(&intervals)),
                 slowest: Arc::default(),
             }),
+            no_waterfall_left: false,
             total: requests::Requests { ended: [1_234_567; OUTCOMES], ..requests::Requests::default() },
             seconds: Some(std::array::from_fn(|_| Arc::clone(&intervals))),
         }),

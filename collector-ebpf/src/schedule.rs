@@ -160,7 +160,8 @@ pub struct Times {
     /// Chunk numbers of the slot's directories, two to a word, the first in the low half; 0 where there is none yet.
     pub directories: [u32; DIRECTORIES / 2],
     /// Kinds of time in which a thread waits for work, as bits by number, and `PARKS_IN_SHARED_LOCK`; then what its pool
-    /// wants to know of requests.
+    /// wants to know of requests, and the ticket of its waterfall ([`crate::waterfall::ticket`]), which user space may
+    /// change.
     pub parks: u32,
     /// Threads that are not parked, and requests in flight.
     pub busy: u32,

@@ -14,6 +14,9 @@
 //! in no histogram: their number is what lacks to that. While lengths are not recorded it is in none of the histograms, and
 //! its kinds of no time are not in them either: that is the number at [`UNRECORDED`].
 //!
+//! A waterfall is a pool's until another needs it. Then threads and tags may still say that they are of the one before, so
+//! what they say is a [`ticket`], which has changed, and their requests are in no waterfall.
+//!
 //! The slowest of each stretch of time are kept whole ([`Slowest`]).
 
 use crate::limits::{MAX_SLOTS, MAX_WATERFALLS};
@@ -33,7 +36,7 @@ pub struct Flight {
     pub answer_ns: u64,
     /// Thread group id.
     pub pid: u32,
-    /// Number of the waterfall of its pool, from 1 ([`number_of`]).
+    /// [`ticket`] of the waterfall of its pool.
     pub waterfall: u32,
     /// How it was answered so far, as an outcome of [`crate::request`].
     pub outcome: u32,
@@ -103,19 +106,32 @@ pub struct SlowRequest {
     pub time_ns: [u64; KINDS],
 }
 
-/// Where what a pool wants to know has the number of its waterfall, from 1, or 0.
-const NUMBER_SHIFT: u32 = 18;
-const NUMBER_MASK: u32 = 0x7f;
+/// Where what a pool wants to know has the ticket of its waterfall, or 0.
+const TICKET_SHIFT: u32 = 18;
+const TICKET_MASK: u32 = 0x3ff;
+const NUMBER_BITS: u32 = 7;
 
-/// What a pool wants to know, with the number of its waterfall.
-pub const fn with_number(parks: u32, number: u32) -> u32 {
-    parks | (number & NUMBER_MASK) << NUMBER_SHIFT
+/// What a pool has that has the waterfall with this number, from 1, and which turn it is that the number has a pool. One of
+/// eight turns ago is taken for the same. [`crate::schedule::Times::parks`] of the waterfall is its ticket.
+pub const fn ticket(number: u32, turn: u32) -> u32 {
+    (number | turn << NUMBER_BITS) & TICKET_MASK
 }
 
-/// The number of a pool's waterfall, from 1; 0 if it has none.
+/// The number of the waterfall of a ticket, from 1; 0 of none.
 #[inline(always)]
-pub const fn number_of(parks: u32) -> u32 {
-    parks >> NUMBER_SHIFT & NUMBER_MASK
+pub const fn number_of(ticket: u32) -> u32 {
+    ticket & ((1 << NUMBER_BITS) - 1)
+}
+
+/// What a pool wants to know, with the ticket of its waterfall in the place of the one before.
+pub const fn with_ticket(parks: u32, ticket: u32) -> u32 {
+    parks & !(TICKET_MASK << TICKET_SHIFT) | (ticket & TICKET_MASK) << TICKET_SHIFT
+}
+
+/// The ticket of a pool's waterfall; 0 if it has none.
+#[inline(always)]
+pub const fn ticket_of(parks: u32) -> u32 {
+    parks >> TICKET_SHIFT & TICKET_MASK
 }
 
 /// Where the waterfall with a number, from 1, is among the times.
@@ -134,11 +150,11 @@ const _: () = {
     assert!(size_of::<Flight>() == 256);
     assert!(size_of::<SlowRequest>() == 128);
     assert!(size_of::<Slowest>() == 32 + SLOWEST * 128);
-    assert!(MAX_WATERFALLS <= NUMBER_MASK as usize);
-    assert!(crate::request::WANTS_STATUS < 1 << NUMBER_SHIFT);
+    assert!(MAX_WATERFALLS < 1 << NUMBER_BITS);
+    assert!(crate::request::WANTS_STATUS < 1 << TICKET_SHIFT);
     // Whatever a pool wants to know has room in a tag beside its profile.
     assert!(
-        crate::schedule::parks_of(crate::schedule::wishes(0, NUMBER_MASK << NUMBER_SHIFT))
-            == NUMBER_MASK << NUMBER_SHIFT
+        crate::schedule::parks_of(crate::schedule::wishes(0, TICKET_MASK << TICKET_SHIFT))
+            == TICKET_MASK << TICKET_SHIFT
     );
 };

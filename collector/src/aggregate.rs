@@ -374,6 +374,10 @@ impl Aggregate {
         let (registry, unix_minus_monotonic) = (&mut self.registry, self.unix_minus_monotonic);
         let mut tell = |reading: &ScheduleReading| registry.worked(reading, unix_minus_monotonic);
         self.schedules.read(records.into_iter(), source, &mut tell);
+        source.has_tags_to_renew(&mut |id| {
+            let pool = self.registry.pools.get(&id);
+            self.untagged_masters.extend(pool.iter().flat_map(|pool| &pool.masters));
+        });
     }
 
     /// Reads where the time of requests went between two rounds of readings.

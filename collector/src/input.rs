@@ -357,6 +357,15 @@ pub trait Source {
     /// Reads where the time of requests went, and tells of each pool, by its number, where something is new.
     fn waterfalls(&mut self, _tell: &mut dyn FnMut(u32, &WaterfallReading)) {}
 
+    /// All waterfalls are other pools', and this one has been asked: where the time of its requests goes is not measured.
+    fn refuses_waterfall(&self, _pool: u32) -> bool {
+        false
+    }
+
+    /// Tells the pools for whose masters [`Source::track`] is to be called again, so that workers that come are followed as
+    /// those are that are there.
+    fn has_tags_to_renew(&mut self, _tell: &mut dyn FnMut(u32)) {}
+
     /// For how long it keeps what [`Source::waterfalls`] tells of the slowest requests, ns, whether or not it was told; `None`
     /// where it has none.
     fn slowest_kept_ns(&self) -> Option<u64> {

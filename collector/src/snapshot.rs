@@ -363,6 +363,8 @@ pub struct Requests {
     pub accept_wait_seconds: Option<Arc<Distribution>>,
     /// `None` where that is not measured.
     pub waterfall: Option<Waterfall>,
+    /// That is because all that there can be are other pools'.
+    pub no_waterfall_left: bool,
     /// How long requests took, seconds, by outcome ([`crate::input::REQUEST_OUTCOMES`]); `None` where that is not measured.
     pub seconds: Option<[Arc<Distribution>; OUTCOMES]>,
 }

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -187,6 +188,105 @@ fn the_slowest_request_is_kept_whatever_the_interval() {
         let longest = slow["slowest"][window][0]["duration_seconds"].as_f64().unwrap();
         assert!(longest > 0.7, "{longest} s in {window} after {quick} quick ones");
     }
+}
+
+/// Workers with names and sockets of their own, each of which answers `ok` to whatever it is asked.
+const NAMED: &str = r#"
+import os, socket, sys
+directory, count = sys.argv[1], int(sys.argv[2])
+for number in range(count):
+    if os.fork() == 0:
+        with open("/proc/self/comm", "w") as comm:
+            comm.write(f"wf{number}")
+        server = socket.socket(socket.AF_UNIX)
+        server.bind(f"{directory}/{number}.new")
+        server.listen()
+        os.rename(f"{directory}/{number}.new", f"{directory}/{number}")
+        while True:
+            client, _ = server.accept()
+            while client.recv(100):
+                client.sendall(b"ok")
+while True:
+    os.wait()
+"#;
+
+#[test]
+fn pools_that_are_asked_have_the_waterfalls_that_there_are() {
+    const POOLS: usize = 70;
+    const LIMIT: usize = 64;
+    let directory = directory_with(&[("named.py", NAMED)]);
+    let config = directory.path().join("collector.yml");
+    let write = |but: &[usize]| {
+        let rules: String = (0..POOLS)
+            .filter(|n| !but.contains(n))
+            .map(|n| format!("  - {{name: wf{n}, match: {{comm: wf{n}}}}}\n"))
+            .collect();
+        std::fs::write(&config, format!("zero_config: false\npools:\n{rules}")).unwrap();
+    };
+    write(&[]);
+    let file = format!("--config.file={}", config.display());
+    let collector = Collector::start(&[&OPTIONS[..], &[&file]].concat());
+    let at = directory.path().display().to_string();
+    let mut command =
+        command_in(directory.path(), "/usr/bin/python3", &["named.py", &at, &POOLS.to_string()]);
+    let _server = Server::start(&mut command);
+    let pools = || collector.stats()["pools"].as_array().unwrap().clone();
+    let waits = |pool: &Value| matches!(pool["workers"][0]["state"].as_str(), Some("ready" | "idle"));
+    eventually("all wait for connections", || pools().iter().all(waits).then_some(()));
+    let ask_all = |which: std::ops::Range<usize>| {
+        for number in which {
+            let mut stream = UnixStream::connect(directory.path().join(number.to_string())).unwrap();
+            for _ in 0..3 {
+                ask(&mut stream, "?", "ok");
+            }
+        }
+    };
+    // How many requests of each pool are split; `None` where there is no waterfall.
+    let split = || -> Vec<Option<u64>> {
+        let pools = pools();
+        let of = |number: usize| {
+            let pool = pools.iter().find(|pool| pool["name"] == format!("wf{number}"))?;
+            pool["requests"]["waterfall"]["requests"].as_u64()
+        };
+        (0..POOLS).map(of).collect()
+    };
+    // Those that nobody has asked yet make room for those that were not there first.
+    let asked = |which: std::ops::Range<usize>, at_least: usize| {
+        eventually(&format!("{at_least} of {which:?} have requests that are split"), || {
+            ask_all(which.clone());
+            std::thread::sleep(Duration::from_millis(500));
+            let with = split()[which.clone()].iter().filter(|split| split.is_some_and(|n| n > 0)).count();
+            assert!(with <= LIMIT, "{with}");
+            (with == at_least).then_some(())
+        })
+    };
+    asked(10..POOLS, POOLS - 10);
+    assert_eq!(collector.metric("collector_losses_total{reason=\"waterfall_limit\"}"), Some(0.0));
+    asked(0..10, LIMIT - (POOLS - 10));
+    let without: Vec<usize> = (0..POOLS).filter(|number| split()[*number].is_none()).collect();
+    assert_eq!(without.len(), POOLS - LIMIT, "{without:?}");
+    assert_eq!(
+        collector.metric("collector_losses_total{reason=\"waterfall_limit\"}"),
+        Some(without.len() as f64)
+    );
+    let text = collector.text("/metrics", "text/plain");
+    for number in &without {
+        assert!(*number < 10, "it was asked last: {without:?}");
+        let mut response = collector.request(&format!("/api/v1/pools/wf{number}/slow"), &[]).unwrap();
+        assert_eq!(response.status(), 404);
+        let body = response.body_mut().read_to_string().unwrap();
+        assert!(body.contains("64 pools at most"), "{body}");
+        for family in ["waterfall_requests_total", "request_time_seconds_count"] {
+            assert!(!text.contains(&format!("worker_pool_{family}{{pool=\"wf{number}\"")), "{family}");
+        }
+    }
+    // As many of the others go.
+    let gone: Vec<usize> = (10..10 + without.len()).collect();
+    write(&gone);
+    kill(collector.pid(), Signal::SIGHUP).unwrap();
+    eventually("some are gone", || (pools().len() == POOLS - gone.len()).then_some(()));
+    asked(0..10, 10);
+    assert_eq!(split().iter().flatten().count(), POOLS - gone.len());
 }
 
 /// Figures of a waterfall as they are scraped, by kind: sums, and how many values are in the histograms and how many in none.

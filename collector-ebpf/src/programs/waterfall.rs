@@ -12,7 +12,7 @@ use collector_ebpf::event::Counter;
 use collector_ebpf::limits::{FLIGHTS, MAX_WATERFALLS};
 use collector_ebpf::schedule::{KINDS, LET_GO, ON_CPU, THREAD_HISTOGRAMS, THREAD_IN_REQUEST, Thread, Times};
 use collector_ebpf::waterfall::{
-    ENDING, Flight, SLOWEST, STRETCH_SHIFT, Slowest, UNRECORDED, index_of, number_of, slowest_of,
+    ENDING, Flight, SLOWEST, STRETCH_SHIFT, Slowest, UNRECORDED, index_of, number_of, slowest_of, ticket_of,
 };
 
 use crate::kernel::{clear, copy};
@@ -51,14 +51,14 @@ fn exchange(flight: *mut Flight, from: u64, to: u64) -> bool {
 #[inline(always)]
 pub(crate) fn begin(thread: &Thread, times: *mut Times, at_ns: u64) -> u32 {
     // SAFETY: callers pass a pointer into the array.
-    let number = number_of(unsafe { (*times).parks });
+    let ticket = ticket_of(unsafe { (*times).parks });
     if is_elsewhere(thread) {
         set_right(thread.tid, at_ns);
     }
     // What was written meanwhile was written by another way than this reference.
     let Some(thread) = find(thread.tid) else { return 0 };
     let (tid, place, since_ns) = (thread.tid, thread.place, thread.since_ns);
-    if number == 0 || place & THREAD_HISTOGRAMS == 0 {
+    if ticket == 0 || place & THREAD_HISTOGRAMS == 0 {
         return 0;
     }
     let Some(flight) = flight_of(tid) else { return 0 };
@@ -88,7 +88,7 @@ pub(crate) fn begin(thread: &Thread, times: *mut Times, at_ns: u64) -> u32 {
         // SAFETY: as above; nobody else writes here now. The begin is written last.
         unsafe {
             (*flight).pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-            (*flight).waterfall = number;
+            (*flight).waterfall = ticket;
             (*flight).answer_ns = 0;
             clear(&raw mut (*flight).passed_ns);
             (*flight).passed_ns[ON_CPU as usize] = since_ns.wrapping_sub(at_ns);
@@ -238,13 +238,19 @@ extern "C" fn end_flight(tid: u32, begin_ns: u64, at_ns: u64) -> u32 {
 #[inline(always)]
 fn add(flight: *mut Flight, begin_ns: u64, at_ns: u64) {
     // SAFETY: callers pass a pointer into the array.
-    let (answer_ns, number) = unsafe { ((*flight).answer_ns, (*flight).waterfall) };
+    let (answer_ns, ticket) = unsafe { ((*flight).answer_ns, (*flight).waterfall) };
+    let number = number_of(ticket);
     if answer_ns < begin_ns || number == 0 || number > MAX_WATERFALLS as u32 {
         return;
     }
     let duration_ns = answer_ns - begin_ns;
     let Some(times) = TIMES.get_ptr_mut(index_of(number)) else { return };
-    // SAFETY: a pointer into the array.
+    // SAFETY: a pointer into the array; user space changes it.
+    if unsafe { (&raw const (*times).parks).read_volatile() } != ticket {
+        // It is another pool's by now.
+        return;
+    }
+    // SAFETY: as above.
     let in_flight = unsafe { &raw mut (*times).in_flight };
     // SAFETY: an aligned integer of the map.
     unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(in_flight, 1) };

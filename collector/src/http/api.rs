@@ -47,6 +47,7 @@ pub(super) async fn slow(
         Ok(body) => Ok(document(body)),
         Err(NoSlowRequests::Pool) => Err(Error::UnknownPool(name)),
         Err(NoSlowRequests::Requests) => Err(Error::NoSlowRequests(name)),
+        Err(NoSlowRequests::NoneLeft) => Err(Error::NoWaterfallLeft(name)),
     }
 }
 

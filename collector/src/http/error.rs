@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use collector_ebpf::limits::MAX_WATERFALLS;
 use serde_json::json;
 
 use super::Shared;
@@ -40,6 +41,12 @@ pub enum Error {
          `collector doctor` tells what is missing"
     )]
     NoSlowRequests(String),
+    /// All waterfalls are other pools'.
+    #[error(
+        "where the time of requests goes is measured for {MAX_WATERFALLS} pools at most, and pool {0:?} is one more; it is \
+         measured when one of these is gone, or wants `scheduler: counters` or `work: spans`"
+    )]
+    NoWaterfallLeft(String),
     /// A parameter that cannot be read.
     #[error("{0}")]
     BadRequest(String),
@@ -82,9 +89,10 @@ impl Error {
             Self::NotReady | Self::Crowded | Self::Verifying | Self::ReloadBusy | Self::ShuttingDown => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            Self::UnknownPool(_) | Self::UnknownWorker { .. } | Self::NoSlowRequests(_) => {
-                StatusCode::NOT_FOUND
-            }
+            Self::UnknownPool(_)
+            | Self::UnknownWorker { .. }
+            | Self::NoSlowRequests(_)
+            | Self::NoWaterfallLeft(_) => StatusCode::NOT_FOUND,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,

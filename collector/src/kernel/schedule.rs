@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use aya::maps::MapData;
 use collector_ebpf::limits::{MAX_CHUNKS, MAX_SLOTS, MAX_WATERFALLS, THREAD_SETS};
+use collector_ebpf::request::WANTS_REQUESTS;
 use collector_ebpf::schedule::{
     CHUNK_WORDS, Chunk, DIRECTORIES, FRESH, KINDS, LET_GO, THREAD_BUSY, Thread, ThreadSet, Times, WAYS,
     measure_and_row_of, shift_of,
 };
+use collector_ebpf::waterfall::{ticket_of, with_ticket};
 
 use super::free_list::FreeList;
 use super::load::Attached;
@@ -491,10 +493,25 @@ impl ScheduleTable {
     }
 
     /// Makes a waterfall another pool's. It keeps its chunks.
-    pub(super) fn clear_waterfall(&mut self, index: u32) {
+    pub(super) fn clear_waterfall(&mut self, index: u32, ticket: u32) {
         self.take(index, &mut Vec::new());
         if let Some(Times { directories, .. }) = self.times(index) {
-            self.times.set(index as usize, Times { directories, ..Times::default() });
+            self.times.set(index as usize, Times { directories, parks: ticket, ..Times::default() });
+        }
+    }
+
+    /// From now on the requests of a slot whose pool wants to know of them are in this waterfall, or in none.
+    pub(super) fn set_ticket(&self, slot: u32, ticket: u32) {
+        let Some(parks) = self.word32(slot, offset_of!(Times, parks)) else { return };
+        let before = parks.load(Ordering::Relaxed);
+        if before & WANTS_REQUESTS != 0 && ticket_of(before) != ticket {
+            // A program that follows a worker from now on writes what its tag says; then it is set right at the next reading.
+            let _ = parks.compare_exchange(
+                before,
+                with_ticket(before, ticket),
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            );
         }
     }
 

@@ -14,7 +14,7 @@ use collector_ebpf::schedule::{
     PROFILE_COUNTERS, PROFILE_HISTOGRAMS, PROFILE_NONE, TIMED_RUNS, WAYS, wishes,
 };
 use collector_ebpf::slot::{EXITED, FINAL, FREE, REAPED, ROLE_MASTER, ROLE_WORKER, Slot, Tag};
-use collector_ebpf::waterfall::{STRETCH_SHIFT, STRETCHES, with_number};
+use collector_ebpf::waterfall::{STRETCH_SHIFT, STRETCHES, with_ticket};
 
 use super::events::{self, EventReader};
 use super::load::{self, Attached, LoadError, RequestsBy};
@@ -64,7 +64,9 @@ pub struct KernelSource {
     follow_wanted: bool,
     schedule: ScheduleTable,
     waterfalls: WaterfallTable,
-    /// What pools want to know of the scheduler, where it is not the default.
+    /// Pools that got one since their masters were tagged.
+    given_waterfalls: Vec<u32>,
+    /// What pools want to know of the scheduler.
     wishes: HashMap<u32, Wishes>,
     tags: Tags,
     counters: MapData,
@@ -122,6 +124,7 @@ impl KernelSource {
             follow_wanted: false,
             schedule: loaded.schedule,
             waterfalls: loaded.waterfalls,
+            given_waterfalls: Vec::new(),
             wishes: HashMap::new(),
             tags: loaded.tags,
             counters: loaded.counters,
@@ -199,8 +202,8 @@ impl KernelSource {
             Requests::WithStatus => WANTS_REQUESTS | WANTS_STATUS,
         };
         let mut parks = u32::from(pool.idle_in.0) | requests;
-        if requests != 0 && pool.profile == Profile::Histograms {
-            parks = with_number(parks, self.waterfalls.number_of(number, &mut self.schedule));
+        if wants_waterfall(&pool) {
+            parks = with_ticket(parks, self.waterfalls.lend(number, &mut self.schedule));
         }
         wishes(profile_number(pool.profile), parks)
     }
@@ -224,6 +227,25 @@ impl KernelSource {
                 Err(error) => tracing::warn!(%error, "letting go of requests failed"),
             }
         }
+    }
+
+    /// A worker's requests are in the waterfall of its pool, which gets one when it has been asked.
+    fn find_waterfall(&mut self, record: u32, pool: u32, asked: bool) {
+        // A record of a pool that is no more may be read once more.
+        if !self.wishes.get(&pool).is_some_and(wants_waterfall) {
+            return;
+        }
+        let before = self.waterfalls.ticket_of(pool);
+        let ticket = if asked { self.waterfalls.get(pool, &mut self.schedule) } else { before };
+        if before == ticket {
+            self.schedule.set_ticket(record, ticket);
+            return;
+        }
+        // Its other workers may not have moved; those that come have what the tag of their master says.
+        for (record, _) in self.slots.in_use().filter(|(_, slot)| slot.pool == pool) {
+            self.schedule.set_ticket(record, ticket);
+        }
+        self.given_waterfalls.push(pool);
     }
 
     /// `/proc/PID/stat`; `None` if there is no such process.
@@ -441,11 +463,10 @@ impl Source for KernelSource {
     }
 
     fn set_wishes(&mut self, pool: u32, wishes: Wishes) {
-        if wishes == Wishes::default() {
-            self.wishes.remove(&pool);
-        } else {
-            self.wishes.insert(pool, wishes);
+        if !wants_waterfall(&wishes) {
+            self.waterfalls.forget(pool);
         }
+        self.wishes.insert(pool, wishes);
     }
 
     fn limit_profiles(&mut self, ceiling: Profile, requests: bool) -> bool {
@@ -538,6 +559,9 @@ impl Source for KernelSource {
         let read = self.schedule.read(record, monotonic_ns, out)?;
         out.pool = slot.pool;
         out.process = ProcessKey { pid: slot.pid, start_ns: slot.start_ns };
+        if read {
+            self.find_waterfall(record, slot.pool, out.first_request_ns != 0);
+        }
         Some(read)
     }
 
@@ -548,6 +572,14 @@ impl Source for KernelSource {
     fn slowest_kept_ns(&self) -> Option<u64> {
         // A stretch takes the place of the last but one.
         self.requests_attached.then_some((STRETCHES as u64 - 1) << STRETCH_SHIFT)
+    }
+
+    fn refuses_waterfall(&self, pool: u32) -> bool {
+        self.waterfalls.refuses(pool)
+    }
+
+    fn has_tags_to_renew(&mut self, tell: &mut dyn FnMut(u32)) {
+        self.given_waterfalls.drain(..).for_each(tell);
     }
 
     fn forget_pool(&mut self, pool: u32) {
@@ -604,6 +636,7 @@ impl Source for KernelSource {
             ("request_not_followed", self.counter(Counter::NO_REQUEST) + self.forgotten_requests),
             ("request_torn", self.counter(Counter::REQUEST_MISSED)),
             ("slow_request_not_kept", self.counter(Counter::SLOW_MISSED)),
+            ("waterfall_limit", self.waterfalls.refused_total()),
             ("thread_not_followed", self.counter(Counter::NO_THREAD)),
             ("histogram_memory", self.counter(Counter::NO_CHUNK)),
             ("interval_negative", self.counter(Counter::NEGATIVE)),
@@ -672,6 +705,10 @@ fn attach_all(probes: &mut [Probe]) -> bool {
 
 fn detach_all(probes: &mut [Probe]) {
     probes.iter_mut().for_each(|probe| probe.link = None);
+}
+
+fn wants_waterfall(wishes: &Wishes) -> bool {
+    wishes.requests != Requests::None && wishes.profile == Profile::Histograms
 }
 
 fn profile_number(profile: Profile) -> u32 {

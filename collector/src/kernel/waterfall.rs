@@ -1,12 +1,14 @@
 //! The waterfalls of pools, read from the arrays that the programs write.
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::atomic::{Ordering, fence};
 
 use aya::maps::MapData;
 use collector_ebpf::limits::MAX_WATERFALLS;
+use collector_ebpf::request::OUTCOMES;
 use collector_ebpf::schedule::Times;
-use collector_ebpf::waterfall::{STRETCHES, Slowest, UNRECORDED, index_of, slowest_of};
+use collector_ebpf::waterfall::{STRETCHES, Slowest, UNRECORDED, index_of, slowest_of, ticket};
 
 use super::schedule::ScheduleTable;
 use super::shared::Shared;
@@ -21,6 +23,11 @@ pub(super) struct WaterfallTable {
     slowest: Shared<Slowest>,
     /// By number less one.
     pools: [Option<Read>; MAX_WATERFALLS],
+    /// How often each was given to a pool.
+    turns: [u32; MAX_WATERFALLS],
+    /// Pools that were asked when there was none left.
+    refused: HashSet<u32>,
+    refused_total: u64,
     reading: WaterfallReading,
 }
 
@@ -28,6 +35,9 @@ pub(super) struct WaterfallTable {
 #[derive(Clone, Copy)]
 struct Read {
     pool: u32,
+    ticket: u32,
+    /// It has been asked something: nobody takes it from the pool any more.
+    asked: bool,
     times: Times,
     changes: [u32; STRETCHES],
 }
@@ -37,34 +47,79 @@ impl WaterfallTable {
         Ok(Self {
             slowest: Shared::map(slowest, MAX_WATERFALLS * STRETCHES)?,
             pools: [None; MAX_WATERFALLS],
+            turns: [0; MAX_WATERFALLS],
+            refused: HashSet::new(),
+            refused_total: 0,
             reading: WaterfallReading::default(),
         })
     }
 
-    /// The number of a pool's waterfall, which it gets if it has none; 0 if there is none left.
-    pub(super) fn number_of(&mut self, pool: u32, schedule: &mut ScheduleTable) -> u32 {
-        let its = |place: &Option<Read>| place.is_some_and(|read| read.pool == pool);
-        let Some(index) =
-            self.pools.iter().position(its).or_else(|| self.pools.iter().position(Option::is_none))
-        else {
-            return 0;
-        };
-        let number = index as u32 + 1;
-        if let Some(place) = self.pools.get_mut(index).filter(|place| place.is_none()) {
-            *place = Some(Read { pool, times: Times::default(), changes: [0; STRETCHES] });
-            schedule.clear_waterfall(index_of(number));
-            for stretch in 0..STRETCHES as u64 {
-                self.slowest.set(slowest_of(number, stretch) as usize, Slowest::default());
-            }
-        }
-        number
+    /// The ticket of a pool's waterfall; 0 if it has none.
+    pub(super) fn ticket_of(&self, pool: u32) -> u32 {
+        self.pools.iter().flatten().find(|read| read.pool == pool).map_or(0, |read| read.ticket)
     }
 
-    /// A pool is no more; its number is another's to have.
+    /// The same of one that was not asked yet as far as is known: it gets one that nobody has, and will have to leave it to
+    /// who is asked.
+    pub(super) fn lend(&mut self, pool: u32, schedule: &mut ScheduleTable) -> u32 {
+        if let ticket @ 1.. = self.ticket_of(pool) {
+            return ticket;
+        }
+        let free = self.pools.iter().position(Option::is_none);
+        free.map_or(0, |index| self.give(index, pool, false, schedule))
+    }
+
+    /// The same of one that was asked; 0 if all the others that have one were, too.
+    pub(super) fn get(&mut self, pool: u32, schedule: &mut ScheduleTable) -> u32 {
+        if let Some(read) = self.pools.iter_mut().flatten().find(|read| read.pool == pool) {
+            read.asked = true;
+            return read.ticket;
+        }
+        let unasked = |(index, place): (usize, &Option<Read>)| {
+            let its = schedule.times(index_of(index as u32 + 1))?;
+            // Who was asked since it was read has it, too.
+            place.is_some_and(|read| !read.asked && its.requests == [0; OUTCOMES]).then_some(index)
+        };
+        let free = self.pools.iter().position(Option::is_none);
+        let Some(index) = free.or_else(|| self.pools.iter().enumerate().find_map(unasked)) else {
+            self.refused_total += u64::from(self.refused.insert(pool));
+            return 0;
+        };
+        self.give(index, pool, true, schedule)
+    }
+
+    fn give(&mut self, index: usize, pool: u32, asked: bool, schedule: &mut ScheduleTable) -> u32 {
+        let (Some(place), Some(turn)) = (self.pools.get_mut(index), self.turns.get_mut(index)) else {
+            return 0;
+        };
+        *turn = turn.wrapping_add(1);
+        let number = index as u32 + 1;
+        let ticket = ticket(number, *turn);
+        *place = Some(Read { pool, ticket, asked, times: Times::default(), changes: [0; STRETCHES] });
+        schedule.clear_waterfall(index_of(number), ticket);
+        for stretch in 0..STRETCHES as u64 {
+            self.slowest.set(slowest_of(number, stretch) as usize, Slowest::default());
+        }
+        self.refused.remove(&pool);
+        ticket
+    }
+
+    /// A pool is no more, or wants none; its waterfall is another's to have.
     pub(super) fn forget(&mut self, pool: u32) {
         for place in &mut self.pools {
             place.take_if(|read| read.pool == pool);
         }
+        self.refused.remove(&pool);
+    }
+
+    /// A pool was asked, and has no waterfall because all are taken.
+    pub(super) fn refuses(&self, pool: u32) -> bool {
+        self.refused.contains(&pool)
+    }
+
+    /// How often that has begun.
+    pub(super) fn refused_total(&self) -> u64 {
+        self.refused_total
     }
 
     /// Tells what is new in each.

@@ -221,8 +221,9 @@ pub struct PoolSchedule {
     spans: u64,
     /// `None` where nobody watches them.
     requests: Option<Requests>,
-    /// `None` where nobody watches requests, or it wants no distributions.
+    /// `None` where nobody watches requests, it wants no distributions, or there is none left for it.
     waterfall: Option<Box<Waterfall>>,
+    no_waterfall_left: bool,
     spawn_to_ready: Option<Shown>,
     /// `None` where nobody watches requests.
     spawn_to_first_request: Option<Shown>,
@@ -399,6 +400,10 @@ impl Schedules {
         }
         self.moved = records;
         self.read_waterfalls(source);
+        for (id, pool) in &mut self.pools {
+            pool.no_waterfall_left = source.refuses_waterfall(*id);
+            pool.waterfall.take_if(|_| pool.no_waterfall_left);
+        }
         self.at_ns = monotonic_ns();
     }
 
@@ -452,7 +457,7 @@ impl Schedules {
             (pool.histograms, pool.waterfall) = (None, None);
         } else if given == Profile::Histograms {
             pool.histograms.get_or_insert_with(|| empty_histograms(now_ns));
-            if followed {
+            if followed && !pool.no_waterfall_left {
                 pool.waterfall.get_or_insert_with(|| Box::new(Waterfall::new(SECONDS, now_ns)));
             }
         }
@@ -569,6 +574,7 @@ impl Schedules {
             total,
             spawn_to_first_request_seconds: spawn_to_first_request_seconds.unwrap_or_default(),
             waterfall,
+            no_waterfall_left: pool.no_waterfall_left,
             accept_wait_seconds: measure(ACCEPT_WAIT as usize),
             seconds: measures.as_ref().map(|measures| {
                 std::array::from_fn(|outcome| Arc::clone(&measures[REQUEST as usize + outcome]))

@@ -53,12 +53,20 @@ pub enum NoSlowRequests {
     Pool,
     /// Its requests are not measured.
     Requests,
+    /// Where their time goes is measured for other pools, as many as can be.
+    NoneLeft,
 }
 
 /// `/api/v1/pools/{pool}/slow`: the slowest requests of a pool in each window.
 pub fn slow(snapshot: &Snapshot, name: &str) -> Result<Vec<u8>, NoSlowRequests> {
     let pool = snapshot.pools.iter().find(|pool| &*pool.name == name).ok_or(NoSlowRequests::Pool)?;
-    let slowest = SlowRequests::of(pool, snapshot).ok_or(NoSlowRequests::Requests)?;
+    let slowest = SlowRequests::of(pool, snapshot).ok_or_else(|| {
+        let requests = pool.schedule.as_ref().and_then(|schedule| schedule.requests.as_ref());
+        match requests.is_some_and(|requests| requests.no_waterfall_left) {
+            true => NoSlowRequests::NoneLeft,
+            false => NoSlowRequests::Requests,
+        }
+    })?;
     Ok(bytes(&Slow { head: Head::of(snapshot), pool: name, slowest }))
 }
 
