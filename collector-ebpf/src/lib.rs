@@ -51,6 +51,8 @@ pub mod maps {
     pub const REQUESTS: &str = "REQUESTS";
     /// Array of [`crate::waterfall::Flight`].
     pub const FLYING: &str = "FLYING";
+    /// Array of [`crate::waterfall::Answered`].
+    pub const ANSWERED: &str = "ANSWERED";
     /// Mappable array of [`crate::waterfall::Slowest`].
     pub const SLOWEST_REQUESTS: &str = "SLOWEST_REQUESTS";
 }

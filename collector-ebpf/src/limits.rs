@@ -22,6 +22,10 @@ pub const REQUEST_SETS: usize = 2048;
 /// Places for threads whose requests are split into where their time went, by thread id; a power of two.
 pub const FLIGHTS: usize = 2048;
 
+/// Places for requests of which it is not known yet whether their answer goes on, while another one has their thread; a power
+/// of two, 256 KiB.
+pub const ASIDE: usize = 2048;
+
 /// Pools that can have a waterfall of their requests.
 pub const MAX_WATERFALLS: usize = 64;
 

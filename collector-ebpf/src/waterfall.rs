@@ -6,6 +6,9 @@
 //! that the request took. They are summed up in a [`Flight`], a place that the thread shares with those whose numbers are
 //! the same in the low bits.
 //!
+//! When another begins there, one that was answered may not have ended: what an answer's last byte was is known later
+//! ([`crate::request`]). It is [set aside](Answered) until that is known, and left out if its answer went on.
+//!
 //! When it has ended, its times are added to the waterfall of its pool, which is a [`crate::schedule::Times`] behind those
 //! of the slots: [`ended_ns`](crate::schedule::Times::ended_ns) and the histograms have the time by kind,
 //! [`lived_ns`](crate::schedule::Times::lived_ns) the durations, and the first of
@@ -19,10 +22,10 @@
 //!
 //! The slowest of each stretch of time are kept whole ([`Slowest`]).
 
-use crate::limits::{MAX_SLOTS, MAX_WATERFALLS};
+use crate::limits::{ASIDE, FLIGHTS, MAX_SLOTS, MAX_WATERFALLS};
 use crate::schedule::KINDS;
 
-/// A thread that requests begin on. 256 bytes.
+/// A thread that requests begin on. 128 bytes.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Flight {
@@ -32,23 +35,45 @@ pub struct Flight {
     pub unanswered: u32,
     /// When the request began whose time is taken, `CLOCK_MONOTONIC` ns; 0 for none, [`ENDING`] while it is accounted for.
     pub begin_ns: u64,
+    /// Time by kind since it began, ns, without the interval that is not over, and less what of the first one was before it;
+    /// wrapping.
+    pub passed_ns: [u64; KINDS],
+    /// Zero.
+    pub padding_to_line: [u64; 2],
+}
+
+/// A request until what was sent last of its answer: of a [`Flight`], at the same index, or, behind those, one that is set
+/// aside ([`aside_of`]). 128 bytes.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Answered {
+    /// Of one that is set aside, when it began; 0 for none, [`ENDING`] while it is changed. Written last.
+    pub begin_ns: u64,
     /// When the last byte so far of its answer was sent; 0 while there is none.
     pub answer_ns: u64,
+    /// The thread.
+    pub tid: u32,
     /// Thread group id.
     pub pid: u32,
     /// [`ticket`] of the waterfall of its pool.
     pub waterfall: u32,
     /// How it was answered so far, as an outcome of [`crate::request`].
     pub outcome: u32,
-    /// Zero.
-    pub padding: u32,
-    /// Time by kind since it began, ns, without the interval that is not over, and less what of the first one was before it;
-    /// wrapping.
-    pub passed_ns: [u64; KINDS],
     /// Time by kind until `answer_ns`, ns.
-    pub answered_ns: [u64; KINDS],
-    /// Zero.
-    pub padding_to_line: [u64; 3],
+    pub time_ns: [u64; KINDS],
+}
+
+/// Where the flight of a thread is.
+#[inline(always)]
+pub const fn flight_of(tid: u32) -> u32 {
+    tid % FLIGHTS as u32
+}
+
+/// Where a request is that is set aside, among the [`Answered`].
+#[inline(always)]
+pub const fn aside_of(begin_ns: u64) -> u32 {
+    let place = begin_ns.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - ASIDE.trailing_zeros());
+    FLIGHTS as u32 + place as u32
 }
 
 /// [`Flight::begin_ns`] that no request has.
@@ -147,7 +172,9 @@ pub const fn slowest_of(number: u32, stretch: u64) -> u32 {
 }
 
 const _: () = {
-    assert!(size_of::<Flight>() == 256);
+    assert!(size_of::<Flight>() == 128);
+    assert!(size_of::<Answered>() == 128);
+    assert!(ASIDE.is_power_of_two());
     assert!(size_of::<SlowRequest>() == 128);
     assert!(size_of::<Slowest>() == 32 + SLOWEST * 128);
     assert!(MAX_WATERFALLS < 1 << NUMBER_BITS);

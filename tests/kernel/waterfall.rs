@@ -289,6 +289,99 @@ fn pools_that_are_asked_have_the_waterfalls_that_there_are() {
     assert_eq!(split().iter().flatten().count(), POOLS - gone.len());
 }
 
+/// A worker with one thread for all connections. It answers `ok` to anything but `stream`, to which it sends a byte every
+/// 20 ms before that.
+const STREAMS: &str = r#"
+import os, select, socket, sys
+server = socket.socket()
+server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+server.bind(("127.0.0.1", int(sys.argv[1])))
+server.listen()
+if os.fork() > 0:
+    os.wait()
+with open("/proc/self/comm", "w") as comm:
+    comm.write("streams")
+poll, clients, streams = select.epoll(), {}, {}
+poll.register(server, select.EPOLLIN)
+while True:
+    for fd, _ in poll.poll(0.02 if streams else -1):
+        if fd == server.fileno():
+            client, _ = server.accept()
+            clients[client.fileno()] = client
+            poll.register(client, select.EPOLLIN)
+            continue
+        text = clients[fd].recv(100)
+        if not text:
+            poll.unregister(fd)
+            clients.pop(fd).close()
+        elif text == b"stream":
+            streams[fd] = 40
+            clients[fd].sendall(b".")
+        else:
+            clients[fd].sendall(b"ok")
+    for fd in list(streams):
+        streams[fd] -= 1
+        if streams[fd] == 0:
+            del streams[fd]
+        clients[fd].sendall(b"." if fd in streams else b"ok")
+"#;
+
+/// Where the time of a request went is told of all of it or not at all.
+#[test]
+fn an_answer_that_goes_on_while_another_request_begins_is_not_split() {
+    const CONNECTIONS: u64 = 4;
+    const EACH: u64 = 25;
+    let rules = "zero_config: false\npools: [{name: streams, match: {comm: streams}}]\n";
+    let directory = directory_with(&[("streams.py", STREAMS), ("collector.yml", rules)]);
+    let file = format!("--config.file={}", directory.path().join("collector.yml").display());
+    let collector = Collector::start(&[&OPTIONS[..], &[&file]].concat());
+    let port = free_port();
+    let mut command = command_in(directory.path(), "/usr/bin/python3", &["streams.py", &port.to_string()]);
+    let _server = Server::start(&mut command);
+    let address = format!("127.0.0.1:{port}");
+    let pool = || collector.json("/api/v1/pools/streams");
+    eventually("it waits for connections", || {
+        matches!(pool()["workers"][0]["state"].as_str()?, "ready" | "idle").then_some(())
+    });
+    let waterfall = |count: u64| {
+        eventually(&format!("{count} requests have ended"), || {
+            let requests = pool()["requests"].clone();
+            (requests["total"] == count).then(|| requests["waterfall"].clone())
+        })
+    };
+    // What the kernel did not tell is left out.
+    let are_split = |waterfall: &Value, count: u64| {
+        let (split, unseen) = (waterfall["requests"].as_u64().unwrap(), collector.unseen_switches());
+        println!("{split} of {count}, {unseen} switches not seen");
+        assert!(split <= count && count - split <= unseen, "{split} of {count}: {waterfall}");
+        waterfall["duration_seconds"].as_f64().unwrap()
+    };
+    let mut streamed = connect(&address);
+    streamed.write_all(b"stream").unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    let mut quick: Vec<TcpStream> = (0..CONNECTIONS).map(|_| connect(&address)).collect();
+    ask(&mut quick[0], "?", "ok");
+    ask(&mut streamed, "", "ok");
+    drop(streamed);
+    ask(&mut quick[0], "?", "ok");
+    let shared = are_split(&waterfall(3), 2);
+    assert!(shared < 0.1, "{shared} s");
+    // Each is answered long before it is known that there is no more to come; meanwhile there are others.
+    for _ in 0..EACH {
+        quick.iter_mut().for_each(|stream| ask(stream, "?", "ok"));
+    }
+    drop(quick);
+    let mut all = 3 + CONNECTIONS * EACH;
+    are_split(&waterfall(all), all - 1);
+    // Nobody else asks meanwhile.
+    let mut streamed = connect(&address);
+    ask(&mut streamed, "stream", "ok");
+    drop(streamed);
+    all += 1;
+    let alone = are_split(&waterfall(all), all - 1) - shared;
+    assert!(collector.unseen_switches() > 0 || alone > 0.7, "{alone} s");
+}
+
 /// Figures of a waterfall as they are scraped, by kind: sums, and how many values are in the histograms and how many in none.
 struct Scraped {
     requests: f64,

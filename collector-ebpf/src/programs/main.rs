@@ -39,15 +39,15 @@ use aya_ebpf::macros::btf_map;
 use collector_ebpf::event::Counter;
 use collector_ebpf::free_list::FreeList;
 use collector_ebpf::limits::{
-    EVENT_RING_BYTES, FLIGHTS, MAX_CHUNKS, MAX_SLOTS, MAX_WATERFALLS, PASS_ROWS, REQUEST_SETS, THREAD_SETS,
-    TOLD_PLACES,
+    ASIDE, EVENT_RING_BYTES, FLIGHTS, MAX_CHUNKS, MAX_SLOTS, MAX_WATERFALLS, PASS_ROWS, REQUEST_SETS,
+    THREAD_SETS, TOLD_PLACES,
 };
 use collector_ebpf::offsets::Offsets;
 use collector_ebpf::request::{Connections, REQUEST_WAYS, Request};
 use collector_ebpf::schedule::{Chunk, ThreadSet, Times};
 use collector_ebpf::slot::{Control, Slot, Tag};
 use collector_ebpf::task::{Pass, TaskRow, Told};
-use collector_ebpf::waterfall::{Flight, STRETCHES, Slowest};
+use collector_ebpf::waterfall::{Answered, Flight, STRETCHES, Slowest};
 
 /// Set by the loader before the programs are verified.
 #[unsafe(no_mangle)]
@@ -85,6 +85,9 @@ static REQUESTS: Array<Request, { REQUEST_SETS * REQUEST_WAYS }, { BPF_F_MMAPABL
 
 #[btf_map]
 static FLYING: Array<Flight, FLIGHTS> = Array::new();
+
+#[btf_map]
+static ANSWERED: Array<Answered, { FLIGHTS + ASIDE }> = Array::new();
 
 #[btf_map]
 static SLOWEST_REQUESTS: Array<Slowest, { MAX_WATERFALLS * STRETCHES }, { BPF_F_MMAPABLE as usize }> =

@@ -9,25 +9,22 @@ use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd, atomic_xchg};
 
 use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
 use collector_ebpf::event::Counter;
-use collector_ebpf::limits::{FLIGHTS, MAX_WATERFALLS};
+use collector_ebpf::limits::MAX_WATERFALLS;
+use collector_ebpf::request::QUIET_NS;
 use collector_ebpf::schedule::{KINDS, LET_GO, ON_CPU, THREAD_HISTOGRAMS, THREAD_IN_REQUEST, Thread, Times};
 use collector_ebpf::waterfall::{
-    ENDING, Flight, SLOWEST, STRETCH_SHIFT, Slowest, UNRECORDED, index_of, number_of, slowest_of, ticket_of,
+    Answered, ENDING, Flight, SLOWEST, STRETCH_SHIFT, Slowest, UNRECORDED, aside_of, flight_of, index_of,
+    number_of, slowest_of, ticket_of,
 };
 
 use crate::kernel::{clear, copy};
 use crate::schedule::{add_u32, add_u64, find, is_elsewhere, record_or_discard, records, set_right};
-use crate::{FLYING, SLOWEST_REQUESTS, TIMES, count};
-
-#[inline(always)]
-fn flight_of(tid: u32) -> Option<*mut Flight> {
-    FLYING.get_ptr_mut(tid % FLIGHTS as u32)
-}
+use crate::{ANSWERED, FLYING, SLOWEST_REQUESTS, TIMES, count};
 
 /// The place of a thread, if it has it.
 #[inline(always)]
 fn its_flight(tid: u32) -> Option<*mut Flight> {
-    let flight = flight_of(tid)?;
+    let flight = FLYING.get_ptr_mut(flight_of(tid))?;
     // SAFETY: a pointer into the array; another CPU may change it.
     (tid != 0 && unsafe { (&raw const (*flight).tid).read_volatile() } == tid).then_some(flight)
 }
@@ -35,15 +32,35 @@ fn its_flight(tid: u32) -> Option<*mut Flight> {
 /// Exchanges the begin of the request whose time is taken. Who has succeeded has the request.
 #[inline(always)]
 fn exchange(flight: *mut Flight, from: u64, to: u64) -> bool {
-    // SAFETY: callers pass a pointer into the array; an aligned integer.
+    // SAFETY: callers pass a pointer into the array.
+    exchange_begin(unsafe { &raw mut (*flight).begin_ns }, from, to)
+}
+
+/// The same of one that is set aside.
+#[inline(always)]
+fn exchange_aside(aside: *mut Answered, from: u64, to: u64) -> bool {
+    // SAFETY: as above.
+    exchange_begin(unsafe { &raw mut (*aside).begin_ns }, from, to)
+}
+
+#[inline(always)]
+fn exchange_begin(begin_ns: *mut u64, from: u64, to: u64) -> bool {
+    // SAFETY: as above; an aligned integer.
     let (_, done) = unsafe {
-        atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
-            &raw mut (*flight).begin_ns,
-            from,
-            to,
-        )
+        atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(begin_ns, from, to)
     };
     done
+}
+
+/// A request of a thread, if it is set aside.
+#[inline(always)]
+fn aside(tid: u32, begin_ns: u64) -> Option<*mut Answered> {
+    let aside = ANSWERED.get_ptr_mut(aside_of(begin_ns))?;
+    // SAFETY: a pointer into the array; other CPUs change it.
+    let (its_begin_ns, its_tid) = unsafe {
+        ((&raw const (*aside).begin_ns).read_volatile(), (&raw const (*aside).tid).read_volatile())
+    };
+    (its_begin_ns == begin_ns && its_tid == tid).then_some(aside)
 }
 
 /// A request begins on the current thread. Returns the thread's id if it counts among those that are unanswered there,
@@ -61,7 +78,11 @@ pub(crate) fn begin(thread: &Thread, times: *mut Times, at_ns: u64) -> u32 {
     if ticket == 0 || place & THREAD_HISTOGRAMS == 0 {
         return 0;
     }
-    let Some(flight) = flight_of(tid) else { return 0 };
+    let (Some(flight), Some(answered)) =
+        (FLYING.get_ptr_mut(flight_of(tid)), ANSWERED.get_ptr_mut(flight_of(tid)))
+    else {
+        return 0;
+    };
     if !take(flight, tid) {
         return 0;
     }
@@ -79,7 +100,7 @@ pub(crate) fn begin(thread: &Thread, times: *mut Times, at_ns: u64) -> u32 {
         return tid;
     }
     if before > ENDING {
-        end_flight(tid, before, at_ns);
+        set_aside(tid, before, at_ns);
     }
     // SAFETY: as above.
     let free = unsafe { (&raw const (*flight).begin_ns).read_volatile() } == 0;
@@ -87,9 +108,10 @@ pub(crate) fn begin(thread: &Thread, times: *mut Times, at_ns: u64) -> u32 {
     if free && Thread::kind_of(place) == ON_CPU {
         // SAFETY: as above; nobody else writes here now. The begin is written last.
         unsafe {
-            (*flight).pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-            (*flight).waterfall = ticket;
-            (*flight).answer_ns = 0;
+            (*answered).tid = tid;
+            (*answered).pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+            (*answered).waterfall = ticket;
+            (*answered).answer_ns = 0;
             clear(&raw mut (*flight).passed_ns);
             (*flight).passed_ns[ON_CPU as usize] = since_ns.wrapping_sub(at_ns);
             (&raw mut (*flight).begin_ns).write_volatile(at_ns);
@@ -160,7 +182,14 @@ pub(crate) fn pass(tid: u32, kind: u32, ns: u64) -> bool {
 /// Something was sent by this thread to who has asked what began on thread `tid` (or 0), for the first time or again.
 #[inline(always)]
 pub(crate) fn answered(thread: &Thread, tid: u32, begin_ns: u64, outcome: u32, first: bool, at_ns: u64) {
-    let Some(flight) = its_flight(tid) else { return };
+    if !first && let Some(aside) = aside(tid, begin_ns) {
+        // Its answer has gone on since another began: it shares its thread with that.
+        exchange_aside(aside, begin_ns, 0);
+        return;
+    }
+    let (Some(flight), Some(answered)) = (its_flight(tid), ANSWERED.get_ptr_mut(flight_of(tid))) else {
+        return;
+    };
     if first {
         // SAFETY: a pointer into the array.
         add_u32(unsafe { &raw mut (*flight).unanswered }, u32::MAX);
@@ -175,27 +204,28 @@ pub(crate) fn answered(thread: &Thread, tid: u32, begin_ns: u64, outcome: u32, f
     }
     // SAFETY: as above. Whoever ends the request waits for the lock that our caller has, or begins one on this thread.
     unsafe {
-        (*flight).answered_ns = (*flight).passed_ns;
-        let on_cpu_ns = &raw mut (*flight).answered_ns[ON_CPU as usize];
+        copy(&raw mut (*answered).time_ns, &raw const (*flight).passed_ns);
+        let on_cpu_ns = &raw mut (*answered).time_ns[ON_CPU as usize];
         *on_cpu_ns = (*on_cpu_ns).wrapping_add(at_ns.wrapping_sub(thread.since_ns));
-        (*flight).outcome = outcome;
-        (*flight).answer_ns = at_ns;
+        (*answered).outcome = outcome;
+        (*answered).answer_ns = at_ns;
     }
 }
 
 /// The request that began on thread `tid` (or 0) at this time has ended, answered or not.
 #[inline(always)]
 pub(crate) fn ended(tid: u32, begin_ns: u64, answered: bool, at_ns: u64) {
-    let Some(flight) = its_flight(tid) else { return };
-    // SAFETY: a pointer into the array; other CPUs change it.
-    let taken_ns = unsafe { (&raw const (*flight).begin_ns).read_volatile() };
-    if !answered {
-        // SAFETY: as above.
-        add_u32(unsafe { &raw mut (*flight).unanswered }, u32::MAX);
-        exchange(flight, begin_ns, 0);
-    } else if taken_ns == begin_ns {
-        end_flight(tid, begin_ns, at_ns);
+    if tid == 0 {
+        return;
     }
+    if answered {
+        end_flight(tid, begin_ns, at_ns);
+        return;
+    }
+    let Some(flight) = its_flight(tid) else { return };
+    // SAFETY: a pointer into the array.
+    add_u32(unsafe { &raw mut (*flight).unanswered }, u32::MAX);
+    exchange(flight, begin_ns, 0);
 }
 
 /// Where a thread was meanwhile is not known: its request is not split.
@@ -221,34 +251,85 @@ pub(crate) fn leave(tid: u32) {
     }
 }
 
-/// Adds a request to the waterfall of its pool. Global to the verifier, see [`crate::requests`].
+/// Adds a request to the waterfall of its pool, whose answer is complete. Not a function to
+/// the verifier: with one more on the way to the histograms there were too many at once.
+#[inline(always)]
+fn end_flight(tid: u32, begin_ns: u64, at_ns: u64) {
+    let flight = its_flight(tid);
+    // SAFETY: a pointer into the array; other CPUs change it.
+    let flight =
+        flight.filter(|flight| unsafe { (&raw const (**flight).begin_ns).read_volatile() } == begin_ns);
+    if let Some(flight) = flight
+        && exchange(flight, begin_ns, ENDING)
+    {
+        add(flight_of(tid), begin_ns, at_ns);
+        // SAFETY: a pointer into the array.
+        unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(&raw mut (*flight).begin_ns, 0) };
+    } else if let Some(aside) = aside(tid, begin_ns)
+        && exchange_aside(aside, begin_ns, ENDING)
+    {
+        add(aside_of(begin_ns), begin_ns, at_ns);
+        // SAFETY: as above.
+        unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(&raw mut (*aside).begin_ns, 0) };
+    }
+}
+
+/// Another request begins on the thread of one that was answered: whether its answer goes on will be known later. Global
+/// to the verifier, see [`crate::requests`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn end_flight(tid: u32, begin_ns: u64, at_ns: u64) -> u32 {
-    let Some(flight) = its_flight(tid) else { return 0 };
-    if !exchange(flight, begin_ns, ENDING) {
+extern "C" fn set_aside(tid: u32, begin_ns: u64, at_ns: u64) -> u32 {
+    let (Some(flight), Some(answered)) = (its_flight(tid), ANSWERED.get_ptr_mut(flight_of(tid))) else {
+        return 0;
+    };
+    let Some(aside) = ANSWERED.get_ptr_mut(aside_of(begin_ns)) else { return 0 };
+    // What is at its place nobody else changes: that is done on its thread, where the next one begins.
+    if !exchange(flight, begin_ns, 0) {
         return 0;
     }
-    add(flight, begin_ns, at_ns);
-    // SAFETY: a pointer into the array.
-    unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(&raw mut (*flight).begin_ns, 0) };
+    // SAFETY: a pointer into the array; other CPUs change it.
+    let before_ns = unsafe { (&raw const (*aside).begin_ns).read_volatile() };
+    if before_ns != ENDING && exchange_aside(aside, before_ns, ENDING) {
+        // SAFETY: as above; it is ours now.
+        let answer_ns = unsafe { (*aside).answer_ns };
+        if before_ns != 0 && at_ns.wrapping_sub(answer_ns) < QUIET_NS {
+            // It has to make room and is taken for complete. One that was answered longer ago would have ended if it were.
+            add(aside_of(begin_ns), before_ns, at_ns);
+        }
+        // SAFETY: pointers into the array, and both are ours. The begin is written last.
+        unsafe {
+            (*aside).answer_ns = (*answered).answer_ns;
+            (*aside).tid = tid;
+            (*aside).pid = (*answered).pid;
+            (*aside).waterfall = (*answered).waterfall;
+            (*aside).outcome = (*answered).outcome;
+            copy(&raw mut (*aside).time_ns, &raw const (*answered).time_ns);
+            atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(&raw mut (*aside).begin_ns, begin_ns);
+        }
+    } else {
+        // Another program is at the place.
+        add(flight_of(tid), begin_ns, at_ns);
+    }
     0
 }
 
-#[inline(always)]
-fn add(flight: *mut Flight, begin_ns: u64, at_ns: u64) {
-    // SAFETY: callers pass a pointer into the array.
-    let (answer_ns, ticket) = unsafe { ((*flight).answer_ns, (*flight).waterfall) };
+/// Adds what is at this place, which is the caller's. Global to the verifier.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn add(index: u32, begin_ns: u64, at_ns: u64) -> u32 {
+    let Some(answered) = ANSWERED.get_ptr_mut(index) else { return 0 };
+    // SAFETY: a pointer into the array.
+    let (answer_ns, ticket) = unsafe { ((*answered).answer_ns, (*answered).waterfall) };
     let number = number_of(ticket);
     if answer_ns < begin_ns || number == 0 || number > MAX_WATERFALLS as u32 {
-        return;
+        return 0;
     }
     let duration_ns = answer_ns - begin_ns;
-    let Some(times) = TIMES.get_ptr_mut(index_of(number)) else { return };
+    let Some(times) = TIMES.get_ptr_mut(index_of(number)) else { return 0 };
     // SAFETY: a pointer into the array; user space changes it.
     if unsafe { (&raw const (*times).parks).read_volatile() } != ticket {
         // It is another pool's by now.
-        return;
+        return 0;
     }
     // SAFETY: as above.
     let in_flight = unsafe { &raw mut (*times).in_flight };
@@ -258,7 +339,7 @@ fn add(flight: *mut Flight, begin_ns: u64, at_ns: u64) {
     let recorded = records();
     for kind in 0..KINDS {
         // SAFETY: an element of each.
-        let (ns, sum) = unsafe { ((*flight).answered_ns[kind], &raw mut (*times).ended_ns[kind]) };
+        let (ns, sum) = unsafe { ((*answered).time_ns[kind], &raw mut (*times).ended_ns[kind]) };
         if ns != 0 {
             add_u64(sum, ns);
             if recorded {
@@ -276,19 +357,20 @@ fn add(flight: *mut Flight, begin_ns: u64, at_ns: u64) {
         atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(in_flight, u32::MAX);
     }
     let stretch = at_ns >> STRETCH_SHIFT;
-    let Some(slowest) = SLOWEST_REQUESTS.get_ptr_mut(slowest_of(number, stretch)) else { return };
+    let Some(slowest) = SLOWEST_REQUESTS.get_ptr_mut(slowest_of(number, stretch)) else { return 0 };
     // SAFETY: a pointer into the array; other CPUs change it.
     let (of, least_ns) = unsafe {
         ((&raw const (*slowest).stretch).read_volatile(), (&raw const (*slowest).least_ns).read_volatile())
     };
     if of != stretch || duration_ns > least_ns {
-        keep(slowest, flight, duration_ns, stretch);
+        keep(slowest, answered, duration_ns, stretch);
     }
+    0
 }
 
 /// Keeps a request among the slowest of a stretch of time, in place of the least slow.
 #[inline(never)]
-fn keep(slowest: *mut Slowest, flight: *mut Flight, duration_ns: u64, stretch: u64) -> u64 {
+fn keep(slowest: *mut Slowest, answered: *mut Answered, duration_ns: u64, stretch: u64) -> u64 {
     // SAFETY: callers pass pointers into the arrays.
     let lock = unsafe { &raw mut (*slowest).lock };
     // SAFETY: an aligned integer of the map.
@@ -310,12 +392,12 @@ fn keep(slowest: *mut Slowest, flight: *mut Flight, duration_ns: u64, stretch: u
         // As wide as an address, or the verifier does not take what is compared for what is used.
         let index = black_box(if full { least_slow } else { length } as usize);
         if index < SLOWEST {
-            let (place, time_ns) = (&raw mut (*slowest).requests[index], &raw const (*flight).answered_ns);
-            (*place).begin_ns = (*flight).answer_ns - duration_ns;
+            let (place, time_ns) = (&raw mut (*slowest).requests[index], &raw const (*answered).time_ns);
+            (*place).begin_ns = (*answered).answer_ns - duration_ns;
             (*place).duration_ns = duration_ns;
-            (*place).pid = (*flight).pid;
-            (*place).tid = (*flight).tid;
-            (*place).outcome = (*flight).outcome;
+            (*place).pid = (*answered).pid;
+            (*place).tid = (*answered).tid;
+            (*place).outcome = (*answered).outcome;
             copy(&raw mut (*place).time_ns, time_ns);
             (*slowest).length = length + u32::from(!full);
             if (*slowest).length == SLOWEST as u32 {
