@@ -62,6 +62,10 @@ pub const REQUEST_LEFT: u32 = 1 << 25;
 /// request unless it is answered, and it is not in flight.
 pub const REQUEST_PROVISIONAL: u32 = 1 << 26;
 
+/// In [`Request::place`]: the thread that it began on had nothing else to do, and did not leave its CPU until the last byte so
+/// far of the answer was sent. Where its time went is known by its duration.
+pub const REQUEST_ON_CPU: u32 = 1 << 27;
+
 impl Request {
     /// The slot in a place.
     #[inline(always)]

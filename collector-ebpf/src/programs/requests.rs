@@ -13,7 +13,7 @@ use collector_ebpf::event::Counter;
 use collector_ebpf::limits::REQUEST_SETS;
 use collector_ebpf::request::{
     ABORTED, ANSWERED, CLOSED, FOLLOWED_NO_MORE, Finish, LOCKED, REQUEST_HISTOGRAMS, REQUEST_LEFT,
-    REQUEST_PROVISIONAL, REQUEST_WAYS, Request, WANTS_REQUESTS, WANTS_STATUS, set_of,
+    REQUEST_ON_CPU, REQUEST_PROVISIONAL, REQUEST_WAYS, Request, WANTS_REQUESTS, WANTS_STATUS, set_of,
 };
 use collector_ebpf::schedule::{ACCEPT_WAIT, REQUEST, THREAD_HISTOGRAMS, Thread, Times};
 
@@ -282,7 +282,7 @@ extern "C" fn end(key: u64, index: u32, at_ns: u64) -> u32 {
     let (Some(place), Some(request)) = (key_place(index), REQUESTS.get_ptr_mut(index)) else { return 0 };
     // SAFETY: a pointer into the array; locked.
     let (worker, answer_ns) = unsafe { ((*request).place, (*request).answer_ns) };
-    leave_thread(request, at_ns);
+    leave_thread(index, request, at_ns);
     if let Some(times) = TIMES.get_ptr_mut(Request::slot_of(worker)) {
         if answer_ns != 0 {
             account(index, Request::outcome_of(worker), answer_ns);
@@ -304,10 +304,15 @@ extern "C" fn end(key: u64, index: u32, at_ns: u64) -> u32 {
 
 /// The thread that a request began on has nothing to do with it any more.
 #[inline(always)]
-fn leave_thread(request: *mut Request, at_ns: u64) {
+fn leave_thread(index: u32, request: *mut Request, at_ns: u64) {
     // SAFETY: callers pass a pointer into the array; locked.
     let (tid, begin_ns, answer_ns) = unsafe { ((*request).tid, (*request).begin_ns, (*request).answer_ns) };
-    waterfall::ended(tid, begin_ns, answer_ns != 0, at_ns);
+    // SAFETY: as above.
+    if unsafe { (*request).place } & REQUEST_ON_CPU != 0 {
+        waterfall::ended_on_cpu(index, at_ns);
+    } else {
+        waterfall::ended(tid, begin_ns, answer_ns != 0, at_ns);
+    }
 }
 
 /// Adds a request that has ended to its worker's.
@@ -433,7 +438,7 @@ fn continued(
         if let (Some(old), Some(new)) = (TIMES.get_ptr_mut(before), TIMES.get_ptr_mut(slot)) {
             if answered {
                 account(index, Request::outcome_of(place), answer_ns);
-                leave_thread(request, at_ns);
+                leave_thread(index, request, at_ns);
             }
             if before != slot {
                 // Another worker was given the connection.
@@ -485,7 +490,7 @@ fn answered(
         } else if told < ANSWERED {
             // The answer to the next of several requests that came together: begun when the last one was done with.
             account(index, outcome, answer_ns);
-            leave_thread(request, at_ns);
+            leave_thread(index, request, at_ns);
             outcome = told;
             // SAFETY: as above.
             unsafe { (&raw mut (*request).begin_ns).write_volatile(answer_ns) };
@@ -493,14 +498,17 @@ fn answered(
     }
     let left = if connection.has_more() { REQUEST_LEFT } else { 0 };
     // SAFETY: as above.
+    let (tid, begin_ns) = unsafe { ((*request).tid, (*request).begin_ns) };
+    let noted = place & REQUEST_ON_CPU != 0;
+    let on_cpu = waterfall::answered(thread, tid, begin_ns, outcome, answer_ns == 0, noted, at_ns);
+    let place = place & !(REQUEST_LEFT | REQUEST_PROVISIONAL | REQUEST_ON_CPU)
+        | left
+        | if on_cpu { REQUEST_ON_CPU } else { 0 };
+    // SAFETY: as above.
     unsafe {
-        let place = Request::with_outcome(place & !(REQUEST_LEFT | REQUEST_PROVISIONAL) | left, outcome);
-        (&raw mut (*request).place).write_volatile(place);
+        (&raw mut (*request).place).write_volatile(Request::with_outcome(place, outcome));
         (&raw mut (*request).answer_ns).write_volatile(at_ns);
     }
-    // SAFETY: as above.
-    let (tid, begin_ns) = unsafe { ((*request).tid, (*request).begin_ns) };
-    waterfall::answered(thread, tid, begin_ns, outcome, answer_ns == 0, at_ns);
     unlock(key, index, request);
 }
 

@@ -7,19 +7,18 @@
 use core::hint::black_box;
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd, atomic_xchg};
 
-use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
 use collector_ebpf::event::Counter;
 use collector_ebpf::limits::MAX_WATERFALLS;
-use collector_ebpf::request::QUIET_NS;
+use collector_ebpf::request::{QUIET_NS, Request};
 use collector_ebpf::schedule::{KINDS, LET_GO, ON_CPU, THREAD_HISTOGRAMS, THREAD_IN_REQUEST, Thread, Times};
 use collector_ebpf::waterfall::{
-    Answered, ENDING, Flight, SLOWEST, STRETCH_SHIFT, Slowest, UNRECORDED, aside_of, flight_of, index_of,
-    number_of, slowest_of, ticket_of,
+    Answered, ENDING, Flight, SLOWEST, STRETCH_SHIFT, SlowRequest, Slowest, UNRECORDED, aside_of, flight_of,
+    index_of, number_of, slowest_of, ticket_of,
 };
 
-use crate::kernel::{clear, copy};
+use crate::kernel::{Task, clear, copy};
 use crate::schedule::{add_u32, add_u64, find, is_elsewhere, record_or_discard, records, set_right};
-use crate::{ANSWERED, FLYING, SLOWEST_REQUESTS, TIMES, count};
+use crate::{ANSWERED, FLYING, REQUESTS, SLOTS, SLOWEST_REQUESTS, TIMES, count};
 
 /// The place of a thread, if it has it.
 #[inline(always)]
@@ -100,7 +99,12 @@ pub(crate) fn begin(thread: &Thread, times: *mut Times, at_ns: u64) -> u32 {
         return tid;
     }
     if before > ENDING {
-        set_aside(tid, before, at_ns);
+        if since_ns <= before {
+            // The thread has not left its CPU since, and that is noted where the request is.
+            exchange(flight, before, 0);
+        } else {
+            set_aside(tid, before, at_ns);
+        }
     }
     // SAFETY: as above.
     let free = unsafe { (&raw const (*flight).begin_ns).read_volatile() } == 0;
@@ -109,7 +113,7 @@ pub(crate) fn begin(thread: &Thread, times: *mut Times, at_ns: u64) -> u32 {
         // SAFETY: as above; nobody else writes here now. The begin is written last.
         unsafe {
             (*answered).tid = tid;
-            (*answered).pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+            (*answered).pid = Task::current().pid();
             (*answered).waterfall = ticket;
             (*answered).answer_ns = 0;
             clear(&raw mut (*flight).passed_ns);
@@ -179,16 +183,29 @@ pub(crate) fn pass(tid: u32, kind: u32, ns: u64) -> bool {
     true
 }
 
-/// Something was sent by this thread to who has asked what began on thread `tid` (or 0), for the first time or again.
+/// Something was sent by this thread to who has asked what began on thread `tid` (or 0), for the first time or again. True
+/// if the thread has been on a CPU all the while since the request began, and had nothing else to do; `noted` if that was so
+/// when something was last sent.
 #[inline(always)]
-pub(crate) fn answered(thread: &Thread, tid: u32, begin_ns: u64, outcome: u32, first: bool, at_ns: u64) {
-    if !first && let Some(aside) = aside(tid, begin_ns) {
+pub(crate) fn answered(
+    thread: &Thread,
+    tid: u32,
+    begin_ns: u64,
+    outcome: u32,
+    first: bool,
+    noted: bool,
+    at_ns: u64,
+) -> bool {
+    if !first
+        && !noted
+        && let Some(aside) = aside(tid, begin_ns)
+    {
         // Its answer has gone on since another began: it shares its thread with that.
         exchange_aside(aside, begin_ns, 0);
-        return;
+        return false;
     }
     let (Some(flight), Some(answered)) = (its_flight(tid), ANSWERED.get_ptr_mut(flight_of(tid))) else {
-        return;
+        return false;
     };
     if first {
         // SAFETY: a pointer into the array.
@@ -196,11 +213,14 @@ pub(crate) fn answered(thread: &Thread, tid: u32, begin_ns: u64, outcome: u32, f
     }
     // SAFETY: as above.
     if unsafe { (&raw const (*flight).begin_ns).read_volatile() } != begin_ns {
-        return;
+        return false;
     }
     if thread.tid != tid || is_elsewhere(thread) {
         exchange(flight, begin_ns, 0);
-        return;
+        return false;
+    }
+    if thread.since_ns <= begin_ns {
+        return true;
     }
     // SAFETY: as above. Whoever ends the request waits for the lock that our caller has, or begins one on this thread.
     unsafe {
@@ -210,6 +230,38 @@ pub(crate) fn answered(thread: &Thread, tid: u32, begin_ns: u64, outcome: u32, f
         (*answered).outcome = outcome;
         (*answered).answer_ns = at_ns;
     }
+    false
+}
+
+/// A request has ended that its thread has answered without leaving its CPU. Adds it to the waterfall of its pool. Global to
+/// the verifier, see [`crate::requests`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn ended_on_cpu(index: u32, at_ns: u64) -> u32 {
+    let Some(request) = REQUESTS.get_ptr_mut(index) else { return 0 };
+    // SAFETY: a pointer into the array; locked.
+    let (place, tid, begin_ns, answer_ns) =
+        unsafe { ((*request).place, (*request).tid, (*request).begin_ns, (*request).answer_ns) };
+    if let Some(flight) = its_flight(tid) {
+        exchange(flight, begin_ns, 0);
+    }
+    let Some(worker) = TIMES.get_ptr_mut(Request::slot_of(place)) else { return 0 };
+    // SAFETY: a pointer into the array.
+    let ticket = ticket_of(unsafe { (*worker).parks });
+    let Some(times) = sums_of(ticket).filter(|_| answer_ns >= begin_ns) else { return 0 };
+    let duration_ns = answer_ns - begin_ns;
+    let recorded = begin_to_add(times);
+    // SAFETY: an element.
+    add_u64(unsafe { &raw mut (*times).ended_ns[ON_CPU as usize] }, duration_ns);
+    if recorded {
+        record_or_discard(index_of(number_of(ticket)), ON_CPU, duration_ns);
+    }
+    end_to_add(times, duration_ns, recorded);
+    let stretch = at_ns >> STRETCH_SHIFT;
+    if let Some(slowest) = slowest_before(number_of(ticket), duration_ns, stretch) {
+        keep_on_cpu(slowest, request, duration_ns, stretch);
+    }
+    0
 }
 
 /// The request that began on thread `tid` (or 0) at this time has ended, answered or not.
@@ -284,7 +336,10 @@ extern "C" fn set_aside(tid: u32, begin_ns: u64, at_ns: u64) -> u32 {
     };
     let Some(aside) = ANSWERED.get_ptr_mut(aside_of(begin_ns)) else { return 0 };
     // What is at its place nobody else changes: that is done on its thread, where the next one begins.
-    if !exchange(flight, begin_ns, 0) {
+    // SAFETY: a pointer into the array.
+    let noted = unsafe { (*answered).answer_ns } == 0;
+    if !exchange(flight, begin_ns, 0) || noted {
+        // Where its time went is noted where the request is.
         return 0;
     }
     // SAFETY: a pointer into the array; other CPUs change it.
@@ -321,22 +376,9 @@ extern "C" fn add(index: u32, begin_ns: u64, at_ns: u64) -> u32 {
     // SAFETY: a pointer into the array.
     let (answer_ns, ticket) = unsafe { ((*answered).answer_ns, (*answered).waterfall) };
     let number = number_of(ticket);
-    if answer_ns < begin_ns || number == 0 || number > MAX_WATERFALLS as u32 {
-        return 0;
-    }
+    let Some(times) = sums_of(ticket).filter(|_| answer_ns >= begin_ns) else { return 0 };
     let duration_ns = answer_ns - begin_ns;
-    let Some(times) = TIMES.get_ptr_mut(index_of(number)) else { return 0 };
-    // SAFETY: a pointer into the array; user space changes it.
-    if unsafe { (&raw const (*times).parks).read_volatile() } != ticket {
-        // It is another pool's by now.
-        return 0;
-    }
-    // SAFETY: as above.
-    let in_flight = unsafe { &raw mut (*times).in_flight };
-    // SAFETY: an aligned integer of the map.
-    unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(in_flight, 1) };
-    // One answer for all kinds: or those that it was in for no time would be known of it, and the others not.
-    let recorded = records();
+    let recorded = begin_to_add(times);
     for kind in 0..KINDS {
         // SAFETY: an element of each.
         let (ns, sum) = unsafe { ((*answered).time_ns[kind], &raw mut (*times).ended_ns[kind]) };
@@ -347,30 +389,102 @@ extern "C" fn add(index: u32, begin_ns: u64, at_ns: u64) -> u32 {
             }
         }
     }
-    // SAFETY: a pointer into the array.
+    end_to_add(times, duration_ns, recorded);
+    let stretch = at_ns >> STRETCH_SHIFT;
+    if let Some(slowest) = slowest_before(number, duration_ns, stretch) {
+        keep(slowest, answered, duration_ns, stretch);
+    }
+    0
+}
+
+/// The waterfall with this ticket, unless it is another pool's by now.
+#[inline(always)]
+fn sums_of(ticket: u32) -> Option<*mut Times> {
+    let number = number_of(ticket);
+    if number == 0 || number > MAX_WATERFALLS as u32 {
+        return None;
+    }
+    let times = TIMES.get_ptr_mut(index_of(number))?;
+    // SAFETY: a pointer into the array; user space changes it.
+    (unsafe { (&raw const (*times).parks).read_volatile() } == ticket).then_some(times)
+}
+
+/// From here on sums do not close. True if lengths are recorded: one answer for all kinds, or those that the request was in
+/// for no time would be known of it, and the others not.
+#[inline(always)]
+fn begin_to_add(times: *mut Times) -> bool {
+    // SAFETY: callers pass a pointer into the array; an aligned integer.
+    unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(&raw mut (*times).in_flight, 1) };
+    records()
+}
+
+/// From here on they do again.
+#[inline(always)]
+fn end_to_add(times: *mut Times, duration_ns: u64, recorded: bool) {
+    // SAFETY: callers pass a pointer into the array; aligned integers.
     unsafe {
         add_u64(&raw mut (*times).lived_ns, duration_ns);
         if !recorded {
             add_u32(&raw mut (*times).requests[UNRECORDED], 1);
         }
         atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(&raw mut (*times).requests[0], 1);
-        atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(in_flight, u32::MAX);
+        atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(&raw mut (*times).in_flight, u32::MAX);
     }
-    let stretch = at_ns >> STRETCH_SHIFT;
-    let Some(slowest) = SLOWEST_REQUESTS.get_ptr_mut(slowest_of(number, stretch)) else { return 0 };
+}
+
+/// The slowest requests of a stretch of time, if one that took so long may be among them.
+#[inline(always)]
+fn slowest_before(number: u32, duration_ns: u64, stretch: u64) -> Option<*mut Slowest> {
+    let slowest = SLOWEST_REQUESTS.get_ptr_mut(slowest_of(number, stretch))?;
     // SAFETY: a pointer into the array; other CPUs change it.
     let (of, least_ns) = unsafe {
         ((&raw const (*slowest).stretch).read_volatile(), (&raw const (*slowest).least_ns).read_volatile())
     };
-    if of != stretch || duration_ns > least_ns {
-        keep(slowest, answered, duration_ns, stretch);
-    }
-    0
+    (of != stretch || duration_ns > least_ns).then_some(slowest)
 }
 
 /// Keeps a request among the slowest of a stretch of time, in place of the least slow.
 #[inline(never)]
 fn keep(slowest: *mut Slowest, answered: *mut Answered, duration_ns: u64, stretch: u64) -> u64 {
+    keep_with(slowest, duration_ns, stretch, |place| {
+        // SAFETY: pointers into the arrays; the place is locked.
+        unsafe {
+            (*place).begin_ns = (*answered).answer_ns - duration_ns;
+            (*place).pid = (*answered).pid;
+            (*place).tid = (*answered).tid;
+            (*place).outcome = (*answered).outcome;
+            copy(&raw mut (*place).time_ns, &raw const (*answered).time_ns);
+        }
+    })
+}
+
+/// The same with one whose thread did not leave its CPU.
+#[inline(never)]
+fn keep_on_cpu(slowest: *mut Slowest, request: *mut Request, duration_ns: u64, stretch: u64) -> u64 {
+    // SAFETY: a pointer into the array; locked.
+    let worker = unsafe { (*request).place };
+    // SAFETY: a pointer into the array.
+    let pid = SLOTS.get_ptr(Request::slot_of(worker)).map_or(0, |slot| unsafe { (*slot).pid });
+    keep_with(slowest, duration_ns, stretch, |place| {
+        // SAFETY: pointers into the arrays; the place is locked.
+        unsafe {
+            (*place).begin_ns = (*request).begin_ns;
+            (*place).pid = pid;
+            (*place).tid = (*request).tid;
+            (*place).outcome = Request::outcome_of(worker);
+            clear(&raw mut (*place).time_ns);
+            (*place).time_ns[ON_CPU as usize] = duration_ns;
+        }
+    })
+}
+
+#[inline(always)]
+fn keep_with(
+    slowest: *mut Slowest,
+    duration_ns: u64,
+    stretch: u64,
+    write: impl FnOnce(*mut SlowRequest),
+) -> u64 {
     // SAFETY: callers pass pointers into the arrays.
     let lock = unsafe { &raw mut (*slowest).lock };
     // SAFETY: an aligned integer of the map.
@@ -392,13 +506,9 @@ fn keep(slowest: *mut Slowest, answered: *mut Answered, duration_ns: u64, stretc
         // As wide as an address, or the verifier does not take what is compared for what is used.
         let index = black_box(if full { least_slow } else { length } as usize);
         if index < SLOWEST {
-            let (place, time_ns) = (&raw mut (*slowest).requests[index], &raw const (*answered).time_ns);
-            (*place).begin_ns = (*answered).answer_ns - duration_ns;
+            let place = &raw mut (*slowest).requests[index];
+            write(place);
             (*place).duration_ns = duration_ns;
-            (*place).pid = (*answered).pid;
-            (*place).tid = (*answered).tid;
-            (*place).outcome = (*answered).outcome;
-            copy(&raw mut (*place).time_ns, time_ns);
             (*slowest).length = length + u32::from(!full);
             if (*slowest).length == SLOWEST as u32 {
                 ((*slowest).least, (*slowest).least_ns) = least(slowest);
