@@ -7,6 +7,7 @@
 //! The functions that are not mangled are global to the verifier: it goes through each of them once, with whatever it is
 //! given, and not once for each way that leads to each of their calls. That takes numbers for arguments, no pointers.
 
+use core::hint::black_box;
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_or, atomic_xchg};
 
 use collector_ebpf::event::Counter;
@@ -146,7 +147,26 @@ extern "C" fn finish_request(context: *mut Finish) -> i32 {
 /// The index of the request that is in progress on a connection.
 #[inline(always)]
 fn place_of(key: u64) -> Option<u32> {
-    found(index_of_key(set_of(key), key)).filter(|_| key != 0)
+    found(index_of_key(set_of(key), key))
+}
+
+/// The same, or [`NOWHERE`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn index_of_key(set: u32, key: u64) -> u32 {
+    let Some(keys) = keys_of(set) else { return NOWHERE };
+    // SAFETY: one of the elements; other CPUs change them.
+    let key_at = |way: usize| unsafe { keys.add(way).read_volatile() };
+    // By arithmetic, as in `find`. 1 if equal: a number other than zero or its negative has the highest bit.
+    let is = |other: u64| {
+        let difference = black_box(other ^ key);
+        (difference | difference.wrapping_neg()) >> 63 ^ 1
+    };
+    let way = (1..REQUEST_WAYS).fold(0, |way, other| way + is(key_at(other)) as usize * other) % REQUEST_WAYS;
+    if key == 0 || key_at(way) != key {
+        return NOWHERE;
+    }
+    set * REQUEST_WAYS as u32 + way as u32
 }
 
 /// The index that a global function has returned, which cannot return an `Option`.
@@ -158,14 +178,14 @@ fn found(index: u32) -> Option<u32> {
 /// No index.
 const NOWHERE: u32 = u32::MAX;
 
-/// The first index in a set whose key is this one, which may be 0; [`NOWHERE`] if none is.
+/// The first index in a set that no connection has; [`NOWHERE`] if there is none.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn index_of_key(set: u32, key: u64) -> u32 {
+extern "C" fn first_free(set: u32) -> u32 {
     let Some(keys) = keys_of(set) else { return NOWHERE };
     for way in 0..REQUEST_WAYS {
         // SAFETY: one of the elements; other CPUs change them.
-        if unsafe { keys.add(way).read_volatile() } == key {
+        if unsafe { keys.add(way).read_volatile() } == 0 {
             return set * REQUEST_WAYS as u32 + way as u32;
         }
     }
@@ -517,7 +537,7 @@ fn answered(
 #[inline(never)]
 extern "C" fn free_place(set: u32) -> u32 {
     for _ in 0..ATTEMPTS_TO_BEGIN {
-        let index = index_of_key(set, 0);
+        let index = first_free(set);
         let Some(request) = REQUESTS.get_ptr_mut(index) else { break };
         if try_lock(request) && still_of(0, index, request).is_some() {
             return index;
