@@ -259,7 +259,7 @@ pub(crate) extern "C" fn ended_on_cpu(index: u32, at_ns: u64) -> u32 {
     end_to_add(times, duration_ns, recorded);
     let stretch = at_ns >> STRETCH_SHIFT;
     if let Some(slowest) = slowest_before(number_of(ticket), duration_ns, stretch) {
-        keep_on_cpu(slowest, request, duration_ns, stretch);
+        keep_on_cpu(slowest, request, duration_ns, number_of(ticket), stretch);
     }
     0
 }
@@ -392,7 +392,7 @@ extern "C" fn add(index: u32, begin_ns: u64, at_ns: u64) -> u32 {
     end_to_add(times, duration_ns, recorded);
     let stretch = at_ns >> STRETCH_SHIFT;
     if let Some(slowest) = slowest_before(number, duration_ns, stretch) {
-        keep(slowest, answered, duration_ns, stretch);
+        keep(slowest, answered, duration_ns, number, stretch);
     }
     0
 }
@@ -445,8 +445,8 @@ fn slowest_before(number: u32, duration_ns: u64, stretch: u64) -> Option<*mut Sl
 
 /// Keeps a request among the slowest of a stretch of time, in place of the least slow.
 #[inline(never)]
-fn keep(slowest: *mut Slowest, answered: *mut Answered, duration_ns: u64, stretch: u64) -> u64 {
-    keep_with(slowest, duration_ns, stretch, |place| {
+fn keep(slowest: *mut Slowest, answered: *mut Answered, duration_ns: u64, number: u32, stretch: u64) -> u64 {
+    keep_with(slowest, duration_ns, number, stretch, |place| {
         // SAFETY: pointers into the arrays; the place is locked.
         unsafe {
             (*place).begin_ns = (*answered).answer_ns - duration_ns;
@@ -460,12 +460,18 @@ fn keep(slowest: *mut Slowest, answered: *mut Answered, duration_ns: u64, stretc
 
 /// The same with one whose thread did not leave its CPU.
 #[inline(never)]
-fn keep_on_cpu(slowest: *mut Slowest, request: *mut Request, duration_ns: u64, stretch: u64) -> u64 {
+fn keep_on_cpu(
+    slowest: *mut Slowest,
+    request: *mut Request,
+    duration_ns: u64,
+    number: u32,
+    stretch: u64,
+) -> u64 {
     // SAFETY: a pointer into the array; locked.
     let worker = unsafe { (*request).place };
     // SAFETY: a pointer into the array.
     let pid = SLOTS.get_ptr(Request::slot_of(worker)).map_or(0, |slot| unsafe { (*slot).pid });
-    keep_with(slowest, duration_ns, stretch, |place| {
+    keep_with(slowest, duration_ns, number, stretch, |place| {
         // SAFETY: pointers into the arrays; the place is locked.
         unsafe {
             (*place).begin_ns = (*request).begin_ns;
@@ -482,6 +488,7 @@ fn keep_on_cpu(slowest: *mut Slowest, request: *mut Request, duration_ns: u64, s
 fn keep_with(
     slowest: *mut Slowest,
     duration_ns: u64,
+    number: u32,
     stretch: u64,
     write: impl FnOnce(*mut SlowRequest),
 ) -> u64 {
@@ -511,7 +518,7 @@ fn keep_with(
             (*place).duration_ns = duration_ns;
             (*slowest).length = length + u32::from(!full);
             if (*slowest).length == SLOWEST as u32 {
-                ((*slowest).least, (*slowest).least_ns) = least(slowest);
+                note_least(number, stretch);
             }
         }
         add_u32(&raw mut (*slowest).changes, 1);
@@ -520,18 +527,22 @@ fn keep_with(
     0
 }
 
-/// Which of them is the least slow, and how long it took. By arithmetic: with a branch for each the verifier goes through a
-/// hundred ways.
-#[inline(always)]
-fn least(slowest: *mut Slowest) -> (u32, u64) {
+/// Notes which of them is the least slow, and how long it took. By arithmetic: with a branch for each the verifier goes through
+/// a hundred ways. Global to it, see [`crate::requests`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn note_least(number: u32, stretch: u64) -> u32 {
+    let Some(slowest) = SLOWEST_REQUESTS.get_ptr_mut(slowest_of(number, stretch)) else { return 0 };
     let (mut index, mut least_ns) = (0, u64::MAX >> 1);
     for other in 0..SLOWEST {
-        // SAFETY: callers pass a pointer into the array; an element.
+        // SAFETY: a pointer into the array, which our caller has locked; an element.
         let ns = unsafe { (*slowest).requests[other].duration_ns };
         // 1 if it is less than the least so far: neither is as long as half the clock.
         let less = black_box(ns.wrapping_sub(least_ns) >> 63);
         least_ns = least_ns.wrapping_add(ns.wrapping_sub(least_ns).wrapping_mul(less));
         index = (other as u32).wrapping_sub(index).wrapping_mul(less as u32).wrapping_add(index);
     }
-    (index, least_ns)
+    // SAFETY: as above.
+    unsafe { ((*slowest).least, (*slowest).least_ns) = (index, least_ns) };
+    0
 }
