@@ -53,28 +53,55 @@ pub(crate) enum Asks {
 /// What a message of this length asks for.
 #[inline(always)]
 pub(crate) fn asks(length: i32) -> Asks {
-    if (length as u32) >= 64 || FEW_WORDS >> length & 1 == 0 {
+    let length = length as u32;
+    if length as usize >= MESSAGES
+        || (if length < 64 { FEW_WORDS[0] } else { FEW_WORDS[1] }) >> (length % 64) & 1 == 0
+    {
         return Asks::Something;
     }
-    match few_words(length as u32) {
+    match few_words(length) {
         NOTHING => Asks::Nothing,
         PERHAPS => Asks::Perhaps,
         _ => Asks::Something,
     }
 }
 
+/// Messages from this length on ask for something.
+const MESSAGES: usize = 128;
+
 /// Lengths of messages that may ask for nothing, as bits by length.
-const FEW_WORDS: u64 = {
-    let mut lengths = 0;
+const FEW_WORDS: [u64; MESSAGES / 64] = {
+    let mut lengths = 0u128;
     let mut index = 0;
     while index < CLEAR.len() {
         lengths |= 1 << CLEAR[index];
         index += 1;
     }
+    // One record, or two.
+    let mut first = 0;
+    while first < MESSAGES / 2 {
+        let mut second = 0;
+        while second < MESSAGES / 2 {
+            if CONTROL_RECORDS >> first & 1 != 0 {
+                lengths |= 1 << (first + RECORD as usize);
+                if CONTROL_RECORDS >> second & 1 != 0 && first + second + 2 * (RECORD as usize) < MESSAGES {
+                    lengths |= 1 << (first + second + 2 * RECORD as usize);
+                }
+            }
+            second += 1;
+        }
+        first += 1;
+    }
+    [lengths as u64, (lengths >> 64) as u64]
+};
+
+/// Lengths of what is in a TLS record that may ask for nothing, as bits by length.
+const CONTROL_RECORDS: u64 = {
+    let mut lengths = 0;
     let (mut index, mut cover) = (0, 0);
     while index < CONTROL.len() {
         while cover < COVERS.len() {
-            lengths |= 1 << (RECORD + CONTROL[index] + COVERS[cover]);
+            lengths |= 1 << (CONTROL[index] + COVERS[cover]);
             cover += 1;
         }
         (index, cover) = (index + 1, 0);
@@ -86,7 +113,7 @@ const FEW_WORDS: u64 = {
 /// frames of HTTP/2, one or two of them.
 const CLEAR: [u32; 9] = [5, 6, 7, END_OF_INPUT, 9, 13, 14, 17, 26];
 /// Of what is under a TLS record: an alert, and frames of HTTP/2: the answer to settings, a window update or a reset, the
-/// answer to a ping, and two window updates.
+/// answer to a ping or a leave, and two window updates.
 const CONTROL: [u32; 5] = [ALERT, 9, 13, 17, 26];
 const ALERT: u32 = 2;
 /// What a cipher adds: of TLS 1.3, and of 1.2 with AES-GCM and with ChaCha20 (RFC 8446 section 5.2, RFC 5288, RFC 7905).
@@ -101,23 +128,33 @@ const END_OF_INPUT: u32 = 8;
 /// Length of the header of a frame of HTTP/2 (RFC 9113 section 4.1).
 const FRAME: usize = 9;
 
-const SOMETHING: u32 = 0;
+// In the order of which one counts for several.
+const NOTHING: u32 = 0;
 const PERHAPS: u32 = 1;
-const NOTHING: u32 = 2;
+const SOMETHING: u32 = 2;
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn few_words(length: u32) -> u32 {
     let Some(at) = message() else { return SOMETHING };
     let Some(bytes) = user_value::<[u8; FRAME]>(at) else { return SOMETHING };
-    let record = u32::from(bytes[3]) << 8 | u32::from(bytes[4]);
-    if bytes[1] == 3 && record + RECORD == length {
-        return match bytes[0] {
-            RECORD_ALERT => NOTHING,
-            RECORD_DATA if record == ALERT + COVERS[0] => NOTHING,
-            RECORD_DATA => PERHAPS,
-            _ => SOMETHING,
+    let [kind, version, _, high, low, ..] = bytes;
+    if let (true, first) = record([kind, version, high, low])
+        && first <= length
+    {
+        let asks = record_asks(kind, first);
+        if first == length {
+            return asks;
+        }
+        let Some([kind, version, _, high, low]) = user_value::<[u8; 5]>(at + u64::from(first)) else {
+            return SOMETHING;
         };
+        let (true, second) = record([kind, version, high, low]) else { return SOMETHING };
+        if first + second != length {
+            return SOMETHING;
+        }
+        let other = record_asks(kind, second);
+        return if asks > other { asks } else { other };
     }
     let nothing = match length {
         5 => bytes[0] == b'X' && bytes[1] | bytes[2] | bytes[3] == 0 && bytes[4] == 4,
@@ -133,6 +170,27 @@ extern "C" fn few_words(length: u32) -> u32 {
         }
     };
     if nothing { NOTHING } else { SOMETHING }
+}
+
+/// Whether this is the begin of a TLS record of an alert or of data, by its kind, the first byte of its version, and its
+/// length; and how long it is with its header.
+#[inline(always)]
+fn record([kind, version, high, low]: [u8; 4]) -> (bool, u32) {
+    let length = u32::from(high) << 8 | u32::from(low);
+    (version == 3 && (kind == RECORD_ALERT || kind == RECORD_DATA), length + RECORD)
+}
+
+/// What is in a record of this kind and length, its header included, asks for.
+#[inline(always)]
+fn record_asks(kind: u8, length: u32) -> u32 {
+    let inside = length - RECORD;
+    if kind == RECORD_ALERT || inside == ALERT + COVERS[0] {
+        NOTHING
+    } else if inside < 64 && CONTROL_RECORDS >> inside & 1 != 0 {
+        PERHAPS
+    } else {
+        SOMETHING
+    }
 }
 
 /// The length of a frame of HTTP/2 that asks for nothing, by its header; 0 of another one.
