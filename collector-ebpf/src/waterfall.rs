@@ -7,7 +7,9 @@
 //! the same in the low bits.
 //!
 //! When another begins there, one that was answered may not have ended: what an answer's last byte was is known later
-//! ([`crate::request`]). It is [set aside](Answered) until that is known, and left out if its answer went on.
+//! ([`crate::request`]). It is [set aside](Answered) until that is known, and left out if its answer went on. Of one whose
+//! thread has not left its CPU until the last byte so far there is nothing to keep, as its duration is where its time went:
+//! that is a bit of the request ([`crate::request::REQUEST_ON_CPU`]).
 //!
 //! When it has ended, its times are added to the waterfall of its pool, which is a [`crate::schedule::Times`] behind those
 //! of the slots: [`ended_ns`](crate::schedule::Times::ended_ns) and the histograms have the time by kind,
