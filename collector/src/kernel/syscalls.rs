@@ -92,32 +92,25 @@ const SENDERS: [(u8, libc::c_long); 7] = [
 
 /// How a call names the bytes that it sends, by its number.
 pub(super) fn sent_bytes() -> [u8; SYSCALLS] {
-    table(NO_BYTES, &SENDERS)
+    table(NO_BYTES, SENDERS)
 }
 
 /// What a call does with bytes, by its number.
 pub(super) fn moves() -> [u8; SYSCALLS] {
-    table(NO_MOVE, &MOVERS)
-}
-
-fn table(default: u8, calls: &[(u8, libc::c_long)]) -> [u8; SYSCALLS] {
-    let mut table = [default; SYSCALLS];
-    for (value, call) in calls {
-        if let Some(entry) = usize::try_from(*call).ok().and_then(|call| table.get_mut(call)) {
-            *entry = *value;
-        }
-    }
-    table
+    table(NO_MOVE, MOVERS)
 }
 
 /// Reason by number of the call.
 pub(super) fn reasons() -> [u8; SYSCALLS] {
-    let mut table = [OTHER as u8; SYSCALLS];
-    for (reason, calls) in CALLS.iter().chain(&OLDER_CALLS) {
-        for call in *calls {
-            if let Some(entry) = usize::try_from(*call).ok().and_then(|call| table.get_mut(call)) {
-                *entry = *reason;
-            }
+    let listed = CALLS.iter().chain(&OLDER_CALLS);
+    table(OTHER as u8, listed.flat_map(|(reason, calls)| calls.iter().map(|call| (*reason, *call))))
+}
+
+fn table(default: u8, calls: impl IntoIterator<Item = (u8, libc::c_long)>) -> [u8; SYSCALLS] {
+    let mut table = [default; SYSCALLS];
+    for (value, call) in calls {
+        if let Some(entry) = usize::try_from(call).ok().and_then(|call| table.get_mut(call)) {
+            *entry = value;
         }
     }
     table
