@@ -116,6 +116,9 @@ offsets! {
     siginfo_code,
     /// `task_struct.jobctl`: unsigned long
     task_jobctl,
+    /// `task_struct.stack`, in a kernel with `bpf_rdonly_cast` (6.2+) that has the saved registers at the same place of all
+    /// stacks
+    task_stack,
     /// `task_struct.files`
     task_files,
     /// `files_struct.fdt`

@@ -107,8 +107,11 @@ pub struct Control {
     pub zero: u64,
     /// Thread group id whose kernel stacks an iteration tells. Set by user space.
     pub stacks_of: u32,
+    /// How far from the begin of a thread's stack its registers are that were saved when it entered the kernel, bytes; 0
+    /// until the first iteration over all processes has found it out.
+    pub registers_at: u32,
     /// Zero: fills the cache line, which every switch reads.
-    pub padding: [u32; 9],
+    pub padding: [u32; 8],
     /// How often a thread began or ceased to be followed, wrapping; raised atomically after it.
     pub follow_changes: u32,
     /// Zero.

@@ -1,12 +1,11 @@
 //! What the first bytes of a message tell. They are read from where the current system call has them; none is kept.
 
 use aya_ebpf::helpers::bpf_probe_read_user;
-use aya_ebpf::helpers::generated::bpf_task_pt_regs;
 use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::request::{ANSWERED, BYTES, MESSAGE, NO_BYTES, OK_2XX, STATUS_LINE};
 use collector_ebpf::schedule::SYSCALLS;
 
-use crate::kernel::{Task, offset, read};
+use crate::kernel::{Current, Registers, offset};
 
 /// Where `struct msghdr` has `msg_iov`, on machines of 64 bits.
 const MESSAGE_VECTORS: usize = 16;
@@ -18,11 +17,13 @@ static SYSCALL_BYTES: [u8; SYSCALLS] = [NO_BYTES; SYSCALLS];
 /// An HTTP/1 answer that is not the last to its request.
 pub(crate) const INTERIM: u32 = 0xff;
 
-/// The outcome that the bytes tell that the current system call sends.
+/// The outcome that the bytes tell that the current system call sends, of the [current task](Current).
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn told_outcome() -> u32 {
-    let Some(line) = message().and_then(user_value::<[u32; STATUS_LINE / 4]>) else { return ANSWERED };
+pub(crate) extern "C" fn told_outcome(task: u64) -> u32 {
+    let Some(line) = message(Current(task)).and_then(user_value::<[u32; STATUS_LINE / 4]>) else {
+        return ANSWERED;
+    };
     // By words: the compiler would compare byte by byte.
     let [http, version, status] = line.map(u32::from_le);
     if http != u32::from_le_bytes(*b"HTTP")
@@ -50,16 +51,16 @@ pub(crate) enum Asks {
     Nothing,
 }
 
-/// What a message of this length asks for.
+/// What a message of this length asks for that the current task has received.
 #[inline(always)]
-pub(crate) fn asks(length: i32) -> Asks {
+pub(crate) fn asks(task: Current, length: i32) -> Asks {
     let length = length as u32;
     if length as usize >= MESSAGES
         || (if length < 64 { FEW_WORDS[0] } else { FEW_WORDS[1] }) >> (length % 64) & 1 == 0
     {
         return Asks::Something;
     }
-    match few_words(length) {
+    match few_words(task.0, length) {
         NOTHING => Asks::Nothing,
         PERHAPS => Asks::Perhaps,
         _ => Asks::Something,
@@ -135,8 +136,8 @@ const SOMETHING: u32 = 2;
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn few_words(length: u32) -> u32 {
-    let Some(at) = message() else { return SOMETHING };
+extern "C" fn few_words(task: u64, length: u32) -> u32 {
+    let Some(at) = message(Current(task)) else { return SOMETHING };
     let Some(bytes) = user_value::<[u8; FRAME]>(at) else { return SOMETHING };
     let [kind, version, _, high, low, ..] = bytes;
     if let (true, first) = record([kind, version, high, low])
@@ -214,13 +215,12 @@ fn control_frame(header: &[u8; FRAME]) -> u32 {
 /// Where the first bytes are that the current system call sends or has received. `None` where it does not say them:
 /// sendfile(2), io_uring.
 #[inline(always)]
-fn message() -> Option<u64> {
+fn message(task: Current) -> Option<u64> {
     if offset!(regs_syscall) == ABSENT || offset!(regs_second) == ABSENT {
         return None;
     }
-    // SAFETY: a trusted task; the helper gives the registers that were saved on entry to the kernel.
-    let registers = unsafe { bpf_task_pt_regs(Task::current().0.cast_mut().cast()) } as *const u8;
-    let number: i32 = read!(registers, regs_syscall);
+    let registers = Registers::of_current(task)?;
+    let number: i32 = registers.get(offset!(regs_syscall));
     let number = number as usize;
     if number >= SYSCALLS {
         return None;
@@ -228,7 +228,7 @@ fn message() -> Option<u64> {
     let named = (&raw const SYSCALL_BYTES).cast::<u8>();
     // SAFETY: an index below the length; volatile, because the loader replaces the values.
     let named = unsafe { named.add(number).read_volatile() };
-    let mut at: u64 = read!(registers, regs_second);
+    let mut at: u64 = registers.get(offset!(regs_second));
     if named == NO_BYTES {
         return None;
     }

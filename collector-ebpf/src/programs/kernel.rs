@@ -7,14 +7,16 @@ use core::ptr::NonNull;
 
 use aya_ebpf::bindings::BPF_LOCAL_STORAGE_GET_F_CREATE;
 use aya_ebpf::helpers::bpf_probe_read_kernel;
-use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_task_storage_get};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_task, bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_task_pt_regs, bpf_task_storage_get,
+};
 use collector_ebpf::event::Cpu;
 use collector_ebpf::kfunc;
 use collector_ebpf::limits::COMM_LEN;
 use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::slot::{Control, Tag};
 
-use crate::TAGS;
+use crate::{CONTROL, TAGS};
 
 /// Reads an offset. Volatile, because the compiler must not use the value it was compiled with.
 macro_rules! offset {
@@ -248,10 +250,94 @@ pub(crate) fn peek<T: Default>(base: u64, offset: u32) -> T {
     unsafe { bpf_probe_read_kernel(base.wrapping_add(offset as usize).cast()) }.unwrap_or_default()
 }
 
+/// The task that runs, as a number that functions can be given which are global to the verifier: they take no pointers.
+#[derive(Clone, Copy)]
+pub(crate) struct Current(pub(crate) u64);
+
+impl Current {
+    #[inline(always)]
+    pub(crate) fn get() -> Self {
+        // SAFETY: no precondition.
+        Self(unsafe { bpf_get_current_task() })
+    }
+
+    #[inline(always)]
+    pub(crate) fn tid(self) -> u32 {
+        if offset!(word_type) == ABSENT { Task::current().tid() } else { peek(self.0, offset!(task_pid)) }
+    }
+}
+
+#[inline(always)]
+fn registers_of(task: Task) -> *const u8 {
+    // SAFETY: a trusted task.
+    (unsafe { bpf_task_pt_regs(task.0.cast_mut().cast()) }) as *const u8
+}
+
+/// The registers of a thread that were saved when it entered the kernel: a `struct pt_regs`.
+#[derive(Clone, Copy)]
+pub(crate) struct Registers(*const u8);
+
+impl Registers {
+    #[inline(always)]
+    pub(crate) fn of(task: Task) -> Option<Self> {
+        if offset!(task_stack) == ABSENT {
+            Some(Self(registers_of(task)))
+        } else {
+            Self::on_stack(task.0 as u64)
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn of_current(current: Current) -> Option<Self> {
+        if offset!(task_stack) == ABSENT {
+            return Some(Self(registers_of(Task::current())));
+        }
+        Self::on_stack(current.0)
+    }
+
+    #[inline(always)]
+    fn on_stack(task: u64) -> Option<Self> {
+        // SAFETY: a valid pointer into the array.
+        let at = unsafe { (*CONTROL.get_ptr(0)?).registers_at };
+        let stack: u64 = load_cast(task as *const u8, offset!(task_stack));
+        (at != 0).then_some(Self(stack.wrapping_add(u64::from(at)) as *const u8))
+    }
+
+    /// They are at the same place of all stacks, of which only the kernel's helper knows: it is asked about any one task,
+    /// before any is followed, and not each time.
+    #[inline(always)]
+    pub(crate) fn find_out(task: Task) {
+        let Some(control) = CONTROL.get_ptr_mut(0) else { return };
+        // SAFETY: a pointer into the array.
+        let at = unsafe { &raw mut (*control).registers_at };
+        // SAFETY: an aligned integer of the map.
+        if offset!(task_stack) == ABSENT || unsafe { at.read_volatile() } != 0 {
+            return;
+        }
+        let stack: u64 = load_cast(task.0, offset!(task_stack));
+        // What is read from a map is a number to the verifier, and not a pointer.
+        // SAFETY: as above, and for this program alone to write.
+        unsafe {
+            at.write_volatile(registers_of(task) as u32);
+            at.write_volatile(at.read_volatile().wrapping_sub(stack as u32));
+        }
+    }
+
+    /// A field, by its offset.
+    #[inline(always)]
+    pub(crate) fn get<T: Copy>(self, offset: u32) -> T {
+        if offset!(task_stack) == ABSENT {
+            // SAFETY: as for `read!`.
+            return unsafe { *self.0.add(offset as usize).cast() };
+        }
+        load_cast(self.0, offset)
+    }
+}
+
 /// The `struct file` of a descriptor of a task; 0 if it has none. The kernel takes an `unsigned int`.
 #[inline(always)]
-pub(crate) fn file_of(task: Task, descriptor: u32) -> u64 {
-    let files: u64 = peek(task.0 as u64, offset!(task_files));
+pub(crate) fn file_of(task: u64, descriptor: u32) -> u64 {
+    let files: u64 = peek(task, offset!(task_files));
     let table: u64 = peek(files, offset!(files_fdt));
     let length: u32 = peek(table, offset!(fdtable_max_fds));
     if descriptor >= length {

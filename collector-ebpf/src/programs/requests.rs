@@ -20,7 +20,7 @@ use collector_ebpf::schedule::{ACCEPT_WAIT, REQUEST, THREAD_HISTOGRAMS, Thread, 
 
 use crate::connections::{Connection, is_open, number_of, waits_for_room};
 use crate::first_bytes::{Asks, INTERIM, asks, told_outcome};
-use crate::kernel::{Task, now};
+use crate::kernel::{Current, now};
 use crate::schedule::{add_u32, add_u64, fall, find, record_or_discard, rise, time_run};
 use crate::{CONNECTIONS, REQUESTS, TIMES, count, waterfall};
 
@@ -30,6 +30,7 @@ pub(crate) const ECONNRESET: i32 = 104;
 
 /// The current thread, if it is of a worker whose pool wants to know of requests.
 pub(crate) struct Serving {
+    pub(crate) task: Current,
     thread: &'static mut Thread,
     times: *mut Times,
     wants: u32,
@@ -38,11 +39,12 @@ pub(crate) struct Serving {
 /// Who receives or sends.
 #[inline(always)]
 pub(crate) fn serving() -> Option<Serving> {
-    let thread = find(Task::current().tid())?;
+    let task = Current::get();
+    let thread = find(task.tid())?;
     let times = TIMES.get_ptr_mut(Thread::slot_of(thread.place))?;
     // SAFETY: a pointer into the array.
     let wants = unsafe { (*times).parks };
-    (wants & WANTS_REQUESTS != 0).then_some(Serving { thread, times, wants })
+    (wants & WANTS_REQUESTS != 0).then_some(Serving { task, thread, times, wants })
 }
 
 /// So many bytes were received on a connection; 0 at the end of all.
@@ -52,7 +54,7 @@ pub(crate) fn received(serving: &mut Serving, connection: Connection, length: i3
     // SAFETY: a pointer into the array.
     add_u64(unsafe { &raw mut (*times).received_bytes }, u64::from(length.cast_unsigned()));
     let looks = wants & WANTS_STATUS != 0 && connection.sock != 0;
-    let asks = if looks { asks(length) } else { Asks::Something };
+    let asks = if looks { asks(serving.task, length) } else { Asks::Something };
     if asks == Asks::Nothing {
         return;
     }
@@ -73,8 +75,8 @@ pub(crate) fn received(serving: &mut Serving, connection: Connection, length: i3
 
 /// So many bytes were sent on a connection, or, negative, why none were.
 #[inline(always)]
-pub(crate) fn sent(serving: &mut Serving, connection: Connection, length: i32) {
-    let (thread, times, wants) = (&mut *serving.thread, serving.times, serving.wants);
+pub(crate) fn sent(serving: &Serving, connection: Connection, length: i32) {
+    let times = serving.times;
     if length <= 0 && length != -EPIPE && length != -ECONNRESET {
         return;
     }
@@ -86,7 +88,7 @@ pub(crate) fn sent(serving: &mut Serving, connection: Connection, length: i32) {
     let Some(index) = place_of(key) else { return };
     let at_ns = now();
     if let Some(index) = request_of(key, index, at_ns) {
-        answered(connection, index, thread, length, wants & WANTS_STATUS != 0, at_ns);
+        answered(connection, index, serving, length, at_ns);
     }
     time_run(at_ns);
 }
@@ -162,6 +164,10 @@ extern "C" fn index_of_key(set: u32, key: u64) -> u32 {
         let difference = black_box(other ^ key);
         (difference | difference.wrapping_neg()) >> 63 ^ 1
     };
+    // Most sets have one request, and that has the first place.
+    if key != 0 && key_at(0) == key {
+        return set * REQUEST_WAYS as u32;
+    }
     let way = (1..REQUEST_WAYS).fold(0, |way, other| way + is(key_at(other)) as usize * other) % REQUEST_WAYS;
     if key == 0 || key_at(way) != key {
         return NOWHERE;
@@ -476,14 +482,7 @@ fn continued(
 
 /// Bytes were sent on a connection with a request, or found no room, or nobody who takes them.
 #[inline(always)]
-fn answered(
-    connection: Connection,
-    index: u32,
-    thread: &Thread,
-    length: i32,
-    wants_status: bool,
-    at_ns: u64,
-) {
+fn answered(connection: Connection, index: u32, serving: &Serving, length: i32, at_ns: u64) {
     let key = connection.key;
     let Some(request) = lock(key, index) else { return };
     // SAFETY: a pointer into the array; locked.
@@ -494,7 +493,7 @@ fn answered(
     }
     let mut outcome = Request::outcome_of(place);
     if answer_ns == 0 || outcome < ANSWERED {
-        let told = if wants_status { told_outcome() } else { ANSWERED };
+        let told = if serving.wants & WANTS_STATUS != 0 { told_outcome(serving.task.0) } else { ANSWERED };
         if told == INTERIM {
             // 100 Continue and the like: the answer is yet to come.
             unlock(key, index, request);
@@ -520,7 +519,7 @@ fn answered(
     // SAFETY: as above.
     let (tid, begin_ns) = unsafe { ((*request).tid, (*request).begin_ns) };
     let noted = place & REQUEST_ON_CPU != 0;
-    let on_cpu = waterfall::answered(thread, tid, begin_ns, outcome, answer_ns == 0, noted, at_ns);
+    let on_cpu = waterfall::answered(serving.thread, tid, begin_ns, outcome, answer_ns == 0, noted, at_ns);
     let place = place & !(REQUEST_LEFT | REQUEST_PROVISIONAL | REQUEST_ON_CPU)
         | left
         | if on_cpu { REQUEST_ON_CPU } else { 0 };

@@ -8,7 +8,6 @@ use core::hint::black_box;
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_or, atomic_xadd, atomic_xor};
 use core::ptr::NonNull;
 
-use aya_ebpf::helpers::generated::bpf_task_pt_regs;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use collector_ebpf::event::{Counter, NONE};
@@ -25,7 +24,7 @@ use collector_ebpf::schedule::{
 use collector_ebpf::slot::Tag;
 
 use crate::kernel::{
-    S_IFIFO, S_IFMT, S_IFSOCK, STDIN, Task, file_of, inode_of, now, offset, read, unforeseen,
+    Registers, S_IFIFO, S_IFMT, S_IFSOCK, STDIN, Task, file_of, inode_of, now, offset, read, unforeseen,
 };
 use crate::{CHUNKS, CONTROL, FREE_CHUNKS, THREADS, TIMES, count, count_by, free_list, lifecycle, waterfall};
 
@@ -803,9 +802,8 @@ fn reason(task: Task, state: u32, before: u32) -> u32 {
     if flags & NO_USER_SIDE != 0 || offset!(regs_syscall) == ABSENT {
         return if uninterruptible { DISK } else { OTHER };
     }
-    // SAFETY: a trusted task; the helper gives the registers that were saved on entry to the kernel.
-    let registers = unsafe { bpf_task_pt_regs(task.0.cast_mut().cast()) } as *const u8;
-    let number: i32 = read!(registers, regs_syscall);
+    let Some(registers) = Registers::of(task) else { return OTHER };
+    let number: i32 = registers.get(offset!(regs_syscall));
     if number < 0 {
         return PAGE_FAULT;
     }
@@ -831,7 +829,7 @@ fn reason(task: Task, state: u32, before: u32) -> u32 {
         return before;
     }
     if listed == BY_DESCRIPTOR {
-        return by_descriptor(task, read!(registers, regs_argument));
+        return by_descriptor(task, registers.get(offset!(regs_argument)));
     }
     u32::from(listed)
 }
@@ -852,7 +850,7 @@ fn by_descriptor(task: Task, descriptor: u64) -> u32 {
     if offset!(inode_mode) == ABSENT {
         return OTHER;
     }
-    let (inode, mode) = inode_of(file_of(task, descriptor));
+    let (inode, mode) = inode_of(file_of(task.0 as u64, descriptor));
     if inode == 0 {
         return OTHER;
     }

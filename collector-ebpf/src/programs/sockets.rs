@@ -32,9 +32,9 @@ fn socket_received(ctx: BtfTracePointContext) -> i32 {
 /// `(struct sock *sk, int ret, int flags)`
 #[btf_tracepoint(function = "sock_send_length")]
 fn socket_sent(ctx: BtfTracePointContext) -> i32 {
-    let Some(mut serving) = serving() else { return 0 };
+    let Some(serving) = serving() else { return 0 };
     let (sock, length) = (ctx.arg::<u64>(0), ctx.arg::<i32>(1));
-    sent(&mut serving, Connection::of_sock(sock), length);
+    sent(&serving, Connection::of_sock(sock), length);
     0
 }
 

@@ -10,7 +10,7 @@ use collector_ebpf::request::{NO_MOVE, RECEIVES_BY_FLAGS, RECEIVES_BY_MESSAGE, S
 use collector_ebpf::schedule::SYSCALLS;
 
 use crate::connections::Connection;
-use crate::kernel::{S_IFIFO, S_IFMT, S_IFSOCK, STDIN, STDOUT, Task, file_of, inode_of, offset, peek, read};
+use crate::kernel::{S_IFIFO, S_IFMT, S_IFSOCK, STDIN, STDOUT, file_of, inode_of, offset, peek, read};
 use crate::requests::{ECONNRESET, EPIPE, in_progress, received, sent, serving};
 use crate::sockets::NOT_FROM_PEER;
 
@@ -37,7 +37,7 @@ fn syscall_returned(ctx: BtfTracePointContext) -> i32 {
     }
     // A call moves less than 2 GiB (read(2)).
     let length = result as i32;
-    let task = Task::current();
+    let task = serving.task.0;
     let first: u64 = read!(registers, regs_argument);
     let flags: u64 = match moves {
         RECEIVES_BY_MESSAGE => read!(registers, regs_third),
@@ -55,14 +55,14 @@ fn syscall_returned(ctx: BtfTracePointContext) -> i32 {
     if (moves == SENDS || moves == SPLICES)
         && let Some(connection) = written_to(task, target as u32)
     {
-        sent(&mut serving, connection, length);
+        sent(&serving, connection, length);
     }
     0
 }
 
 /// What a descriptor is open on, if requests may come from there.
 #[inline(always)]
-fn read_from(task: Task, descriptor: u32) -> Option<Connection> {
+fn read_from(task: u64, descriptor: u32) -> Option<Connection> {
     let file = file_of(task, descriptor);
     let (key, mode) = inode_of(file);
     let stdin = Connection { key, sock: 0 };
@@ -79,7 +79,7 @@ fn read_from(task: Task, descriptor: u32) -> Option<Connection> {
 
 /// What a descriptor is open on, if it may answer requests.
 #[inline(always)]
-fn written_to(task: Task, descriptor: u32) -> Option<Connection> {
+fn written_to(task: u64, descriptor: u32) -> Option<Connection> {
     let file = file_of(task, descriptor);
     let (key, mode) = inode_of(file);
     let kind = mode & S_IFMT;

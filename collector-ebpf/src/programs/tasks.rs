@@ -17,7 +17,9 @@ use collector_ebpf::task::{
     TASK_HAS_PLACE, TASK_KERNEL_THREAD, TASK_MAIN_THREAD, TASK_WHOLE_PROCESS, TaskRow, Told, place_of,
 };
 
-use crate::kernel::{Signal, Task, clear, cleared, now, offset, read, read_if_present, unforeseen};
+use crate::kernel::{
+    Registers, Signal, Task, clear, cleared, now, offset, read, read_if_present, unforeseen,
+};
 use crate::schedule::Followed;
 use crate::{CONTROL, PASS, ROWS, TOLD, schedule, walk};
 
@@ -88,6 +90,7 @@ extern "C" fn all_processes(ctx: &IterTask) -> i32 {
     if task.tid() != task.pid() {
         return 0;
     }
+    Registers::find_out(task);
     let mut row = MaybeUninit::uninit();
     let row = cleared(&mut row);
     identity(row, task, task, task.signal());

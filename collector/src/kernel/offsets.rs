@@ -132,6 +132,11 @@ pub fn resolve(btf: &Btf<'_>, cast: Option<u32>) -> Result<Offsets, OffsetsError
         mm_rss_stride,
         siginfo_code: required("kernel_siginfo", siginfo, "si_code", 4)?,
         task_jobctl: optional(task, "jobctl", 8),
+        // Where a thread says itself where they are, they may be elsewhere each time.
+        task_stack: match cast.and(btf.field(task, "thread_info.user_pt_regs")) {
+            None if cast.is_some() => optional(task, "stack", 8),
+            _ => ABSENT,
+        },
         task_files: of_task("files", 8)?,
         files_fdt: of(4, "fdt", 8),
         fdtable_max_fds: of(5, "max_fds", 4),
