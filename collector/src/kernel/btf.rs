@@ -80,6 +80,14 @@ fn u32_at(bytes: &[u8], at: usize) -> Result<u32, BtfError> {
     Ok(u32::from_ne_bytes(word))
 }
 
+/// A bit for the first four letters of a name; all bits where there are fewer.
+fn first_letters(name: &[u8]) -> u64 {
+    match u32_at(name, 0) {
+        Ok(letters) => 1 << (letters.wrapping_mul(0x9e37_79b9) >> 26),
+        Err(_) => u64::MAX,
+    }
+}
+
 impl<'a> Btf<'a> {
     /// Checks the header and finds where each type starts.
     pub fn parse(data: &'a [u8]) -> Result<Self, BtfError> {
@@ -142,13 +150,20 @@ impl<'a> Btf<'a> {
         Some((info >> 24 & 0x1f, (info & 0xffff) as usize, info >> 31 == 1, size_or_type, at + 12))
     }
 
-    /// Ids of the first type of each kind and name; one pass for all.
+    /// Ids of the first type of each kind and name, in this order; one pass for all.
     pub fn find<const N: usize>(&self, wanted: [(Kind, &str); N]) -> [Option<u32>; N] {
         let mut found = [None; N];
+        // There are some 100,000 types, most of another kind, and most of the others begin with other letters.
+        let kinds = wanted.iter().fold(0u32, |kinds, (kind, _)| kinds | 1 << *kind as u32);
+        let letters = wanted.iter().fold(0, |letters, (_, name)| letters | first_letters(name.as_bytes()));
         for (index, start) in self.starts.iter().enumerate() {
             let at = *start as usize;
             let (Ok(name), Ok(info)) = (u32_at(self.types, at), u32_at(self.types, at + 4)) else { break };
             let kind = info >> 24 & 0x1f;
+            let its_name = self.strings.get(name as usize..).unwrap_or_default();
+            if kinds >> kind & 1 == 0 || letters & first_letters(its_name) == 0 {
+                continue;
+            }
             for (slot, (of_kind, wanted)) in found.iter_mut().zip(wanted) {
                 if slot.is_none() && kind == of_kind as u32 && self.name_is(name, wanted) {
                     *slot = Some(index as u32 + 1);
@@ -271,9 +286,8 @@ mod tests {
     fn finds_plain_anonymous_and_array_members() {
         let bytes = sample();
         let btf = Btf::parse(&bytes).unwrap();
-        let [outer, missing] = btf.find([(Kind::Struct, "outer"), (Kind::Struct, "nobody")]);
-        assert_eq!(missing, None);
-        let outer = outer.unwrap();
+        let found = btf.find(["outer", "nobody", "oute", "outer ", "out"].map(|name| (Kind::Struct, name)));
+        let [Some(outer), None, None, None, None] = found else { panic!("{found:?}") };
         assert_eq!(btf.field(outer, "a").map(|f| (f.offset, f.size)), Some((0, 4)));
         assert_eq!(btf.field(outer, "b").map(|f| (f.offset, f.size)), Some((8, 8)));
         assert_eq!(btf.field(outer, "c").map(|f| (f.offset, f.size, f.elements)), Some((16, 4, Some(4))));
