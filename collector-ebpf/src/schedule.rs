@@ -111,6 +111,22 @@ pub const THREAD_BEFORE: u32 = 0xf << THREAD_BEFORE_SHIFT;
 /// In [`Thread::place`]: its time is that of a request ([`crate::waterfall`]).
 pub const THREAD_IN_REQUEST: u32 = 1 << 31;
 
+/// What a request in flight adds to [`Times::busy`]; a thread that is not parked adds 1.
+pub const IN_FLIGHT: u64 = 1 << 32 | 1;
+
+impl Times {
+    /// Of [`Times::busy`], what keeps the worker so.
+    #[inline(always)]
+    pub const fn reasons_of(busy: u64) -> u32 {
+        busy as u32
+    }
+
+    /// Of [`Times::busy`], requests in flight.
+    pub const fn in_flight_of(busy: u64) -> u32 {
+        (busy >> 32) as u32
+    }
+}
+
 impl Thread {
     /// Packs a place.
     #[inline(always)]
@@ -142,43 +158,43 @@ pub struct ThreadSet {
     pub threads: [Thread; WAYS],
 }
 
-/// Where the time of a worker's threads went, and what they were asked. 328 bytes.
-#[repr(C)]
+/// Where the time of a worker's threads went, and what they were asked. 384 bytes: workers on different CPUs do not meet in
+/// one cache line.
+#[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Times {
     /// Intervals that ended, by kind, ns.
     pub ended_ns: [u64; KINDS],
     /// By measure, values that are in no histogram: begun before the thread was followed, negative, or without a chunk.
     pub discarded: [u32; MEASURES],
-    /// Zero.
-    pub padding: u32,
     /// Threads that are followed now. While there are any the slot may not have another worker: they still write here.
     pub followed: u32,
+    /// Requests that have a place in the table.
+    pub open: u32,
     /// Sum of the times at which threads ended less the sum of the times at which they were first followed, ns,
     /// wrapping: with the times of now added for those that live it is how long all of them have lived.
     pub lived_ns: u64,
-    /// Chunk numbers of the slot's directories, two to a word, the first in the low half; 0 where there is none yet.
-    pub directories: [u32; DIRECTORIES / 2],
     /// Kinds of time in which a thread waits for work, as bits by number, and `PARKS_IN_SHARED_LOCK`; then what its pool
     /// wants to know of requests, and the ticket of its waterfall ([`crate::waterfall::ticket`]), which user space may
-    /// change.
+    /// change. From here on a cache line of what each request changes.
     pub parks: u32,
-    /// Threads that are not parked, and requests in flight.
-    pub busy: u32,
-    /// What came of that.
-    pub work: Work,
     /// Requests that have ended, by outcome.
     pub requests: [u32; OUTCOMES],
-    /// Requests in flight.
-    pub in_flight: u32,
-    /// Requests that have a place in the table.
-    pub open: u32,
+    /// Zero.
+    pub padding: u32,
+    /// Chunk numbers of the slot's directories, two to a word, the first in the low half; 0 where there is none yet.
+    pub directories: [u32; DIRECTORIES / 2],
+    /// In the low half threads that are not parked and requests in flight, in the high half the latter alone: both change
+    /// at once.
+    pub busy: u64,
     /// Bytes received from sockets.
     pub received_bytes: u64,
     /// Bytes sent to sockets.
     pub sent_bytes: u64,
     /// When its first request began, `CLOCK_MONOTONIC` ns; 0 before.
     pub first_request_ns: u64,
+    /// What came of being busy.
+    pub work: Work,
 }
 
 /// When a worker was busy. Times are `CLOCK_MONOTONIC` ns, 0 for what has not happened; while it was not followed, time
@@ -287,7 +303,7 @@ const PROFILE_BITS: u32 = 4;
 const _: () = {
     assert!(size_of::<Thread>() == 16);
     assert!(size_of::<ThreadSet>() == 64);
-    assert!(size_of::<Times>() == 328);
+    assert!(size_of::<Times>() == 384 && core::mem::offset_of!(Times, parks).is_multiple_of(64));
     assert!(size_of::<Work>() == 56);
     assert!(size_of::<Chunk>() == 256);
     assert!(DIRECTORIES.is_multiple_of(2) && DIRECTORIES * MEASURES_PER_DIRECTORY as usize >= MEASURES);

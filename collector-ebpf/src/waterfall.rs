@@ -15,7 +15,7 @@
 //! of the slots: [`ended_ns`](crate::schedule::Times::ended_ns) and the histograms have the time by kind,
 //! [`lived_ns`](crate::schedule::Times::lived_ns) the durations, and the first of
 //! [`requests`](crate::schedule::Times::requests) their number, raised last. While one is added
-//! [`in_flight`](crate::schedule::Times::in_flight) is not 0, and the sums do not close. Kinds that it was in for no time are
+//! [`busy`](crate::schedule::Times::busy) is not 0, and the sums do not close. Kinds that it was in for no time are
 //! in no histogram: their number is what lacks to that. While lengths are not recorded it is in none of the histograms, and
 //! its kinds of no time are not in them either: that is the number at [`UNRECORDED`].
 //!

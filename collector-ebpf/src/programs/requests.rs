@@ -16,7 +16,7 @@ use collector_ebpf::request::{
     ABORTED, ANSWERED, CLOSED, FOLLOWED_NO_MORE, Finish, LOCKED, REQUEST_HISTOGRAMS, REQUEST_LEFT,
     REQUEST_ON_CPU, REQUEST_PROVISIONAL, REQUEST_WAYS, Request, WANTS_REQUESTS, WANTS_STATUS, set_of,
 };
-use collector_ebpf::schedule::{ACCEPT_WAIT, REQUEST, THREAD_HISTOGRAMS, Thread, Times};
+use collector_ebpf::schedule::{ACCEPT_WAIT, IN_FLIGHT, REQUEST, THREAD_HISTOGRAMS, Thread, Times};
 
 use crate::connections::{Connection, is_open, number_of, waits_for_room};
 use crate::first_bytes::{Asks, INTERIM, asks, told_outcome};
@@ -362,16 +362,13 @@ extern "C" fn account(index: u32, outcome: u32, end_ns: u64) -> u32 {
 
 #[inline(always)]
 fn fly_no_more(times: *mut Times, place: u32, at_ns: u64) {
-    // SAFETY: callers pass a pointer into the array.
-    add_u32(unsafe { &raw mut (*times).in_flight }, u32::MAX);
-    fall(times, place & REQUEST_HISTOGRAMS != 0, at_ns);
+    fall(times, IN_FLIGHT, place & REQUEST_HISTOGRAMS != 0, at_ns);
 }
 
 #[inline(always)]
 fn fly(times: *mut Times, at_ns: u64) {
     // SAFETY: callers pass a pointer into the array.
     unsafe {
-        add_u32(&raw mut (*times).in_flight, 1);
         if (*times).first_request_ns == 0 {
             (*times).first_request_ns = at_ns;
             let work = &raw mut (*times).work;
@@ -381,7 +378,7 @@ fn fly(times: *mut Times, at_ns: u64) {
             }
         }
     }
-    rise(times, at_ns);
+    rise(times, IN_FLIGHT, at_ns);
 }
 
 /// The first byte of a request.

@@ -552,20 +552,21 @@ fn turn(times: *mut Times, place: u32, kind: u32, now: u64) -> u32 {
         return place;
     }
     if !parked {
-        rise(times, now);
+        rise(times, 1, now);
         return place | THREAD_BUSY;
     }
-    fall(times, place & THREAD_HISTOGRAMS != 0, now);
+    fall(times, 1, place & THREAD_HISTOGRAMS != 0, now);
     place & !THREAD_BUSY
 }
 
-/// One more thing keeps a worker busy: a thread that is not parked, or a request in flight.
+/// One more thing keeps a worker busy: a thread that is not parked, or a request in flight, each with what it adds.
 #[inline(always)]
-pub(crate) fn rise(times: *mut Times, now: u64) {
+pub(crate) fn rise(times: *mut Times, more: u64, now: u64) {
     // SAFETY: callers pass a pointer into the array.
     let (busy, work) = unsafe { (&raw mut (*times).busy, &raw mut (*times).work) };
     // SAFETY: an aligned integer of the map.
-    if unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(busy, 1) } == 0 {
+    let before = unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(busy, more) };
+    if Times::reasons_of(before) == 0 {
         // SAFETY: fields of the map.
         unsafe {
             add_u64(&raw mut (*work).busy_ns, now.wrapping_neg());
@@ -579,11 +580,12 @@ pub(crate) fn rise(times: *mut Times, now: u64) {
 
 /// One thing less.
 #[inline(always)]
-pub(crate) fn fall(times: *mut Times, histograms: bool, now: u64) {
+pub(crate) fn fall(times: *mut Times, less: u64, histograms: bool, now: u64) {
     // SAFETY: callers pass a pointer into the array.
     let busy = unsafe { &raw mut (*times).busy };
     // SAFETY: an aligned integer of the map.
-    if unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(busy, u32::MAX) } == 1 {
+    let before = unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(busy, less.wrapping_neg()) };
+    if Times::reasons_of(before) == 1 {
         end_span(times, histograms, now);
     }
 }
@@ -620,7 +622,7 @@ fn end_work(times: *mut Times, place: u32, now: u64) {
     unsafe {
         (*work).end_ns = now;
         if place & THREAD_BUSY != 0
-            && atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(busy, u32::MAX) == 1
+            && Times::reasons_of(atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(busy, u64::MAX)) == 1
         {
             add_u64(&raw mut (*work).busy_ns, now);
             (*work).since_ns = now;

@@ -242,7 +242,10 @@ pub(crate) extern "C" fn ended_on_cpu(index: u32, at_ns: u64) -> u32 {
     // SAFETY: a pointer into the array; locked.
     let (place, tid, begin_ns, answer_ns) =
         unsafe { ((*request).place, (*request).tid, (*request).begin_ns, (*request).answer_ns) };
-    if let Some(flight) = its_flight(tid) {
+    // SAFETY: a pointer into the array; mostly the thread has begun another since.
+    if let Some(flight) = its_flight(tid)
+        && unsafe { (&raw const (*flight).begin_ns).read_volatile() } == begin_ns
+    {
         exchange(flight, begin_ns, 0);
     }
     let Some(worker) = TIMES.get_ptr_mut(Request::slot_of(place)) else { return 0 };
@@ -414,7 +417,7 @@ fn sums_of(ticket: u32) -> Option<*mut Times> {
 #[inline(always)]
 fn begin_to_add(times: *mut Times) -> bool {
     // SAFETY: callers pass a pointer into the array; an aligned integer.
-    unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(&raw mut (*times).in_flight, 1) };
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(&raw mut (*times).busy, 1) };
     records()
 }
 
@@ -428,7 +431,7 @@ fn end_to_add(times: *mut Times, duration_ns: u64, recorded: bool) {
             add_u32(&raw mut (*times).requests[UNRECORDED], 1);
         }
         atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(&raw mut (*times).requests[0], 1);
-        atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(&raw mut (*times).in_flight, u32::MAX);
+        atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(&raw mut (*times).busy, u64::MAX);
     }
 }
 

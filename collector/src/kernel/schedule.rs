@@ -10,8 +10,8 @@ use aya::maps::MapData;
 use collector_ebpf::limits::{MAX_CHUNKS, MAX_SLOTS, MAX_WATERFALLS, THREAD_SETS};
 use collector_ebpf::request::WANTS_REQUESTS;
 use collector_ebpf::schedule::{
-    CHUNK_WORDS, Chunk, DIRECTORIES, FRESH, KINDS, LET_GO, THREAD_BUSY, Thread, ThreadSet, Times, WAYS,
-    measure_and_row_of, shift_of,
+    CHUNK_WORDS, Chunk, DIRECTORIES, FRESH, IN_FLIGHT, KINDS, LET_GO, THREAD_BUSY, Thread, ThreadSet, Times,
+    WAYS, measure_and_row_of, shift_of,
 };
 use collector_ebpf::waterfall::{ticket_of, with_ticket};
 
@@ -293,14 +293,14 @@ impl ScheduleTable {
         out.at_ns = at_ns;
         out.lived_ns = times.lived_ns.wrapping_add(at_ns.wrapping_mul(u64::from(out.living)));
         out.discarded = times.discarded;
-        out.busy = times.busy != 0;
+        out.busy = Times::reasons_of(times.busy) != 0;
         out.work = times.work;
         if out.busy {
             let until_ns = if out.living > 0 { at_ns } else { times.work.end_ns };
             out.work.busy_ns = out.work.busy_ns.wrapping_add(until_ns);
         }
         out.requests = times.requests;
-        out.in_flight = times.in_flight;
+        out.in_flight = Times::in_flight_of(times.busy);
         out.first_request_ns = times.first_request_ns;
         (out.received_bytes, out.sent_bytes) = (times.received_bytes, times.sent_bytes);
         for ((time, ended), open) in out.time_ns.iter_mut().zip(times.ended_ns).zip(open_ns) {
@@ -397,17 +397,19 @@ impl ScheduleTable {
 
     /// A request is followed no more.
     fn close_request(&self, slot: u32, in_flight: bool, now_ns: Option<u64>) {
-        let less = |offset: usize| self.word32(slot, offset).map(|word| word.fetch_sub(1, Ordering::SeqCst));
-        less(offset_of!(Times, open));
-        if in_flight {
-            less(offset_of!(Times, in_flight));
-            if less(offset_of!(Times, busy)) == Some(1)
-                && let Some((busy_ns, now_ns)) =
-                    self.word64(slot, offset_of!(Times, work.busy_ns)).zip(now_ns)
-            {
-                busy_ns.fetch_add(now_ns, Ordering::Relaxed);
-            }
+        self.word32(slot, offset_of!(Times, open)).map(|open| open.fetch_sub(1, Ordering::SeqCst));
+        if in_flight
+            && self.is_busy_no_more(slot, IN_FLIGHT)
+            && let Some((busy_ns, now_ns)) = self.word64(slot, offset_of!(Times, work.busy_ns)).zip(now_ns)
+        {
+            busy_ns.fetch_add(now_ns, Ordering::Relaxed);
         }
+    }
+
+    /// One thing less keeps a slot's worker busy. True if it was the last one.
+    fn is_busy_no_more(&self, slot: u32, less: u64) -> bool {
+        let busy = self.word64(slot, offset_of!(Times, busy));
+        busy.is_some_and(|busy| Times::reasons_of(busy.fetch_sub(less, Ordering::SeqCst)) == 1)
     }
 
     /// Requests with a place in the table.
@@ -456,9 +458,7 @@ impl ScheduleTable {
         if let Some(end_ns) = word64(offset_of!(Times, work.end_ns)) {
             end_ns.store(now_ns, Ordering::Relaxed);
         }
-        if thread.place & THREAD_BUSY != 0
-            && word32(offset_of!(Times, busy)).is_some_and(|busy| busy.fetch_sub(1, Ordering::SeqCst) == 1)
-        {
+        if thread.place & THREAD_BUSY != 0 && self.is_busy_no_more(slot, 1) {
             add(offset_of!(Times, work.busy_ns), now_ns);
         }
         add(offset_of!(Times, lived_ns), now_ns);

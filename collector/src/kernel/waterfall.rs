@@ -167,7 +167,7 @@ fn closed(schedule: &ScheduleTable, index: u32) -> Option<Times> {
         fence(Ordering::Acquire);
         let after = schedule.times(index)?;
         fence(Ordering::Acquire);
-        let still = [before, after].iter().all(|times| times.in_flight == 0);
+        let still = [before, after].iter().all(|times| times.busy == 0);
         (still && before.requests == after.requests).then_some(before)
     })
 }
