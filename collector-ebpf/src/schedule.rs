@@ -14,7 +14,7 @@
 //! [request](crate::request); each stretch of that is a span ([`Work`]).
 
 use crate::histogram::{BUCKETS, SUB_BUCKETS};
-use crate::request::OUTCOMES;
+use crate::request::{ABORTED, OUTCOMES};
 
 /// Executing.
 pub const ON_CPU: u32 = 0;
@@ -58,6 +58,14 @@ pub const REQUEST: u32 = SPAN + 1;
 /// From the moment in which a TCP connection was established to the one in which a worker had read its first bytes, of
 /// clients that sent them at once. As fine as the kernel's tick.
 pub const ACCEPT_WAIT: u32 = REQUEST + OUTCOMES as u32;
+
+/// How long requests took whose thread did not leave its CPU ([`crate::request::REQUEST_ON_CPU`]), by outcome; none of them
+/// was aborted. They are in no other measure: user space adds them to those from [`REQUEST`] on, and to the waterfall of
+/// their pool, where all of it was time on a CPU.
+pub const ON_CPU_REQUEST: u32 = MEASURES as u32;
+
+/// Number of what the programs have a histogram of: the measures, and [`ON_CPU_REQUEST`].
+pub const KEPT: usize = MEASURES + ABORTED as usize;
 
 /// Among the kinds in [`Times::parks`], which are bits by their number: a thread that is blocked in [`LOCK`] is parked if
 /// it is not the only one of its worker. A thread of a pool waits for work so, and one that waits for another thread of
@@ -166,22 +174,17 @@ pub struct Times {
     /// Intervals that ended, by kind, ns.
     pub ended_ns: [u64; KINDS],
     /// By measure, values that are in no histogram: begun before the thread was followed, negative, or without a chunk.
-    pub discarded: [u32; MEASURES],
+    pub discarded: [u32; KEPT],
     /// Threads that are followed now. While there are any the slot may not have another worker: they still write here.
     pub followed: u32,
-    /// Requests that have a place in the table.
-    pub open: u32,
-    /// Sum of the times at which threads ended less the sum of the times at which they were first followed, ns,
-    /// wrapping: with the times of now added for those that live it is how long all of them have lived.
-    pub lived_ns: u64,
+    /// What came of being busy.
+    pub work: Work,
     /// Kinds of time in which a thread waits for work, as bits by number, and `PARKS_IN_SHARED_LOCK`; then what its pool
     /// wants to know of requests, and the ticket of its waterfall ([`crate::waterfall::ticket`]), which user space may
     /// change. From here on a cache line of what each request changes.
     pub parks: u32,
     /// Requests that have ended, by outcome.
     pub requests: [u32; OUTCOMES],
-    /// Zero.
-    pub padding: u32,
     /// Chunk numbers of the slot's directories, two to a word, the first in the low half; 0 where there is none yet.
     pub directories: [u32; DIRECTORIES / 2],
     /// In the low half threads that are not parked and requests in flight, in the high half the latter alone: both change
@@ -191,10 +194,17 @@ pub struct Times {
     pub received_bytes: u64,
     /// Bytes sent to sockets.
     pub sent_bytes: u64,
+    /// Durations of the requests in [`ON_CPU_REQUEST`] that user space has not taken yet, in histograms or not, ns.
+    pub on_cpu_ns: u64,
     /// When its first request began, `CLOCK_MONOTONIC` ns; 0 before.
     pub first_request_ns: u64,
-    /// What came of being busy.
-    pub work: Work,
+    /// Sum of the times at which threads ended less the sum of the times at which they were first followed, ns,
+    /// wrapping: with the times of now added for those that live it is how long all of them have lived.
+    pub lived_ns: u64,
+    /// Requests that have a place in the table.
+    pub open: u32,
+    /// Zero.
+    pub padding: [u32; 7],
 }
 
 /// When a worker was busy. Times are `CLOCK_MONOTONIC` ns, 0 for what has not happened; while it was not followed, time
@@ -223,7 +233,7 @@ pub struct Work {
 pub const ROWS: usize = BUCKETS / SUB_BUCKETS as usize;
 
 /// Directories of a slot.
-pub const DIRECTORIES: usize = 8;
+pub const DIRECTORIES: usize = 10;
 
 /// Words of a chunk.
 pub const CHUNK_WORDS: usize = SUB_BUCKETS as usize;
@@ -306,10 +316,10 @@ const _: () = {
     assert!(size_of::<Times>() == 384 && core::mem::offset_of!(Times, parks).is_multiple_of(64));
     assert!(size_of::<Work>() == 56);
     assert!(size_of::<Chunk>() == 256);
-    assert!(DIRECTORIES.is_multiple_of(2) && DIRECTORIES * MEASURES_PER_DIRECTORY as usize >= MEASURES);
+    assert!(DIRECTORIES.is_multiple_of(2) && DIRECTORIES * MEASURES_PER_DIRECTORY as usize >= KEPT);
     assert!(MEASURES_PER_DIRECTORY as usize * ROWS <= FRESH * 2);
     let mut measure = 0;
-    while measure < MEASURES as u32 {
+    while measure < KEPT as u32 {
         assert!(directory_of(measure) == measure / MEASURES_PER_DIRECTORY);
         let (same, row) = measure_and_row_of(directory_of(measure), entry_of(measure, ROWS as u32 - 1));
         assert!(same == measure && row == ROWS as u32 - 1);

@@ -9,9 +9,10 @@
 //! When another begins there, one that was answered may not have ended: what an answer's last byte was is known later
 //! ([`crate::request`]). It is [set aside](Answered) until that is known, and left out if its answer went on. Of one whose
 //! thread has not left its CPU until the last byte so far there is nothing to keep, as its duration is where its time went:
-//! that is a bit of the request ([`crate::request::REQUEST_ON_CPU`]).
+//! that is a bit of the request ([`crate::request::REQUEST_ON_CPU`]). Nor is it added to the waterfall here: it is in the
+//! histograms of its worker ([`crate::schedule::ON_CPU_REQUEST`]), and user space adds it to both.
 //!
-//! When it has ended, its times are added to the waterfall of its pool, which is a [`crate::schedule::Times`] behind those
+//! When another has ended, its times are added to the waterfall of its pool, which is a [`crate::schedule::Times`] behind those
 //! of the slots: [`ended_ns`](crate::schedule::Times::ended_ns) and the histograms have the time by kind,
 //! [`lived_ns`](crate::schedule::Times::lived_ns) the durations, and the first of
 //! [`requests`](crate::schedule::Times::requests) their number, raised last. While one is added
@@ -37,11 +38,13 @@ pub struct Flight {
     pub unanswered: u32,
     /// When the request began whose time is taken, `CLOCK_MONOTONIC` ns; 0 for none, [`ENDING`] while it is accounted for.
     pub begin_ns: u64,
+    /// Not zero when an interval was added to `passed_ns` that is to be cleared before the next request.
+    pub passed: u64,
     /// Time by kind since it began, ns, without the interval that is not over, and less what of the first one was before it;
     /// wrapping.
     pub passed_ns: [u64; KINDS],
     /// Zero.
-    pub padding_to_line: [u64; 2],
+    pub padding_to_line: u64,
 }
 
 /// A request until what was sent last of its answer: of a [`Flight`], at the same index, or, behind those, one that is set
@@ -51,7 +54,8 @@ pub struct Flight {
 pub struct Answered {
     /// Of one that is set aside, when it began; 0 for none, [`ENDING`] while it is changed. Written last.
     pub begin_ns: u64,
-    /// When the last byte so far of its answer was sent; 0 while there is none.
+    /// When the last byte so far of its answer was sent; not after it began: that of the one before, as of this one nothing
+    /// is noted.
     pub answer_ns: u64,
     /// The thread.
     pub tid: u32,
@@ -167,10 +171,11 @@ pub const fn index_of(number: u32) -> u32 {
     MAX_SLOTS as u32 + number - 1
 }
 
-/// Where the slowest requests of a waterfall and a stretch are.
+/// Where the slowest requests of a waterfall and a stretch are; nowhere for number 0.
 #[inline(always)]
 pub const fn slowest_of(number: u32, stretch: u64) -> u32 {
-    (number - 1) * STRETCHES as u32 + (stretch % STRETCHES as u64) as u32
+    let first = number.wrapping_sub(1).wrapping_mul(STRETCHES as u32);
+    first.wrapping_add((stretch % STRETCHES as u64) as u32)
 }
 
 const _: () = {

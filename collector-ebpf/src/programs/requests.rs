@@ -7,7 +7,6 @@
 //! The functions that are not mangled are global to the verifier: it goes through each of them once, with whatever it is
 //! given, and not once for each way that leads to each of their calls. That takes numbers for arguments, no pointers.
 
-use core::hint::black_box;
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_or, atomic_xchg};
 
 use collector_ebpf::event::Counter;
@@ -16,7 +15,9 @@ use collector_ebpf::request::{
     ABORTED, ANSWERED, CLOSED, FOLLOWED_NO_MORE, Finish, LOCKED, REQUEST_HISTOGRAMS, REQUEST_LEFT,
     REQUEST_ON_CPU, REQUEST_PROVISIONAL, REQUEST_WAYS, Request, WANTS_REQUESTS, WANTS_STATUS, set_of,
 };
-use collector_ebpf::schedule::{ACCEPT_WAIT, IN_FLIGHT, REQUEST, THREAD_HISTOGRAMS, Thread, Times};
+use collector_ebpf::schedule::{
+    ACCEPT_WAIT, IN_FLIGHT, ON_CPU_REQUEST, REQUEST, THREAD_HISTOGRAMS, Thread, Times,
+};
 
 use crate::connections::{Connection, is_open, number_of, waits_for_room};
 use crate::first_bytes::{Asks, INTERIM, asks, told_outcome};
@@ -149,30 +150,7 @@ extern "C" fn finish_request(context: *mut Finish) -> i32 {
 /// The index of the request that is in progress on a connection.
 #[inline(always)]
 fn place_of(key: u64) -> Option<u32> {
-    found(index_of_key(set_of(key), key))
-}
-
-/// The same, or [`NOWHERE`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn index_of_key(set: u32, key: u64) -> u32 {
-    let Some(keys) = keys_of(set) else { return NOWHERE };
-    // SAFETY: one of the elements; other CPUs change them.
-    let key_at = |way: usize| unsafe { keys.add(way).read_volatile() };
-    // By arithmetic, as in `find`. 1 if equal: a number other than zero or its negative has the highest bit.
-    let is = |other: u64| {
-        let difference = black_box(other ^ key);
-        (difference | difference.wrapping_neg()) >> 63 ^ 1
-    };
-    // Most sets have one request, and that has the first place.
-    if key != 0 && key_at(0) == key {
-        return set * REQUEST_WAYS as u32;
-    }
-    let way = (1..REQUEST_WAYS).fold(0, |way, other| way + is(key_at(other)) as usize * other) % REQUEST_WAYS;
-    if key == 0 || key_at(way) != key {
-        return NOWHERE;
-    }
-    set * REQUEST_WAYS as u32 + way as u32
+    if key == 0 { None } else { found(index_of_key(set_of(key), key)) }
 }
 
 /// The index that a global function has returned, which cannot return an `Option`.
@@ -184,14 +162,14 @@ fn found(index: u32) -> Option<u32> {
 /// No index.
 const NOWHERE: u32 = u32::MAX;
 
-/// The first index in a set that no connection has; [`NOWHERE`] if there is none.
+/// The first index in a set that this connection has, or, for 0, that none has; [`NOWHERE`] if there is none.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn first_free(set: u32) -> u32 {
+extern "C" fn index_of_key(set: u32, key: u64) -> u32 {
     let Some(keys) = keys_of(set) else { return NOWHERE };
     for way in 0..REQUEST_WAYS {
         // SAFETY: one of the elements; other CPUs change them.
-        if unsafe { keys.add(way).read_volatile() } == 0 {
+        if unsafe { keys.add(way).read_volatile() } == key {
             return set * REQUEST_WAYS as u32 + way as u32;
         }
     }
@@ -335,7 +313,7 @@ fn leave_thread(index: u32, request: *mut Request, at_ns: u64) {
     let (tid, begin_ns, answer_ns) = unsafe { ((*request).tid, (*request).begin_ns, (*request).answer_ns) };
     // SAFETY: as above.
     if unsafe { (*request).place } & REQUEST_ON_CPU != 0 {
-        waterfall::ended_on_cpu(index, at_ns);
+        waterfall::ended_on_cpu(index, request, at_ns);
     } else {
         waterfall::ended(tid, begin_ns, answer_ns != 0, at_ns);
     }
@@ -353,9 +331,15 @@ extern "C" fn account(index: u32, outcome: u32, end_ns: u64) -> u32 {
     let outcome = if outcome > ABORTED { ABORTED } else { outcome };
     // SAFETY: a pointer into the array, and an index below its length.
     add_u32(unsafe { &raw mut (*times).requests[outcome as usize] }, 1);
-    let measure = REQUEST + outcome;
+    let duration_ns = end_ns.saturating_sub(begin_ns);
+    let mut measure = REQUEST + outcome;
+    if place & REQUEST_ON_CPU != 0 && outcome < ABORTED {
+        measure = ON_CPU_REQUEST + outcome;
+        // SAFETY: as above.
+        add_u64(unsafe { &raw mut (*times).on_cpu_ns }, duration_ns);
+    }
     if place & REQUEST_HISTOGRAMS != 0 {
-        record_or_discard(slot, measure, end_ns.saturating_sub(begin_ns));
+        record_or_discard(slot, measure, duration_ns);
     }
     0
 }
@@ -533,7 +517,7 @@ fn answered(connection: Connection, index: u32, serving: &Serving, length: i32, 
 #[inline(never)]
 extern "C" fn free_place(set: u32) -> u32 {
     for _ in 0..ATTEMPTS_TO_BEGIN {
-        let index = first_free(set);
+        let index = index_of_key(set, 0);
         let Some(request) = REQUESTS.get_ptr_mut(index) else { break };
         if try_lock(request) && still_of(0, index, request).is_some() {
             return index;

@@ -16,7 +16,7 @@ use collector_ebpf::limits::{MAX_CHUNKS, THREAD_SETS};
 use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::schedule::{
     ADDRESS_SPACE, AS_BEFORE, BY_DESCRIPTOR, CHILD, CHUNK_WORDS, COMING, Chunk, DIRECTORIES, DISK, FRESH,
-    KINDS, LET_GO, LOCK, MEASURES, NETWORK, ON_CPU, OTHER, PAGE_FAULT, PARKS_IN_SHARED_LOCK, PIPE, POLL,
+    KEPT, KINDS, LET_GO, LOCK, NETWORK, ON_CPU, OTHER, PAGE_FAULT, PARKS_IN_SHARED_LOCK, PIPE, POLL,
     PROFILE_COUNTERS, PROFILE_HISTOGRAMS, RUNNABLE, SPAN, STOPPED, SYSCALLS, THREAD_BEFORE,
     THREAD_BEFORE_SHIFT, THREAD_BUSY, THREAD_HISTOGRAMS, THREAD_IN_REQUEST, THREAD_PARTIAL, TIMED_RUNS,
     Thread, Times, UNKNOWN, WAYS, directory_of, entry_of, parks_of, profile_of, shift_of, wishes,
@@ -683,7 +683,7 @@ pub(crate) extern "C" fn record_or_discard(slot: u32, measure: u32, value: u64) 
     let Some(times) = TIMES.get_ptr_mut(slot) else { return 0 };
     // As in `account`.
     let measure = black_box(measure);
-    if measure < MEASURES as u32 && (value == UNKNOWN_NS || !record(times, measure, value)) {
+    if measure < KEPT as u32 && (value == UNKNOWN_NS || !record(times, measure, value)) {
         discard(times, measure);
     }
     0

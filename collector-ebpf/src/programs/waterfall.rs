@@ -16,7 +16,7 @@ use collector_ebpf::waterfall::{
     index_of, number_of, slowest_of, ticket_of,
 };
 
-use crate::kernel::{Task, clear, copy};
+use crate::kernel::{clear, copy};
 use crate::schedule::{add_u32, add_u64, find, is_elsewhere, record_or_discard, records, set_right};
 use crate::{ANSWERED, FLYING, REQUESTS, SLOTS, SLOWEST_REQUESTS, TIMES, count};
 
@@ -77,11 +77,7 @@ pub(crate) fn begin(thread: &Thread, times: *mut Times, at_ns: u64) -> u32 {
     if ticket == 0 || place & THREAD_HISTOGRAMS == 0 {
         return 0;
     }
-    let (Some(flight), Some(answered)) =
-        (FLYING.get_ptr_mut(flight_of(tid)), ANSWERED.get_ptr_mut(flight_of(tid)))
-    else {
-        return 0;
-    };
+    let Some(flight) = FLYING.get_ptr_mut(flight_of(tid)) else { return 0 };
     if !take(flight, tid) {
         return 0;
     }
@@ -112,15 +108,16 @@ pub(crate) fn begin(thread: &Thread, times: *mut Times, at_ns: u64) -> u32 {
     if free && Thread::kind_of(place) == ON_CPU {
         // SAFETY: as above; nobody else writes here now. The begin is written last.
         unsafe {
-            (*answered).tid = tid;
-            (*answered).pid = Task::current().pid();
-            (*answered).waterfall = ticket;
-            (*answered).answer_ns = 0;
-            clear(&raw mut (*flight).passed_ns);
+            if (*flight).passed != 0 {
+                (*flight).passed = 0;
+                clear(&raw mut (*flight).passed_ns);
+            }
             (*flight).passed_ns[ON_CPU as usize] = since_ns.wrapping_sub(at_ns);
             (&raw mut (*flight).begin_ns).write_volatile(at_ns);
         }
-        thread.place = place | THREAD_IN_REQUEST;
+        if place & THREAD_IN_REQUEST == 0 {
+            thread.place = place | THREAD_IN_REQUEST;
+        }
     }
     tid
 }
@@ -177,6 +174,7 @@ pub(crate) fn pass(tid: u32, kind: u32, ns: u64) -> bool {
         if (&raw const (*flight).begin_ns).read_volatile() == 0 {
             return false;
         }
+        (*flight).passed = 1;
         let passed_ns = &raw mut (*flight).passed_ns[kind as usize];
         *passed_ns = (*passed_ns).wrapping_add(ns);
     }
@@ -222,8 +220,13 @@ pub(crate) fn answered(
     if thread.since_ns <= begin_ns {
         return true;
     }
+    let slot = Thread::slot_of(thread.place);
+    let Some(times) = TIMES.get_ptr_mut(slot) else { return false };
     // SAFETY: as above. Whoever ends the request waits for the lock that our caller has, or begins one on this thread.
     unsafe {
+        (*answered).tid = tid;
+        (*answered).pid = pid_of(slot);
+        (*answered).waterfall = ticket_of((*times).parks);
         copy(&raw mut (*answered).time_ns, &raw const (*flight).passed_ns);
         let on_cpu_ns = &raw mut (*answered).time_ns[ON_CPU as usize];
         *on_cpu_ns = (*on_cpu_ns).wrapping_add(at_ns.wrapping_sub(thread.since_ns));
@@ -233,13 +236,10 @@ pub(crate) fn answered(
     false
 }
 
-/// A request has ended that its thread has answered without leaving its CPU. Adds it to the waterfall of its pool. Global to
-/// the verifier, see [`crate::requests`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub(crate) extern "C" fn ended_on_cpu(index: u32, at_ns: u64) -> u32 {
-    let Some(request) = REQUESTS.get_ptr_mut(index) else { return 0 };
-    // SAFETY: a pointer into the array; locked.
+/// A request has ended that its thread has answered without leaving its CPU.
+#[inline(always)]
+pub(crate) fn ended_on_cpu(index: u32, request: *mut Request, at_ns: u64) {
+    // SAFETY: callers pass a pointer into the array; locked.
     let (place, tid, begin_ns, answer_ns) =
         unsafe { ((*request).place, (*request).tid, (*request).begin_ns, (*request).answer_ns) };
     // SAFETY: a pointer into the array; mostly the thread has begun another since.
@@ -248,23 +248,12 @@ pub(crate) extern "C" fn ended_on_cpu(index: u32, at_ns: u64) -> u32 {
     {
         exchange(flight, begin_ns, 0);
     }
-    let Some(worker) = TIMES.get_ptr_mut(Request::slot_of(place)) else { return 0 };
+    let Some(worker) = TIMES.get_ptr_mut(Request::slot_of(place)) else { return };
     // SAFETY: a pointer into the array.
-    let ticket = ticket_of(unsafe { (*worker).parks });
-    let Some(times) = sums_of(ticket).filter(|_| answer_ns >= begin_ns) else { return 0 };
-    let duration_ns = answer_ns - begin_ns;
-    let recorded = begin_to_add(times);
-    // SAFETY: an element.
-    add_u64(unsafe { &raw mut (*times).ended_ns[ON_CPU as usize] }, duration_ns);
-    if recorded {
-        record_or_discard(index_of(number_of(ticket)), ON_CPU, duration_ns);
+    let number = number_of(ticket_of(unsafe { (*worker).parks }));
+    if slowest_before(number, answer_ns.wrapping_sub(begin_ns), at_ns >> STRETCH_SHIFT).is_some() {
+        keep_on_cpu(index, at_ns);
     }
-    end_to_add(times, duration_ns, recorded);
-    let stretch = at_ns >> STRETCH_SHIFT;
-    if let Some(slowest) = slowest_before(number_of(ticket), duration_ns, stretch) {
-        keep_on_cpu(slowest, request, duration_ns, number_of(ticket), stretch);
-    }
-    0
 }
 
 /// The request that began on thread `tid` (or 0) at this time has ended, answered or not.
@@ -340,7 +329,7 @@ extern "C" fn set_aside(tid: u32, begin_ns: u64, at_ns: u64) -> u32 {
     let Some(aside) = ANSWERED.get_ptr_mut(aside_of(begin_ns)) else { return 0 };
     // What is at its place nobody else changes: that is done on its thread, where the next one begins.
     // SAFETY: a pointer into the array.
-    let noted = unsafe { (*answered).answer_ns } == 0;
+    let noted = unsafe { (*answered).answer_ns } <= begin_ns;
     if !exchange(flight, begin_ns, 0) || noted {
         // Where its time went is noted where the request is.
         return 0;
@@ -461,30 +450,42 @@ fn keep(slowest: *mut Slowest, answered: *mut Answered, duration_ns: u64, number
     })
 }
 
-/// The same with one whose thread did not leave its CPU.
+/// The same with one whose thread did not leave its CPU. Global to the verifier, see [`crate::requests`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn keep_on_cpu(
-    slowest: *mut Slowest,
-    request: *mut Request,
-    duration_ns: u64,
-    number: u32,
-    stretch: u64,
-) -> u64 {
+extern "C" fn keep_on_cpu(index: u32, at_ns: u64) -> u32 {
+    let Some(request) = REQUESTS.get_ptr_mut(index) else { return 0 };
     // SAFETY: a pointer into the array; locked.
-    let worker = unsafe { (*request).place };
+    let (worker, tid, begin_ns, answer_ns) =
+        unsafe { ((*request).place, (*request).tid, (*request).begin_ns, (*request).answer_ns) };
+    let slot = Request::slot_of(worker);
+    let Some(times) = TIMES.get_ptr_mut(slot) else { return 0 };
     // SAFETY: a pointer into the array.
-    let pid = SLOTS.get_ptr(Request::slot_of(worker)).map_or(0, |slot| unsafe { (*slot).pid });
-    keep_with(slowest, duration_ns, number, stretch, |place| {
-        // SAFETY: pointers into the arrays; the place is locked.
+    let ticket = ticket_of(unsafe { (*times).parks });
+    if sums_of(ticket).is_none() || answer_ns < begin_ns {
+        return 0;
+    }
+    let (duration_ns, stretch) = (answer_ns - begin_ns, at_ns >> STRETCH_SHIFT);
+    let Some(slowest) = slowest_before(number_of(ticket), duration_ns, stretch) else { return 0 };
+    keep_with(slowest, duration_ns, number_of(ticket), stretch, |place| {
+        // SAFETY: a pointer into the array; the place is locked.
         unsafe {
-            (*place).begin_ns = (*request).begin_ns;
-            (*place).pid = pid;
-            (*place).tid = (*request).tid;
+            (*place).begin_ns = begin_ns;
+            (*place).pid = pid_of(slot);
+            (*place).tid = tid;
             (*place).outcome = Request::outcome_of(worker);
             clear(&raw mut (*place).time_ns);
             (*place).time_ns[ON_CPU as usize] = duration_ns;
         }
-    })
+    });
+    0
+}
+
+/// Thread group id of the worker of a slot.
+#[inline(always)]
+fn pid_of(slot: u32) -> u32 {
+    // SAFETY: a pointer into the array.
+    SLOTS.get_ptr(slot).map_or(0, |slot| unsafe { (*slot).pid })
 }
 
 #[inline(always)]

@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use aya::maps::MapData;
 use collector_ebpf::limits::{MAX_CHUNKS, MAX_SLOTS, MAX_WATERFALLS, THREAD_SETS};
-use collector_ebpf::request::WANTS_REQUESTS;
+use collector_ebpf::request::{ABORTED, WANTS_REQUESTS};
 use collector_ebpf::schedule::{
-    CHUNK_WORDS, Chunk, DIRECTORIES, FRESH, IN_FLIGHT, KINDS, LET_GO, THREAD_BUSY, Thread, ThreadSet, Times,
-    WAYS, measure_and_row_of, shift_of,
+    CHUNK_WORDS, Chunk, DIRECTORIES, FRESH, IN_FLIGHT, KINDS, LET_GO, ON_CPU, ON_CPU_REQUEST, REQUEST,
+    THREAD_BUSY, Thread, ThreadSet, Times, WAYS, measure_and_row_of, shift_of,
 };
 use collector_ebpf::waterfall::{ticket_of, with_ticket};
 
@@ -196,8 +196,15 @@ impl ScheduleTable {
     }
 
     /// Reads one slot: time by kind until now, and, into `out.intervals`, what was recorded since the last reading.
-    /// `Some(false)` if the threads would not hold still, `None` if they have not moved since, or none was ever followed.
-    pub(super) fn read(&mut self, slot: u32, now: fn() -> u64, out: &mut ScheduleReading) -> Option<bool> {
+    /// `Some(false)` if the threads would not hold still, `None` if they have not moved since, or none was ever followed. Adds
+    /// to `on_cpu` what belongs to the waterfall of the slot's pool.
+    pub(super) fn read(
+        &mut self,
+        slot: u32,
+        now: fn() -> u64,
+        out: &mut ScheduleReading,
+        on_cpu: &mut OnCpuRequests,
+    ) -> Option<bool> {
         let index = usize::try_from(slot).ok()?;
         let times = self.times(slot)?;
         let threads = self.threads_of(slot);
@@ -208,6 +215,7 @@ impl ScheduleTable {
         if now_seen.is_some() && now_seen.as_ref() == self.seen.get(index) {
             return None;
         }
+        on_cpu.discarded += self.take_on_cpu_discarded(slot);
         let attempts = |table: &Self, out: &mut ScheduleReading| {
             (0..ATTEMPTS).find_map(|_| table.read_times(table.threads_of(slot), slot, now, out))
         };
@@ -219,6 +227,9 @@ impl ScheduleTable {
             read = attempts(self, out);
         }
         self.take(slot, &mut out.intervals);
+        on_cpu.take(&mut out.intervals);
+        let on_cpu_ns = self.word64(slot, offset_of!(Times, on_cpu_ns));
+        on_cpu.duration_ns += on_cpu_ns.map_or(0, |sum| sum.swap(0, Ordering::Relaxed));
         if times.open > 0 {
             self.serving.insert(slot);
         } else {
@@ -292,7 +303,7 @@ impl ScheduleTable {
         }
         out.at_ns = at_ns;
         out.lived_ns = times.lived_ns.wrapping_add(at_ns.wrapping_mul(u64::from(out.living)));
-        out.discarded = times.discarded;
+        out.discarded = std::array::from_fn(|measure| times.discarded[measure]);
         out.busy = Times::reasons_of(times.busy) != 0;
         out.work = times.work;
         if out.busy {
@@ -342,6 +353,24 @@ impl ScheduleTable {
             let bucket = row as usize * CHUNK_WORDS + within;
             out.push(Interval { measure: measure as u8, bucket: bucket as u16, count });
         }
+    }
+
+    /// Makes values of requests whose thread did not leave its CPU, and that are in no histogram, such of all requests.
+    /// Returns how many.
+    fn take_on_cpu_discarded(&self, slot: u32) -> u32 {
+        let discarded = |measure: u32| {
+            self.word32(slot, offset_of!(Times, discarded) + measure as usize * size_of::<u32>())
+        };
+        let moved = (0..ABORTED).filter_map(|outcome| {
+            let (from, to) = discarded(ON_CPU_REQUEST + outcome).zip(discarded(REQUEST + outcome))?;
+            if from.load(Ordering::Relaxed) == 0 {
+                return None;
+            }
+            let count = from.swap(0, Ordering::Relaxed);
+            to.fetch_add(count, Ordering::Relaxed);
+            Some(count)
+        });
+        moved.sum()
     }
 
     /// A word of a chunk. `None` for number 0.
@@ -535,6 +564,28 @@ impl ScheduleTable {
     fn give_back(&mut self, number: u32) {
         if let Some(index) = number.checked_sub(1) {
             self.free_chunks.give(index);
+        }
+    }
+}
+
+/// Requests whose thread did not leave its CPU: what they add to the waterfall of their pool.
+#[derive(Debug, Default)]
+pub(super) struct OnCpuRequests {
+    pub(super) duration_ns: u64,
+    /// Of these, their durations are in no histogram.
+    pub(super) discarded: u32,
+    /// Of the others, as values of [`ON_CPU`].
+    pub(super) intervals: Vec<Interval>,
+}
+
+impl OnCpuRequests {
+    /// Makes those in `intervals` ones of all requests.
+    fn take(&mut self, intervals: &mut [Interval]) {
+        for interval in intervals {
+            if let Some(outcome) = u32::from(interval.measure).checked_sub(ON_CPU_REQUEST) {
+                interval.measure = (REQUEST + outcome) as u8;
+                self.intervals.push(Interval { measure: ON_CPU as u8, ..*interval });
+            }
         }
     }
 }

@@ -19,7 +19,7 @@ use collector_ebpf::waterfall::{STRETCH_SHIFT, STRETCHES, with_ticket};
 use super::events::{self, EventReader};
 use super::load::{self, Attached, LoadError, RequestsBy};
 use super::requests::RequestProbes;
-use super::schedule::{Probe, ScheduleTable, Scheduler};
+use super::schedule::{OnCpuRequests, Probe, ScheduleTable, Scheduler};
 use super::slots::SlotTable;
 use super::stacks::Stacks;
 use super::support::Support;
@@ -236,7 +236,7 @@ impl KernelSource {
             return;
         }
         let before = self.waterfalls.ticket_of(pool);
-        let ticket = if asked { self.waterfalls.get(pool, &mut self.schedule) } else { before };
+        let ticket = if asked { self.waterfalls.get(pool, &self.slots, &mut self.schedule) } else { before };
         if before == ticket {
             self.schedule.set_ticket(record, ticket);
             return;
@@ -556,7 +556,9 @@ impl Source for KernelSource {
         {
             tracing::warn!(%error, "accounting for the requests of a worker that ended failed");
         }
-        let read = self.schedule.read(record, monotonic_ns, out)?;
+        let mut nowhere = OnCpuRequests::default();
+        let on_cpu = self.waterfalls.on_cpu(slot.pool).unwrap_or(&mut nowhere);
+        let read = self.schedule.read(record, monotonic_ns, out, on_cpu)?;
         out.pool = slot.pool;
         out.process = ProcessKey { pid: slot.pid, start_ns: slot.start_ns };
         if read {

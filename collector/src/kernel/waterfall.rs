@@ -6,12 +6,12 @@ use std::sync::atomic::{Ordering, fence};
 
 use aya::maps::MapData;
 use collector_ebpf::limits::MAX_WATERFALLS;
-use collector_ebpf::request::OUTCOMES;
-use collector_ebpf::schedule::Times;
+use collector_ebpf::schedule::{ON_CPU, Times};
 use collector_ebpf::waterfall::{STRETCHES, Slowest, UNRECORDED, index_of, slowest_of, ticket};
 
-use super::schedule::ScheduleTable;
+use super::schedule::{OnCpuRequests, ScheduleTable};
 use super::shared::Shared;
+use super::slots::SlotTable;
 use crate::input::{SlowRequest, WaterfallReading};
 use crate::units::monotonic_ns;
 
@@ -32,13 +32,14 @@ pub(super) struct WaterfallTable {
 }
 
 /// A pool, and what was last read of its waterfall.
-#[derive(Clone, Copy)]
 struct Read {
     pool: u32,
     ticket: u32,
     /// It has been asked something: nobody takes it from the pool any more.
     asked: bool,
     times: Times,
+    /// What was read since of its workers.
+    on_cpu: OnCpuRequests,
     changes: [u32; STRETCHES],
 }
 
@@ -46,7 +47,7 @@ impl WaterfallTable {
     pub(super) fn new(slowest: MapData) -> io::Result<Self> {
         Ok(Self {
             slowest: Shared::map(slowest, MAX_WATERFALLS * STRETCHES)?,
-            pools: [None; MAX_WATERFALLS],
+            pools: [const { None }; MAX_WATERFALLS],
             turns: [0; MAX_WATERFALLS],
             refused: HashSet::new(),
             refused_total: 0,
@@ -70,15 +71,17 @@ impl WaterfallTable {
     }
 
     /// The same of one that was asked; 0 if all the others that have one were, too.
-    pub(super) fn get(&mut self, pool: u32, schedule: &mut ScheduleTable) -> u32 {
+    pub(super) fn get(&mut self, pool: u32, slots: &SlotTable, schedule: &mut ScheduleTable) -> u32 {
         if let Some(read) = self.pools.iter_mut().flatten().find(|read| read.pool == pool) {
             read.asked = true;
             return read.ticket;
         }
+        let asked = |slot: u32| schedule.times(slot).is_some_and(|times| times.first_request_ns != 0);
         let unasked = |(index, place): (usize, &Option<Read>)| {
-            let its = schedule.times(index_of(index as u32 + 1))?;
+            let read = place.as_ref().filter(|read| !read.asked)?;
             // Who was asked since it was read has it, too.
-            place.is_some_and(|read| !read.asked && its.requests == [0; OUTCOMES]).then_some(index)
+            let mut its_slots = slots.in_use().filter(|(_, slot)| slot.pool == read.pool);
+            its_slots.all(|(slot, _)| !asked(slot)).then_some(index)
         };
         let free = self.pools.iter().position(Option::is_none);
         let Some(index) = free.or_else(|| self.pools.iter().enumerate().find_map(unasked)) else {
@@ -95,13 +98,25 @@ impl WaterfallTable {
         *turn = turn.wrapping_add(1);
         let number = index as u32 + 1;
         let ticket = ticket(number, *turn);
-        *place = Some(Read { pool, ticket, asked, times: Times::default(), changes: [0; STRETCHES] });
+        *place = Some(Read {
+            pool,
+            ticket,
+            asked,
+            times: Times::default(),
+            on_cpu: OnCpuRequests::default(),
+            changes: [0; STRETCHES],
+        });
         schedule.clear_waterfall(index_of(number), ticket);
         for stretch in 0..STRETCHES as u64 {
             self.slowest.set(slowest_of(number, stretch) as usize, Slowest::default());
         }
         self.refused.remove(&pool);
         ticket
+    }
+
+    /// Where that is gathered which the workers of a pool add to its waterfall; `None` if it has none.
+    pub(super) fn on_cpu(&mut self, pool: u32) -> Option<&mut OnCpuRequests> {
+        self.pools.iter_mut().flatten().find(|read| read.pool == pool).map(|read| &mut read.on_cpu)
     }
 
     /// A pool is no more, or wants none; its waterfall is another's to have.
@@ -140,20 +155,28 @@ impl WaterfallTable {
                 }
             }
             let then = std::mem::replace(&mut before.times, times);
-            if times.requests == then.requests && reading.slowest.is_empty() {
+            let OnCpuRequests { duration_ns, discarded, intervals } = &mut before.on_cpu;
+            let (stayed_ns, unrecorded) = (std::mem::take(duration_ns), std::mem::take(discarded));
+            let stayed = intervals.iter().map(|interval| interval.count).sum::<u32>() + unrecorded;
+            if times.requests == then.requests && reading.slowest.is_empty() && (stayed_ns, stayed) == (0, 0)
+            {
                 continue;
             }
             reading.at_ns = monotonic_ns();
-            reading.requests = times.requests[0].wrapping_sub(then.requests[0]);
-            reading.duration_ns = times.lived_ns.wrapping_sub(then.lived_ns);
-            reading.time_ns =
-                std::array::from_fn(|kind| times.ended_ns[kind].wrapping_sub(then.ended_ns[kind]));
+            reading.requests = times.requests[0].wrapping_sub(then.requests[0]).wrapping_add(stayed);
+            reading.duration_ns = times.lived_ns.wrapping_sub(then.lived_ns).wrapping_add(stayed_ns);
+            reading.time_ns = std::array::from_fn(|kind| {
+                let stayed_ns = if kind == ON_CPU as usize { stayed_ns } else { 0 };
+                times.ended_ns[kind].wrapping_sub(then.ended_ns[kind]).wrapping_add(stayed_ns)
+            });
             // A request that was not recorded is in no histogram, whatever kinds it was in.
-            let unrecorded = times.requests[UNRECORDED].wrapping_sub(then.requests[UNRECORDED]);
+            let unrecorded =
+                times.requests[UNRECORDED].wrapping_sub(then.requests[UNRECORDED]).wrapping_add(unrecorded);
             reading.discarded = std::array::from_fn(|kind| {
                 times.discarded[kind].wrapping_sub(then.discarded[kind]).wrapping_add(unrecorded)
             });
             reading.intervals.clear();
+            reading.intervals.append(intervals);
             schedule.take(index_of(number), &mut reading.intervals);
             tell(before.pool, reading);
         }
