@@ -11,25 +11,33 @@ pub(crate) struct Plan {
     pub(crate) check: bool,
     /// The collector that is measured.
     pub(crate) collector: PathBuf,
+    /// Of the parts of the bench, the one to run alone.
+    pub(crate) part: Option<String>,
+}
+
+impl Plan {
+    /// This part is to run.
+    pub(crate) fn wants(&self, part: &str) -> bool {
+        self.part.as_deref().is_none_or(|wanted| wanted == part)
+    }
 }
 
 impl Plan {
     /// By the arguments of the process. `collector` is the one to measure if they name none.
     pub(crate) fn from_arguments(collector: &str) -> anyhow::Result<Self> {
-        let mut plan = Self { quick: false, check: false, collector: collector.into() };
+        let mut plan = Self { quick: false, check: false, collector: collector.into(), part: None };
         for argument in std::env::args().skip(1) {
             match argument.as_str() {
                 // What cargo adds.
                 "--bench" => {}
                 "--quick" => plan.quick = true,
                 "--check" => plan.check = true,
-                other => match other.strip_prefix("--collector=") {
-                    Some(path) => plan.collector = path.into(),
-                    None => {
-                        anyhow::bail!(
-                            "unknown argument {other}; there are --quick, --check and --collector=PATH"
-                        )
-                    }
+                other => match other.split_once('=') {
+                    Some(("--collector", path)) => plan.collector = path.into(),
+                    Some(("--part", part)) => plan.part = Some(part.into()),
+                    _ => anyhow::bail!(
+                        "unknown argument {other}; there are --quick, --check, --collector=PATH and --part=NAME"
+                    ),
                 },
             }
         }

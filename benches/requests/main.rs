@@ -120,9 +120,13 @@ fn main() -> anyhow::Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "run as root: all of this is about eBPF programs");
     ensure!(Nginx::available(), "nginx and wrk are the load: install the Debian packages of these names");
     let mut table = Table::default();
-    run_time(&mut table, &plan, &rounds)?;
-    throughput(&mut table, &plan, &rounds)?;
-    system_calls(&mut table, &plan, &rounds)?;
+    let parts: [(&str, fn(&mut Table, &Plan, &Rounds) -> anyhow::Result<()>); 3] =
+        [("run-time", run_time), ("throughput", throughput), ("system-calls", system_calls)];
+    for (name, part) in parts {
+        if plan.wants(name) {
+            part(&mut table, &plan, &rounds)?;
+        }
+    }
     println!("{}", table.render());
     ensure!(!plan.check || table.missed() == 0, "{} targets missed", table.missed());
     Ok(())
@@ -181,34 +185,63 @@ fn told_runs(ours: &Cost, nothing: &Cost, requests: f64) -> String {
     told.collect::<Vec<_>>().join(", ")
 }
 
+/// Who watches while it is asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Watcher {
+    Collector(Which),
+    /// Programs that do nothing: what it costs to be called by the tracepoints of a request at all.
+    Empty,
+    /// What that seems to cost is what the figures are worth.
+    Nobody,
+}
+
+impl Watcher {
+    const ALL: [Self; Which::ALL.len() + 2] = {
+        let mut all = [Self::Nobody; Which::ALL.len() + 2];
+        all[0] = Self::Empty;
+        let mut index = 0;
+        while index < Which::ALL.len() {
+            all[index + 1] = Self::Collector(Which::ALL[index]);
+            index += 1;
+        }
+        all
+    };
+
+    fn what(self) -> &'static str {
+        match self {
+            Self::Collector(which) => which.what(),
+            Self::Empty => "programs that do nothing",
+            Self::Nobody => "nobody watches",
+        }
+    }
+}
+
 fn throughput(table: &mut Table, plan: &Plan, rounds: &Rounds) -> anyhow::Result<()> {
     let nginx = Nginx::start()?;
-    // Nobody watches in the last one: what it seems to cost is what the figures are worth.
-    let all = Which::ALL.map(Some).into_iter().chain([None]);
-    let mut found: [Vec<(Answered, Answered)>; Which::ALL.len() + 1] = Default::default();
+    let mut found: [Vec<(Answered, Answered)>; Watcher::ALL.len()] = Default::default();
     for round in 0..rounds.number {
         eprintln!("throughput, round {} of {}", round + 1, rounds.number);
-        for (which, found) in all.clone().zip(&mut found) {
+        for (watcher, found) in Watcher::ALL.into_iter().zip(&mut found) {
             // Right before and right after it was watched, because the host drifts.
             let before = nginx.ask(rounds.asked)?;
             let watched = {
-                let _sidecar = match which {
-                    Some(which) => Some(which.watch(&plan.collector, &nginx)?),
-                    None => nginx.ask(WARM_UP).map(|_| None)?,
+                let _sidecar = match watcher {
+                    Watcher::Collector(which) => Some(which.watch(&plan.collector, &nginx)?),
+                    Watcher::Empty | Watcher::Nobody => nginx.ask(WARM_UP).map(|_| None)?,
                 };
+                let _empty = (watcher == Watcher::Empty).then(|| Empty::attach(&TRACEPOINTS)).transpose()?;
                 nginx.ask(rounds.asked)?
             };
             let after = nginx.ask(rounds.asked)?;
             found.extend([(watched, before), (watched, after)]);
         }
     }
-    for (which, found) in all.zip(&found) {
+    for (watcher, found) in Watcher::ALL.into_iter().zip(&found) {
         let middle =
             |figure: &dyn Fn(&(Answered, Answered)) -> f64| median(found.iter().map(figure).collect());
         let rate = middle(&|(watched, alone)| watched.per_second / alone.per_second);
         let cpu = middle(&|(watched, alone)| watched.cpu_us() / alone.cpu_us());
-        let target = which == Some(Which::Requests);
-        let what = which.map_or("nobody watches", Which::what);
+        let (target, what) = (watcher == Watcher::Collector(Which::Requests), watcher.what());
         table.add(
             format!("requests a second of a worker of nginx: {what}"),
             format!("{:.0}", middle(&|(watched, _)| watched.per_second)),

@@ -21,9 +21,9 @@ use collector_ebpf::schedule::{
 
 use crate::connections::{Connection, is_open, number_of, waits_for_room};
 use crate::first_bytes::{Asks, INTERIM, asks, told_outcome};
-use crate::kernel::{Current, now};
+use crate::kernel::{Current, now, unforeseen};
 use crate::schedule::{add_u32, add_u64, fall, find, record_or_discard, rise, time_run};
-use crate::{CONNECTIONS, REQUESTS, TIMES, count, waterfall};
+use crate::{CONNECTIONS, CONTROL, REQUESTS, TIMES, count, waterfall};
 
 /// `EPIPE` and `ECONNRESET` of `include/uapi/asm-generic`.
 pub(crate) const EPIPE: i32 = 32;
@@ -150,7 +150,12 @@ extern "C" fn finish_request(context: *mut Finish) -> i32 {
 /// The index of the request that is in progress on a connection.
 #[inline(always)]
 fn place_of(key: u64) -> Option<u32> {
-    if key == 0 { None } else { found(index_of_key(set_of(key), key)) }
+    if key == 0 {
+        return None;
+    }
+    let index = index_of_key(set_of(key), key);
+    // One number to the verifier, and not one for each place.
+    Some(unforeseen(u64::from(found(index)?), CONTROL.get_ptr(0)?) as u32)
 }
 
 /// The index that a global function has returned, which cannot return an `Option`.
@@ -163,9 +168,8 @@ fn found(index: u32) -> Option<u32> {
 const NOWHERE: u32 = u32::MAX;
 
 /// The first index in a set that this connection has, or, for 0, that none has; [`NOWHERE`] if there is none.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn index_of_key(set: u32, key: u64) -> u32 {
+#[inline(always)]
+fn index_of_key(set: u32, key: u64) -> u32 {
     let Some(keys) = keys_of(set) else { return NOWHERE };
     for way in 0..REQUEST_WAYS {
         // SAFETY: one of the elements; other CPUs change them.
