@@ -18,10 +18,9 @@ static SYSCALL_BYTES: [u8; SYSCALLS] = [NO_BYTES; SYSCALLS];
 pub(crate) const INTERIM: u32 = 0xff;
 
 /// The outcome that the bytes tell that the current system call sends, of the [current task](Current).
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub(crate) extern "C" fn told_outcome(task: u64) -> u32 {
-    let Some(line) = message(Current(task)).and_then(user_value::<[u32; STATUS_LINE / 4]>) else {
+#[inline(always)]
+pub(crate) fn told_outcome(task: Current) -> u32 {
+    let Some(line) = message(task).and_then(user_value::<[u32; STATUS_LINE / 4]>) else {
         return ANSWERED;
     };
     // By words: the compiler would compare byte by byte.

@@ -48,9 +48,9 @@ pub(crate) fn serving() -> Option<Serving> {
     (wants & WANTS_REQUESTS != 0).then_some(Serving { task, thread, times, wants })
 }
 
-/// So many bytes were received on a connection; 0 at the end of all.
+/// So many bytes were received on a connection; 0 at the end of all. `HERE`: see [`place_of_at`].
 #[inline(always)]
-pub(crate) fn received(serving: &mut Serving, connection: Connection, length: i32) {
+pub(crate) fn received<const HERE: bool>(serving: &mut Serving, connection: Connection, length: i32) {
     let (thread, times, wants) = (&mut *serving.thread, serving.times, serving.wants);
     // SAFETY: a pointer into the array.
     add_u64(unsafe { &raw mut (*times).received_bytes }, u64::from(length.cast_unsigned()));
@@ -61,7 +61,7 @@ pub(crate) fn received(serving: &mut Serving, connection: Connection, length: i3
     }
     let provisional = asks == Asks::Perhaps;
     let (at_ns, key) = (now(), connection.key);
-    match place_of(key).and_then(|index| request_of(key, index, at_ns)) {
+    match place_of_at::<HERE>(key).and_then(|index| request_of(key, index, at_ns)) {
         Some(index) => continued(connection, index, thread, length, provisional, at_ns),
         None if length > 0 && connection.asks() => {
             if let Some(ns) = connection.accept_wait_ns() {
@@ -76,7 +76,7 @@ pub(crate) fn received(serving: &mut Serving, connection: Connection, length: i3
 
 /// So many bytes were sent on a connection, or, negative, why none were.
 #[inline(always)]
-pub(crate) fn sent(serving: &Serving, connection: Connection, length: i32) {
+pub(crate) fn sent<const HERE: bool>(serving: &Serving, connection: Connection, length: i32) {
     let times = serving.times;
     if length <= 0 && length != -EPIPE && length != -ECONNRESET {
         return;
@@ -86,7 +86,7 @@ pub(crate) fn sent(serving: &Serving, connection: Connection, length: i32) {
         add_u64(unsafe { &raw mut (*times).sent_bytes }, u64::from(length.cast_unsigned()));
     }
     let key = connection.key;
-    let Some(index) = place_of(key) else { return };
+    let Some(index) = place_of_at::<HERE>(key) else { return };
     let at_ns = now();
     if let Some(index) = request_of(key, index, at_ns) {
         answered(connection, index, serving, length, at_ns);
@@ -150,10 +150,16 @@ extern "C" fn finish_request(context: *mut Finish) -> i32 {
 /// The index of the request that is in progress on a connection.
 #[inline(always)]
 fn place_of(key: u64) -> Option<u32> {
-    if key == 0 {
-        return None;
+    if key == 0 { None } else { found(index_of_key(set_of(key), key)) }
+}
+
+/// The same, in place if `HERE`: faster, and more to verify.
+#[inline(always)]
+fn place_of_at<const HERE: bool>(key: u64) -> Option<u32> {
+    if !HERE || key == 0 {
+        return place_of(key);
     }
-    let index = index_of_key(set_of(key), key);
+    let index = search(set_of(key), key);
     // One number to the verifier, and not one for each place.
     Some(unforeseen(u64::from(found(index)?), CONTROL.get_ptr(0)?) as u32)
 }
@@ -168,8 +174,14 @@ fn found(index: u32) -> Option<u32> {
 const NOWHERE: u32 = u32::MAX;
 
 /// The first index in a set that this connection has, or, for 0, that none has; [`NOWHERE`] if there is none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn index_of_key(set: u32, key: u64) -> u32 {
+    search(set, key)
+}
+
 #[inline(always)]
-fn index_of_key(set: u32, key: u64) -> u32 {
+fn search(set: u32, key: u64) -> u32 {
     let Some(keys) = keys_of(set) else { return NOWHERE };
     for way in 0..REQUEST_WAYS {
         // SAFETY: one of the elements; other CPUs change them.
@@ -478,7 +490,9 @@ fn answered(connection: Connection, index: u32, serving: &Serving, length: i32, 
     }
     let mut outcome = Request::outcome_of(place);
     if answer_ns == 0 || outcome < ANSWERED {
-        let told = if serving.wants & WANTS_STATUS != 0 { told_outcome(serving.task.0) } else { ANSWERED };
+        let told = if serving.wants & WANTS_STATUS != 0 { told_outcome(serving.task) } else { ANSWERED };
+        // One number to the verifier.
+        let told = CONTROL.get_ptr(0).map_or(told, |control| unforeseen(u64::from(told), control) as u32);
         if told == INTERIM {
             // 100 Continue and the like: the answer is yet to come.
             unlock(key, index, request);

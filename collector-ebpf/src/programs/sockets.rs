@@ -24,7 +24,7 @@ fn socket_received(ctx: BtfTracePointContext) -> i32 {
         return 0;
     }
     if let Some(mut serving) = serving() {
-        received(&mut serving, Connection::of_sock(sock), length);
+        received::<true>(&mut serving, Connection::of_sock(sock), length);
     }
     0
 }
@@ -34,7 +34,7 @@ fn socket_received(ctx: BtfTracePointContext) -> i32 {
 fn socket_sent(ctx: BtfTracePointContext) -> i32 {
     let Some(serving) = serving() else { return 0 };
     let (sock, length) = (ctx.arg::<u64>(0), ctx.arg::<i32>(1));
-    sent(&serving, Connection::of_sock(sock), length);
+    sent::<true>(&serving, Connection::of_sock(sock), length);
     0
 }
 

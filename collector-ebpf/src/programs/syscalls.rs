@@ -50,12 +50,12 @@ fn syscall_returned(ctx: BtfTracePointContext) -> i32 {
         && flags as u32 & NOT_FROM_PEER == 0
         && let Some(connection) = read_from(task, first as u32)
     {
-        received(&mut serving, connection, length);
+        received::<false>(&mut serving, connection, length);
     }
     if (moves == SENDS || moves == SPLICES)
         && let Some(connection) = written_to(task, target as u32)
     {
-        sent(&serving, connection, length);
+        sent::<false>(&serving, connection, length);
     }
     0
 }

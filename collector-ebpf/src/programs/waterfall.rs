@@ -242,11 +242,13 @@ pub(crate) fn ended_on_cpu(index: u32, request: *mut Request, at_ns: u64) {
     // SAFETY: callers pass a pointer into the array; locked.
     let (place, tid, begin_ns, answer_ns) =
         unsafe { ((*request).place, (*request).tid, (*request).begin_ns, (*request).answer_ns) };
-    // SAFETY: a pointer into the array; mostly the thread has begun another since.
-    if let Some(flight) = its_flight(tid)
-        && unsafe { (&raw const (*flight).begin_ns).read_volatile() } == begin_ns
-    {
-        exchange(flight, begin_ns, 0);
+    if let Some(flight) = its_flight(tid) {
+        // SAFETY: a pointer into the array; another CPU may change it.
+        let its_begin_ns = unsafe { (&raw const (*flight).begin_ns).read_volatile() };
+        // Mostly the thread has begun another since.
+        if its_begin_ns == begin_ns {
+            exchange(flight, begin_ns, 0);
+        }
     }
     let Some(worker) = TIMES.get_ptr_mut(Request::slot_of(place)) else { return };
     // SAFETY: a pointer into the array.
