@@ -16,15 +16,9 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// This part is to run.
-    pub(crate) fn wants(&self, part: &str) -> bool {
-        self.part.as_deref().is_none_or(|wanted| wanted == part)
-    }
-}
-
-impl Plan {
-    /// By the arguments of the process. `collector` is the one to measure if they name none.
-    pub(crate) fn from_arguments(collector: &str) -> anyhow::Result<Self> {
+    /// By the arguments of the process. `collector` is the one to measure if they name none; `parts` are those that the bench
+    /// has.
+    pub(crate) fn from_arguments(collector: &str, parts: &[&str]) -> anyhow::Result<Self> {
         let mut plan = Self { quick: false, check: false, collector: collector.into(), part: None };
         for argument in std::env::args().skip(1) {
             match argument.as_str() {
@@ -34,13 +28,19 @@ impl Plan {
                 "--check" => plan.check = true,
                 other => match other.split_once('=') {
                     Some(("--collector", path)) => plan.collector = path.into(),
-                    Some(("--part", part)) => plan.part = Some(part.into()),
+                    Some(("--part", part)) if parts.contains(&part) => plan.part = Some(part.into()),
                     _ => anyhow::bail!(
-                        "unknown argument {other}; there are --quick, --check, --collector=PATH and --part=NAME"
+                        "unknown argument {other}; there are --quick, --check, --collector=PATH and --part= with \
+                         one of {parts:?}"
                     ),
                 },
             }
         }
         Ok(plan)
+    }
+
+    /// This part is to run.
+    pub(crate) fn wants(&self, part: &str) -> bool {
+        self.part.as_deref().is_none_or(|wanted| wanted == part)
     }
 }

@@ -40,7 +40,7 @@ struct Rounds {
 }
 
 fn main() -> anyhow::Result<()> {
-    let plan = Plan::from_arguments(env!("CARGO_BIN_EXE_collector"))?;
+    let plan = Plan::from_arguments(env!("CARGO_BIN_EXE_collector"), &[])?;
     let rounds = if plan.quick {
         Rounds { number: 5, counted: Duration::from_millis(400) }
     } else {

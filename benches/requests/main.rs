@@ -5,7 +5,7 @@
 //! request is the run time of all BPF programs as the kernel counts it, with what the counting takes itself, and net of an
 //! empty program at the same tracepoints. What the server feels is the requests that it answers in a second, and its CPU
 //! time for each, with nothing counted. The result is a table. A missed target fails the run with `--check`; `--quick` is
-//! a short run.
+//! a short run, `--part=throughput` and the like a part of it.
 #![allow(unsafe_code, reason = "bpf(2) and death signals; each block argues its case")]
 #![allow(clippy::disallowed_methods, reason = "loads run for a time, and time has to pass")]
 #![allow(missing_docs, reason = "a program")]
@@ -33,6 +33,11 @@ use nginx::{Answered, Nginx};
 const RUN_TIME_NS: f64 = 3000.0;
 /// The share of its throughput that a server may lose.
 const LOST: f64 = 0.05;
+
+/// Parts that can be run alone.
+const RUN_TIME: &str = "run-time";
+const THROUGHPUT: &str = "throughput";
+const SYSTEM_CALLS: &str = "system-calls";
 
 /// How long it is asked before it is measured, at least.
 const WARM_UP: Duration = Duration::from_secs(1);
@@ -111,7 +116,7 @@ struct Rounds {
 }
 
 fn main() -> anyhow::Result<()> {
-    let plan = Plan::from_arguments(env!("CARGO_BIN_EXE_collector"))?;
+    let plan = Plan::from_arguments(env!("CARGO_BIN_EXE_collector"), &[RUN_TIME, THROUGHPUT, SYSTEM_CALLS])?;
     let rounds = if plan.quick {
         Rounds { number: 3, asked: Duration::from_secs(1) }
     } else {
@@ -120,13 +125,13 @@ fn main() -> anyhow::Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "run as root: all of this is about eBPF programs");
     ensure!(Nginx::available(), "nginx and wrk are the load: install the Debian packages of these names");
     let mut table = Table::default();
-    if plan.wants("run-time") {
+    if plan.wants(RUN_TIME) {
         run_time(&mut table, &plan, &rounds)?;
     }
-    if plan.wants("throughput") {
+    if plan.wants(THROUGHPUT) {
         throughput(&mut table, &plan, &rounds)?;
     }
-    if plan.wants("system-calls") {
+    if plan.wants(SYSTEM_CALLS) {
         system_calls(&mut table, &plan, &rounds)?;
     }
     println!("{}", table.render());
