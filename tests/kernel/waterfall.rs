@@ -16,8 +16,12 @@ use crate::schedule::slack;
 use crate::servers::{Server, command_in, directory_with, free_port};
 use crate::support::{Collector, eventually, pool_of};
 
-/// What a mixed request did, in the order in which the worker tells it.
-const KINDS: [&str; 4] = ["on_cpu", "sleep", "lock", "runnable"];
+/// What a mixed request did, in the order in which the worker tells it: first where it was on a CPU for certain, and then what
+/// was charged to it as time on a CPU in the calls that blocked.
+///
+/// The clock of a thread begins before it comes to its CPU, which is some 10 to 40 µs for each wake-up on a virtual machine; so
+/// time on a CPU is at least the first and at most both together.
+const KINDS: [&str; 5] = ["on_cpu", "in_calls", "sleep", "lock", "runnable"];
 
 /// Lengths of the `turn`th of many mixed requests: on a CPU, asleep and in a lock, ms. Each in its own rhythm, and one in
 /// thirty much longer than the rest, no two of these alike.
@@ -34,7 +38,7 @@ fn mix(stream: &mut TcpStream, turns: impl Iterator<Item = usize>) {
 }
 
 /// What the worker has written to its file once it has told of so many requests, ns, each kind by itself.
-fn told(file: &std::path::Path, count: usize) -> [Vec<u64>; 4] {
+fn told(file: &std::path::Path, count: usize) -> [Vec<u64>; KINDS.len()] {
     let lines = eventually("it has told", || {
         let text = std::fs::read_to_string(file).ok()?;
         let lines: Vec<u64> = text.lines().map(|line| line.parse().unwrap()).collect();
@@ -46,29 +50,37 @@ fn told(file: &std::path::Path, count: usize) -> [Vec<u64>; 4] {
 /// A pool's waterfall says what the threads have measured.
 ///
 /// So many requests may be missing.
-fn agrees(pool: &Value, kinds: &[Vec<u64>; 4], missing: usize) {
+fn agrees(pool: &Value, kinds: &[Vec<u64>; KINDS.len()], missing: usize) {
     let waterfall = &pool["requests"]["waterfall"];
     let mut known = 0.0;
-    for (name, truth) in KINDS.into_iter().zip(kinds) {
+    let [_, in_calls, ..] = kinds;
+    for (name, truth) in KINDS.into_iter().zip(kinds).filter(|(name, _)| *name != "in_calls") {
         let seconds = waterfall["seconds"][name].as_f64().unwrap();
         known += seconds;
         if name == "runnable" {
             // The kernel's own account of it begins elsewhere, and most have not waited.
             continue;
         }
-        let mut truth: Vec<f64> = truth.iter().map(|ns| *ns as f64 / 1e9).collect();
-        truth.sort_unstable_by(f64::total_cmp);
-        let measured: f64 = truth.iter().sum();
+        let sorted = |ns: &mut dyn Iterator<Item = u64>| {
+            let mut seconds: Vec<f64> = ns.map(|ns| ns as f64 / 1e9).collect();
+            seconds.sort_unstable_by(f64::total_cmp);
+            seconds
+        };
+        let on_cpu = name == "on_cpu";
+        let truth_and_more = truth.iter().zip(in_calls).map(|(ns, more)| ns + if on_cpu { *more } else { 0 });
+        let (truth, most) = (sorted(&mut truth.iter().copied()), sorted(&mut { truth_and_more }));
+        let measured: f64 = most.iter().sum();
         let least: f64 = truth.iter().take(truth.len() - missing).sum();
-        println!("{name}: {seconds} s, measured {measured} s");
-        let within = least * 0.98..=measured * 1.02;
-        assert!(within.contains(&seconds), "{name}: {measured} s: {waterfall}");
+        println!("{name}: {seconds} s, measured {least} to {measured} s");
+        let share = if on_cpu { 0.005 } else { 0.02 };
+        let within = least * (1.0 - share)..=measured * (1.0 + share);
+        assert!(within.contains(&seconds), "{name}: {least} to {measured} s: {waterfall}");
         let window = &pool["quantiles"]["request_time_seconds"][name]["start"];
         assert_eq!(window["count"], truth.len() - missing, "{name}: {window}");
         for (quantile, share) in [("p50", 0.5), ("p95", 0.95), ("p99", 0.99)] {
             let rank = (share * (truth.len() - missing) as f64).ceil() as usize - 1;
             // Each that is missing may have been before it; and two that are nearly the same may change places.
-            let (low, high) = (truth[rank - 1], truth[(rank + 1 + missing).min(truth.len() - 1)]);
+            let (low, high) = (truth[rank - 1], most[(rank + 1 + missing).min(most.len() - 1)]);
             let ours = window[quantile].as_f64().unwrap();
             println!("{name} {quantile}: {ours} s, measured {low} to {high} s");
             assert!(ours >= low - slack(low) && ours <= high + slack(high), "{name} {quantile}: {window}");

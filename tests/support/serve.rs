@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::waits::{answer, blocked_in_lock, blocked_in_sleep, thread_cpu_ns, waited_for_cpu};
+use crate::waits::{Call, answer, thread_cpu_ns, wait_asleep, wait_in_lock, waited_for_cpu};
 
 /// A connection of either family.
 trait Stream: Read + Write + AsRawFd {}
@@ -105,21 +105,24 @@ fn converse(stream: &mut dyn Stream, file: &str, took: &mut Vec<u64>) {
                 pause(ms);
                 say("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
             }
-            // So long on a CPU, asleep and in a lock; what it was is told in this order, and how long it waited for a CPU. What
-            // was none of these it was on a CPU, also if the hypervisor stole it: no clock of a thread has that.
+            // So long on a CPU, asleep and in a lock. What it was is told in this order, after the first what was charged to it as
+            // time on a CPU in the calls that blocked, and last how long it waited for a CPU. What was none of these it was on a
+            // CPU, also if the hypervisor stole it: no clock of a thread has that.
             ["mix", cpu, sleep, lock] => {
                 let before_ns = waited_for_cpu();
                 let until_ns = thread_cpu_ns() + cpu.parse::<u64>().expect("a time") * 1_000_000;
                 while thread_cpu_ns() < until_ns {}
                 let ms = |word: &str| Duration::from_millis(word.parse().expect("a time"));
-                let blocked = [blocked_in_sleep(ms(sleep)), blocked_in_lock(ms(lock))];
+                let calls = [wait_asleep(ms(sleep)), wait_in_lock(ms(lock))];
                 let waited_ns = waited_for_cpu() - before_ns;
                 say("mixed\n");
                 let passed_ns = begin.elapsed().as_nanos() as u64;
                 // Who is woken up by the answer may take the CPU, which is not part of the request.
-                let neither_ns = blocked.iter().sum::<u64>() + waited_for_cpu() - before_ns;
-                took.push(passed_ns.saturating_sub(neither_ns));
-                took.extend(blocked);
+                let all = |of: fn(&Call) -> u64| calls.iter().map(of).sum::<u64>();
+                let waited_outside_ns = waited_for_cpu() - before_ns - all(|call| call.waited_ns);
+                took.push(passed_ns.saturating_sub(all(|call| call.passed_ns) + waited_outside_ns));
+                took.push(all(|call| call.used_ns));
+                took.extend(calls.map(|call| call.blocked_ns));
                 took.push(waited_ns);
                 continue;
             }

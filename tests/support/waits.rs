@@ -69,40 +69,60 @@ pub(crate) fn thread_cpu_ns() -> u64 {
     now(ClockId::CLOCK_THREAD_CPUTIME_ID)
 }
 
-/// Sleeps, and returns for how long, ns.
-pub(crate) fn blocked_in_sleep(time: Duration) -> u64 {
-    measured(|| std::thread::sleep(time))
+/// A call that blocked, ns.
+#[derive(Clone, Copy)]
+pub(crate) struct Call {
+    /// How long it took.
+    pub(crate) passed_ns: u64,
+    /// How long this thread waited for a CPU meanwhile.
+    pub(crate) waited_ns: u64,
+    /// How much CPU time was charged to it.
+    pub(crate) used_ns: u64,
+    /// How long it was blocked: none of these.
+    pub(crate) blocked_ns: u64,
 }
 
-/// Waits in a futex that nobody wakes, and returns for how long, ns.
-pub(crate) fn blocked_in_lock(time: Duration) -> u64 {
+/// Sleeps.
+pub(crate) fn wait_asleep(time: Duration) -> Call {
+    observed(|| std::thread::sleep(time))
+}
+
+/// Waits in a futex that nobody wakes.
+pub(crate) fn wait_in_lock(time: Duration) -> Call {
     let word = 0u32;
     let timeout = libc::timespec { tv_sec: 0, tv_nsec: i64::from(time.subsec_nanos()) };
-    measured(|| {
+    observed(|| {
         // SAFETY: the word and the timeout outlive the call.
         unsafe { libc::syscall(libc::SYS_futex, &raw const word, libc::FUTEX_WAIT, 0, &raw const timeout) };
     })
 }
 
-/// Time that a call was blocked: all but what this thread spent on a CPU, and waiting for one.
+/// Time that a call was blocked, ns.
 fn measured(call: impl FnOnce()) -> u64 {
+    observed(call).blocked_ns
+}
+
+fn observed(call: impl FnOnce()) -> Call {
     let runnable = waited_for_cpu();
     let (wall, cpu) = (now(ClockId::CLOCK_MONOTONIC), now(ClockId::CLOCK_THREAD_CPUTIME_ID));
     call();
-    let used = now(ClockId::CLOCK_THREAD_CPUTIME_ID) - cpu;
-    let passed = now(ClockId::CLOCK_MONOTONIC) - wall;
-    passed.saturating_sub(used).saturating_sub(waited_for_cpu() - runnable)
+    let used_ns = now(ClockId::CLOCK_THREAD_CPUTIME_ID) - cpu;
+    let passed_ns = now(ClockId::CLOCK_MONOTONIC) - wall;
+    let waited_ns = waited_for_cpu() - runnable;
+    let blocked_ns = passed_ns.saturating_sub(used_ns).saturating_sub(waited_ns);
+    Call { passed_ns, waited_ns, used_ns, blocked_ns }
 }
 
 /// 5, 20 and 100 ms in shares of 60, 30 and 10 percent.
 fn futexes() -> Vec<u64> {
     (0..100)
         .map(|turn| {
-            blocked_in_lock(Duration::from_millis(match turn % 10 {
+            wait_in_lock(Duration::from_millis(match turn % 10 {
                 0..6 => 5,
                 6..9 => 20,
                 _ => 100,
             }))
+            .blocked_ns
         })
         .collect()
 }
