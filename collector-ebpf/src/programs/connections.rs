@@ -5,8 +5,8 @@ use aya_ebpf::helpers::generated::bpf_jiffies64;
 use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::request::{REQUEST_LEFT, Request};
 
+use crate::histograms::UNKNOWN_NS;
 use crate::kernel::{offset, peek};
-use crate::schedule::UNKNOWN_NS;
 
 /// `AF_UNIX`, `AF_INET` and `AF_INET6` of `include/linux/socket.h`.
 const AF_UNIX: u16 = 1;

@@ -14,9 +14,11 @@
 #![allow(clippy::multiple_unsafe_ops_per_block, reason = "kernel structs are read field after field")]
 #![feature(core_intrinsics)]
 
+mod blocked;
 mod connections;
 mod first_bytes;
 mod free_list;
+mod histograms;
 mod kernel;
 mod lifecycle;
 mod requests;
@@ -28,6 +30,7 @@ mod tags;
 mod tasks;
 mod walk;
 mod waterfall;
+mod work;
 
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
@@ -142,6 +145,18 @@ fn count_by(counter: u32, value: u64) {
         // for counts that have to add up, so it is an atomic one.
         unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(sum, value) };
     }
+}
+
+#[inline(always)]
+fn add_u64(to: *mut u64, value: u64) {
+    // SAFETY: callers pass an aligned place in a map; threads of one worker run on several CPUs.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(to, value) };
+}
+
+#[inline(always)]
+fn add_u32(to: *mut u32, value: u32) {
+    // SAFETY: as above.
+    unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(to, value) };
 }
 
 /// Sends one record. Wakes the reader only if it waits for that: while there is much to tell it drains by timer,

@@ -22,9 +22,11 @@ use collector_ebpf::schedule::{
 
 use crate::connections::{Connection, is_open, number_of, waits_for_room};
 use crate::first_bytes::{Asks, INTERIM, asks, told_outcome};
+use crate::histograms::record_or_discard;
 use crate::kernel::{Current, now, unforeseen};
-use crate::schedule::{add_u32, add_u64, fall, find, record_or_discard, rise, time_run};
-use crate::{CONNECTIONS, CONTROL, REQUESTS, TIMES, count, waterfall};
+use crate::schedule::{find, time_run};
+use crate::work::{fall, rise};
+use crate::{CONNECTIONS, CONTROL, REQUESTS, TIMES, add_u32, add_u64, count, waterfall};
 
 /// `EPIPE` and `ECONNRESET` of `include/uapi/asm-generic`.
 pub(crate) const EPIPE: i32 = 32;

@@ -16,9 +16,10 @@ use collector_ebpf::waterfall::{
     index_of, number_of, slowest_of, ticket_of,
 };
 
+use crate::histograms::{record_or_discard, records};
 use crate::kernel::{clear, copy};
-use crate::schedule::{add_u32, add_u64, find, is_elsewhere, record_or_discard, records, set_right};
-use crate::{ANSWERED, FLYING, REQUESTS, SLOTS, SLOWEST_REQUESTS, TIMES, count};
+use crate::schedule::{find, is_elsewhere, set_right};
+use crate::{ANSWERED, FLYING, REQUESTS, SLOTS, SLOWEST_REQUESTS, TIMES, add_u32, add_u64, count};
 
 /// The place of a thread, if it has it.
 #[inline(always)]
