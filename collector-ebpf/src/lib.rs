@@ -15,6 +15,7 @@ pub mod request;
 pub mod schedule;
 pub mod slot;
 pub mod task;
+pub mod unwind;
 pub mod waterfall;
 
 /// Names of the maps in the object.

@@ -88,6 +88,7 @@ pub mod input;
 pub mod kernel;
 pub mod privileges;
 pub mod procfs;
+pub mod profile;
 pub mod render;
 pub mod snapshot;
 pub mod source;

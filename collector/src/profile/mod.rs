@@ -1,0 +1,140 @@
+//! Profiles: how often, or for how long, threads of workers were found at which stack.
+//!
+//! This is plain data, what [`crate::render`] turns into bytes; it knows nothing of how it was gathered.
+
+use std::sync::Arc;
+
+/// What was measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Samples of what runs on CPUs, one every [`Profile::period_ns`] of CPU time; a sample stands for that time.
+    OnCpu,
+    /// Waits off CPU: how many, and for how long altogether.
+    OffCpu,
+    /// Waits in a run queue for a CPU: how many, and for how long altogether.
+    RunQueue,
+    /// All of these, told apart by [`Labels::state`].
+    Wall,
+}
+
+/// One profile. Indices are into the tables of the same profile.
+#[derive(Clone, Debug)]
+pub struct Profile {
+    /// What was measured.
+    pub kind: Kind,
+    /// When it began, nanoseconds since the Unix epoch.
+    pub started_unix_ns: u64,
+    /// How long it was measured.
+    pub duration_ns: u64,
+    /// CPU time from a sample to the next, on average. Of [`Kind::OnCpu`] and [`Kind::Wall`], else 0.
+    pub period_ns: u64,
+    /// Files, and what else code is in.
+    pub mappings: Vec<Mapping>,
+    /// Functions by name.
+    pub functions: Vec<Function>,
+    /// Places in code.
+    pub locations: Vec<Location>,
+    /// Who was measured.
+    pub labels: Vec<Labels>,
+    /// The samples, each of another stack or of other labels than all others.
+    pub samples: Vec<Sample>,
+    /// What its reader must know of it: how many samples were cut off or lost.
+    pub losses: Losses,
+}
+
+/// What of a profile is not whole. Numbers of samples (of waits, for those that measure waits).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// Samples in the profile.
+    pub samples: u64,
+    /// Of these, samples whose stack ends before its outermost frame, as nothing told how to go on.
+    pub truncated: u64,
+    /// Not in the profile: there was no room.
+    pub lost: u64,
+}
+
+/// A segment of a file that holds code, of all processes that have mapped it; or the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Mapping {
+    /// Lowest address of it. Addresses are those of the file (virtual addresses of ELF), not of a process, so that
+    /// workers whose libraries are at different places share them. Of the kernel, its own.
+    pub start: u64,
+    /// The first address that is not of it any more.
+    pub limit: u64,
+    /// Where in the file it begins, bytes.
+    pub file_offset: u64,
+    /// Path as its processes see it, or a name in brackets: `[kernel.kallsyms]`, `[vdso]`. Any bytes but for those that
+    /// are no UTF-8, which are replaced.
+    pub path: Arc<str>,
+    /// Hexadecimal; empty if there is none.
+    pub build_id: String,
+    /// Functions, files and lines of its locations were looked up, as far as there are any.
+    pub symbolized: bool,
+}
+
+/// A function.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Function {
+    /// For humans: demangled.
+    pub name: Arc<str>,
+    /// As in the symbol table.
+    pub system_name: Arc<str>,
+    /// Source file; empty if it is not known.
+    pub file: Arc<str>,
+    /// Line of its begin; 0 if it is not known.
+    pub start_line: u32,
+}
+
+/// A place in code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// Index of the mapping; `None` for code that is in no file, and for functions of an interpreter.
+    pub mapping: Option<u32>,
+    /// Of the mapping if there is one, else of the process; 0 if it has none. Of a call, not of what follows it.
+    pub address: u64,
+    /// Functions that it is in, the innermost of those that were inlined first. Empty if they are not known.
+    pub lines: Vec<Line>,
+}
+
+/// A line of a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Line {
+    /// Index of the function.
+    pub function: u32,
+    /// In its source file; 0 if it is not known.
+    pub line: u32,
+}
+
+/// Who was measured, as what.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Labels {
+    /// Name of the worker's pool.
+    pub pool: Arc<str>,
+    /// Slot and generation of the worker; `None` if it had none.
+    pub slot: Option<(u32, u64)>,
+    /// Process.
+    pub pid: u32,
+    /// Thread.
+    pub tid: u32,
+    /// Name of the thread. Any bytes but for those that are no UTF-8, which are replaced.
+    pub thread: Arc<str>,
+    /// `on_cpu`, `runnable` or `blocked`.
+    pub state: &'static str,
+    /// Why it was blocked, in the words of `worker_pool_off_cpu_seconds`; `None` if it was not.
+    pub reason: Option<&'static str>,
+}
+
+/// Samples with the same stack and labels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// Indices of locations, the innermost frame first. Kernel before user.
+    pub stack: Vec<u32>,
+    /// Index of the labels.
+    pub labels: u32,
+    /// How many.
+    pub count: u64,
+    /// CPU time or waiting time, altogether.
+    pub value_ns: u64,
+    /// The stack ends before its outermost frame.
+    pub truncated: bool,
+}
