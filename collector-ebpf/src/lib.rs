@@ -12,6 +12,7 @@ pub mod kfunc;
 pub mod limits;
 pub mod offsets;
 pub mod request;
+pub mod sample;
 pub mod schedule;
 pub mod slot;
 pub mod task;
@@ -56,6 +57,31 @@ pub mod maps {
     pub const ANSWERED: &str = "ANSWERED";
     /// Mappable array of [`crate::waterfall::Slowest`].
     pub const SLOWEST_REQUESTS: &str = "SLOWEST_REQUESTS";
+    /// Mappable array of one [`crate::sample::Sampling`]. It and those that follow exist only while somebody asks for a
+    /// profile.
+    pub const SAMPLING: &str = "SAMPLING";
+    /// Mappable array of [`crate::sample::Stack`], found by hash.
+    pub const STACKS: &str = "STACKS";
+    /// Mappable array of addresses: the frames of stacks.
+    pub const STACK_WORDS: &str = "STACK_WORDS";
+    /// Hash of [`crate::sample::Space`] by thread group id.
+    pub const SPACES: &str = "SPACES";
+    /// Mappable array of [`crate::sample::Code`].
+    pub const CODE: &str = "CODE";
+    /// Mappable array of [`crate::unwind::Row`], as long as user space wants it.
+    pub const MODULE_ROWS: &str = "MODULE_ROWS";
+    /// Hash of [`crate::sample::Wait`] by thread id.
+    pub const WAITS: &str = "WAITS";
+    /// Per-CPU array of [`crate::sample::Walk`].
+    pub const WALKS: &str = "WALKS";
+    /// Per-CPU array of [`crate::sample::Known`].
+    pub const KNOWN_RULES: &str = "KNOWN_RULES";
+    /// Per-CPU array of counters, indexed by [`crate::sample::Sampled`].
+    pub const SAMPLED: &str = "SAMPLED";
+
+    /// Maps that exist only while somebody asks for a profile.
+    pub const OF_PROFILES: [&str; 10] =
+        [SAMPLING, STACKS, STACK_WORDS, SPACES, CODE, MODULE_ROWS, WAITS, WALKS, KNOWN_RULES, SAMPLED];
 }
 
 /// Names of the programs in the object; each is attached to the tracepoint or iterator of its documentation.
@@ -100,4 +126,10 @@ pub mod programs {
     pub const ALL_PROCESSES: &str = "all_processes";
     /// `iter/task`: one row per thread of the process that [`crate::slot::Control::stacks_of`] names.
     pub const TASK_STACKS: &str = "task_stacks";
+    /// `perf_event`: counts the stack of the worker's thread that runs on a CPU.
+    pub const ON_CPU: &str = "on_cpu";
+    /// `tp_btf/sched_switch`: a worker's thread leaves its CPU at a stack, or comes back.
+    pub const OFF_CPU_SWITCH: &str = "off_cpu_switch";
+    /// `tp_btf/sched_wakeup`: a worker's thread could run again.
+    pub const OFF_CPU_WAKEUP: &str = "off_cpu_wakeup";
 }

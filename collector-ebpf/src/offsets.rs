@@ -181,6 +181,16 @@ offsets! {
     unix_peer,
     /// `unix_address.refcnt`: int, sockets that have the address
     address_users,
+    /// `mm_struct.start_code`: unsigned long, where the code of the program begins
+    mm_start_code,
+    /// `mm_struct.start_brk`: unsigned long, where its heap begins
+    mm_start_brk,
+    /// `pt_regs.ip` (or what the architecture calls it): unsigned long
+    regs_ip,
+    /// `pt_regs.sp`
+    regs_sp,
+    /// `pt_regs.bp`
+    regs_bp,
     /// Not an offset: BTF id of a struct that begins with a word, in a kernel with `bpf_rdonly_cast` (6.2+)
     word_type,
     /// Not an offset: BTF id of `task_struct`, in a kernel with `bpf_rdonly_cast`

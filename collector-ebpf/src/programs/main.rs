@@ -22,12 +22,14 @@ mod histograms;
 mod kernel;
 mod lifecycle;
 mod requests;
+mod sample;
 mod schedule;
 mod signals;
 mod sockets;
 mod syscalls;
 mod tags;
 mod tasks;
+mod unwind;
 mod walk;
 mod waterfall;
 mod work;
@@ -37,7 +39,7 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use aya_ebpf::bindings::{
     BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, bpf_map_type,
 };
-use aya_ebpf::btf_maps::{Array, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use collector_ebpf::event::Counter;
 use collector_ebpf::free_list::FreeList;
@@ -47,9 +49,14 @@ use collector_ebpf::limits::{
 };
 use collector_ebpf::offsets::Offsets;
 use collector_ebpf::request::{Connections, REQUEST_WAYS, Request};
+use collector_ebpf::sample::{
+    Code, KNOWN, Known, MAX_CODE, MAX_ROWS, MAX_SPACES, MAX_STACKS, MAX_WAITS, MAX_WORDS, Sampled, Sampling,
+    Space, Stack, Wait, Walk,
+};
 use collector_ebpf::schedule::{Chunk, ThreadSet, Times};
 use collector_ebpf::slot::{Control, Slot, Tag};
 use collector_ebpf::task::{Pass, TaskRow, Told};
+use collector_ebpf::unwind::Row;
 use collector_ebpf::waterfall::{Answered, Flight, STRETCHES, Slowest};
 
 /// Set by the loader before the programs are verified.
@@ -107,6 +114,39 @@ static ROWS: Array<TaskRow, PASS_ROWS, { BPF_F_MMAPABLE as usize }> = Array::new
 
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
+
+/// From here on: only while somebody asks for a profile.
+#[btf_map]
+static SAMPLING: Array<Sampling, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+#[btf_map]
+static STACKS: Array<Stack, MAX_STACKS, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+#[btf_map]
+static STACK_WORDS: Array<u64, MAX_WORDS, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+#[btf_map]
+static SPACES: HashMap<u32, Space, MAX_SPACES, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+#[btf_map]
+static CODE: Array<Code, MAX_CODE, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+#[btf_map]
+static MODULE_ROWS: Array<Row, MAX_ROWS, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+#[btf_map]
+static WAITS: HashMap<u32, Wait, MAX_WAITS, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// By kind of program.
+#[btf_map]
+static WALKS: PerCpuArray<Walk, 2> = PerCpuArray::new();
+
+/// By kind of program.
+#[btf_map]
+static KNOWN_RULES: PerCpuArray<Known, { 2 * KNOWN }> = PerCpuArray::new();
+
+#[btf_map]
+static SAMPLED: PerCpuArray<u64, { Sampled::COUNT }> = PerCpuArray::new();
 
 /// Task storage, which aya-ebpf has no wrapper for.
 #[repr(C)]

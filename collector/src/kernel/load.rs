@@ -10,9 +10,10 @@ use collector_ebpf::{kfunc, maps, programs};
 use thiserror::Error;
 
 use super::btf::{Btf, BtfError, Kind};
-use super::object::{Object, ObjectError};
+use super::object::{Made, Object, ObjectError};
 use super::offsets::{self, OffsetsError};
 use super::requests::{RequestProbes, RequestTable};
+use super::sampler::{Parts, SHARED, Samplers};
 use super::schedule::{Probe, ScheduleTable, Scheduler};
 use super::slots::SlotTable;
 use super::support::{OLDEST_LINUX, Support};
@@ -26,7 +27,8 @@ use crate::procfs::ProcfsError;
 use crate::snapshot::Feature;
 
 /// The object that `cargo xtask build-ebpf` made; aligned, because it is parsed in place.
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../collector-ebpf/prebuilt/collector.bpf.o");
+pub(super) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!("../../../collector-ebpf/prebuilt/collector.bpf.o");
 
 /// Why there is no eBPF here.
 #[derive(Debug, Error)]
@@ -127,6 +129,8 @@ pub(super) struct Loaded {
     pub(super) schedule: ScheduleTable,
     pub(super) waterfalls: WaterfallTable,
     pub(super) pass: PassMemory,
+    /// What profiles are made with; `None` where the kernel lacks what they need.
+    pub(super) samplers: Option<Samplers>,
     pub(super) features: Vec<Feature>,
 }
 
@@ -185,18 +189,9 @@ pub(super) fn load(support: &Support, requests_by: RequestsBy) -> Result<Loaded,
     drop(btf);
     drop(file);
 
-    let words: Vec<u8> = offsets.named().iter().flat_map(|(_, offset)| offset.to_ne_bytes()).collect();
-    let reasons = syscalls::reasons();
-    let tick_ns = tick_ns().map_err(LoadError::Tick)?.to_ne_bytes();
-    let (sent_bytes, moves) = (syscalls::sent_bytes(), syscalls::moves());
-    let globals = HashMap::from([
-        ("OFFSETS", (words.as_slice(), true)),
-        ("SYSCALL_REASONS", (&reasons[..], true)),
-        ("SYSCALL_BYTES", (&sent_bytes[..], true)),
-        ("SYSCALL_MOVES", (&moves[..], true)),
-        ("TICK_NS", (&tick_ns[..], true)),
-    ]);
-    let mut object = Object::open(OBJECT, globals, &targets.kernel_functions)?;
+    let constants = Constants::new(&offsets)?;
+    let made = |name: &str| if maps::OF_PROFILES.contains(&name) { Made::Not } else { Made::New(None) };
+    let mut object = Object::open(OBJECT, constants.globals(), &targets.kernel_functions, made)?;
     let mut features = Vec::new();
     let mut tracepoints = Vec::with_capacity(TRACEPOINTS.len());
     for ((program, tracepoint, required, feature, without), target) in
@@ -300,6 +295,8 @@ pub(super) fn load(support: &Support, requests_by: RequestsBy) -> Result<Loaded,
         });
     }
 
+    let (samplers, feature) = samplers(&object, constants, &targets, &offsets)?;
+    features.push(feature);
     let (slots, control) = (object.take_map_data(maps::SLOTS)?, object.take_map_data(maps::CONTROL)?);
     let slots =
         SlotTable::new(slots, control, object.take_map_data(maps::FREE_SLOTS)?).map_err(LoadError::Shared)?;
@@ -337,12 +334,45 @@ pub(super) fn load(support: &Support, requests_by: RequestsBy) -> Result<Loaded,
         tags,
         slots,
         pass,
+        samplers,
         features,
     };
     drop(object);
     heap::trim();
     sys::let_go_of_pages(OBJECT);
     Ok(loaded)
+}
+
+/// What the programs take as constant.
+pub(super) struct Constants {
+    offsets: Vec<u8>,
+    reasons: [u8; collector_ebpf::schedule::SYSCALLS],
+    sent_bytes: [u8; collector_ebpf::schedule::SYSCALLS],
+    moves: [u8; collector_ebpf::schedule::SYSCALLS],
+    tick_ns: [u8; size_of::<u64>()],
+}
+
+impl Constants {
+    fn new(offsets: &Offsets) -> Result<Self, LoadError> {
+        Ok(Self {
+            offsets: offsets.named().iter().flat_map(|(_, offset)| offset.to_ne_bytes()).collect(),
+            reasons: syscalls::reasons(),
+            sent_bytes: syscalls::sent_bytes(),
+            moves: syscalls::moves(),
+            tick_ns: tick_ns().map_err(LoadError::Tick)?.to_ne_bytes(),
+        })
+    }
+
+    /// By name of the global, and whether it has to be there.
+    pub(super) fn globals(&self) -> HashMap<&str, (&[u8], bool)> {
+        HashMap::from([
+            ("OFFSETS", (self.offsets.as_slice(), true)),
+            ("SYSCALL_REASONS", (&self.reasons[..], true)),
+            ("SYSCALL_BYTES", (&self.sent_bytes[..], true)),
+            ("SYSCALL_MOVES", (&self.moves[..], true)),
+            ("TICK_NS", (&self.tick_ns[..], true)),
+        ])
+    }
 }
 
 /// Length of the kernel's tick, ns: the clock that it alone moves is as coarse (clock_getres(2)).
@@ -441,6 +471,32 @@ fn requests(
         RequestsBy::Syscalls => probes(object, SYSCALLS, targets.syscalls)?,
     };
     Ok(RequestProbes { probes, finish: object.load(programs::FINISH_REQUEST, RunBy::Us)? })
+}
+
+/// What samplers are loaded with. Whether the kernel takes them shows when one is.
+fn samplers(
+    object: &Object,
+    constants: Constants,
+    targets: &Targets,
+    offsets: &Offsets,
+) -> Result<(Option<Samplers>, Feature), LoadError> {
+    let absent = offsets::absent(offsets);
+    let needed = ["mm_start_code", "mm_start_brk", "regs_ip", "regs_sp", "regs_bp"];
+    if let Some(field) = needed.into_iter().find(|field| absent.contains(field)) {
+        let feature = Feature {
+            name: "profiles",
+            enabled: false,
+            reason: format!("workers cannot be profiled: this kernel has no field {field}"),
+            remedy: "x86_64, and a kernel whose BTF has it".into(),
+        };
+        return Ok((None, feature));
+    }
+    let shared = SHARED.into_iter().map(|name| Ok((name, object.map_again(name)?)));
+    let shared = shared.collect::<Result<_, ObjectError>>()?;
+    let [switch, wakeup, _] = targets.scheduler;
+    let tracepoints = [("sched_switch", switch), ("sched_wakeup", wakeup)];
+    let parts = Parts { constants, kernel_functions: targets.kernel_functions, tracepoints, shared };
+    Ok((Some(Samplers::new(parts)), enabled("profiles")))
 }
 
 /// Loads programs of tracepoints, by name, without attaching them.

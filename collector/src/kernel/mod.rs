@@ -10,6 +10,7 @@ mod load;
 mod object;
 pub mod offsets;
 mod requests;
+mod sampler;
 mod schedule;
 mod shared;
 mod slots;
@@ -23,5 +24,6 @@ mod tasks;
 mod waterfall;
 
 pub use load::{LoadError, RequestsBy};
+pub use sampler::{Counts, Sampler, Samplers, What};
 pub use source::KernelSource;
 pub use sys::run_time_statistics;

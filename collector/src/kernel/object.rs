@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use aya::maps::{Map, MapData, MapError};
 use aya_obj::btf::BtfFeatures;
@@ -56,6 +56,19 @@ pub enum ObjectError {
     },
 }
 
+/// What becomes of a map of the object.
+pub(super) enum Made<'a> {
+    /// It is made, with so many entries if that is said.
+    New(Option<u32>),
+    /// It is this one, which was made before.
+    Given(BorrowedFd<'a>),
+    /// Nothing: the kernel refuses programs that refer to it.
+    Not,
+}
+
+/// Descriptor that no map has.
+const NO_MAP: RawFd = -1;
+
 /// An object whose maps exist.
 pub(super) struct Object {
     maps: HashMap<String, MapData>,
@@ -72,12 +85,13 @@ struct Code {
 }
 
 impl Object {
-    /// Makes the maps. `globals` replace the initial values of read-only globals; `functions` are the BTF ids of the
+    /// Makes the maps that are wanted, by name. `globals` replace the initial values of read-only globals; `functions` are the BTF ids of the
     /// kernel's functions, in the order of [`kfunc::NAMES`], as far as it has them.
-    pub(super) fn open(
+    pub(super) fn open<'a>(
         bytes: &[u8],
         globals: HashMap<&str, (&[u8], bool)>,
         functions: &[Option<u32>; kfunc::NAMES.len()],
+        made: impl Fn(&str) -> Made<'a>,
     ) -> Result<Self, ObjectError> {
         let malformed = |e: &dyn std::fmt::Display| ObjectError::Malformed(e.to_string());
         let mut object = Parsed::parse(bytes).map_err(|e| malformed(&e))?;
@@ -93,7 +107,19 @@ impl Object {
 
         let mut maps = HashMap::new();
         let mut definitions = Vec::new();
-        for (name, definition) in object.maps.drain() {
+        for (name, mut definition) in object.maps.drain() {
+            match made(&name) {
+                Made::New(None) => {}
+                Made::New(Some(entries)) => definition.set_max_entries(entries),
+                Made::Given(map) => {
+                    definitions.push((name, map.as_raw_fd(), definition));
+                    continue;
+                }
+                Made::Not => {
+                    definitions.push((name, NO_MAP, definition));
+                    continue;
+                }
+            }
             let refused = |error: &dyn std::fmt::Display| ObjectError::Map {
                 map: name.clone(),
                 error: error.to_string(),
@@ -130,6 +156,14 @@ impl Object {
             })
             .collect();
         Ok(Self { maps, programs, types })
+    }
+
+    /// The descriptor of a map that was made and not handed out, once more.
+    pub(super) fn map_again(&self, name: &'static str) -> Result<OwnedFd, ObjectError> {
+        let refused =
+            |error: &dyn std::fmt::Display| ObjectError::Map { map: name.into(), error: error.to_string() };
+        let map = self.maps.get(name).ok_or_else(|| refused(&"not in the object"))?;
+        map.fd().as_fd().try_clone_to_owned().map_err(|e| refused(&e))
     }
 
     /// Hands a map out. Programs refer to it whether or not it was taken.

@@ -170,6 +170,11 @@ pub fn resolve(btf: &Btf<'_>, cast: Option<u32>) -> Result<Offsets, OffsetsError
         unix_address: of(10, "addr", 8),
         unix_peer: of(10, "peer", 8),
         address_users: of(14, "refcnt.refs.counter", 4),
+        mm_start_code: optional(mm, "start_code", 8),
+        mm_start_brk: optional(mm, "start_brk", 8),
+        regs_ip: of(8, "ip", 8),
+        regs_sp: of(8, "sp", 8),
+        regs_bp: of(8, "bp", 8),
         // `pt_regs` begins with a general register everywhere.
         word_type: cast.and(found[8]).unwrap_or(ABSENT),
         task_type: cast.map_or(ABSENT, |_| task),

@@ -19,6 +19,7 @@ use collector_ebpf::waterfall::{STRETCH_SHIFT, STRETCHES, with_ticket};
 use super::events::{self, EventReader};
 use super::load::{self, Attached, LoadError, RequestsBy};
 use super::requests::RequestProbes;
+use super::sampler::Samplers;
 use super::schedule::{OnCpuRequests, Probe, ScheduleTable, Scheduler};
 use super::slots::SlotTable;
 use super::stacks::Stacks;
@@ -75,6 +76,7 @@ pub struct KernelSource {
     /// Their sums, as of the begin of the last pass.
     counts: [u64; Counter::COUNT],
     tracepoints: Vec<Attached>,
+    samplers: Option<Samplers>,
     features: Vec<Feature>,
     missing: Missing,
     procfs: Root,
@@ -133,6 +135,7 @@ impl KernelSource {
             costs: Vec::new(),
             runs_seen: 0,
             tracepoints: loaded.tracepoints,
+            samplers: loaded.samplers,
             features: loaded.features,
             missing,
             procfs: Root::open(procfs)?,
@@ -149,6 +152,11 @@ impl KernelSource {
             refused_chunks: 0,
             forgotten_requests: 0,
         })
+    }
+
+    /// What profiles of workers are made with; `None` where they cannot be.
+    pub fn samplers(&self) -> Option<Samplers> {
+        self.samplers.clone()
     }
 
     fn counter(&self, index: u32) -> u64 {

@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 use aya::maps::MapData;
 use aya_obj::generated::{
     bpf_attach_type, bpf_attr, bpf_cmd, bpf_func_info, bpf_insn, bpf_map_info, bpf_map_type, bpf_prog_info,
-    bpf_prog_type, bpf_stats_type,
+    bpf_prog_type, bpf_stats_type, perf_event_attr, perf_sw_ids, perf_type_id,
 };
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::statfs::{SYSFS_MAGIC, fstatfs};
@@ -98,6 +98,9 @@ unsafe impl Plain for collector_ebpf::request::Finish {}
 
 // SAFETY: as above.
 unsafe impl Plain for collector_ebpf::task::Told {}
+
+// SAFETY: as above.
+unsafe impl Plain for collector_ebpf::sample::Space {}
 
 /// A task storage map: one value for a process, under a pidfd of it.
 pub(super) struct TaskStorage<T> {
@@ -220,6 +223,8 @@ pub(super) enum RunBy {
     Iterator(u32),
     /// [`program_run`]. 5.14+.
     Us,
+    /// [`perf_event_attach`].
+    PerfEvent,
 }
 
 /// What a program is loaded with.
@@ -250,6 +255,7 @@ pub(super) fn program_load(program: Program<'_>, log: Option<&mut [u8]>) -> io::
             (bpf_prog_type::BPF_PROG_TYPE_TRACING as u32, bpf_attach_type::BPF_TRACE_ITER as u32, id, 0)
         }
         RunBy::Us => (bpf_prog_type::BPF_PROG_TYPE_SYSCALL as u32, 0, 0, SLEEPABLE),
+        RunBy::PerfEvent => (bpf_prog_type::BPF_PROG_TYPE_PERF_EVENT as u32, 0, 0, 0),
     };
     load.insns = program.instructions.as_ptr() as u64;
     load.insn_cnt = u32::try_from(program.instructions.len()).map_err(io::Error::other)?;
@@ -277,6 +283,54 @@ pub(super) fn tracepoint_attach(program: BorrowedFd<'_>) -> io::Result<OwnedFd> 
     let mut attr = no_attr();
     attr.raw_tracepoint.prog_fd = raw(program);
     owned(bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attr)?)
+}
+
+/// `PERF_FLAG_FD_CLOEXEC` of `include/uapi/linux/perf_event.h`.
+const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 1 << 3;
+
+/// Opens an event that comes on a CPU, whatever runs there, each time so many nanoseconds have passed (perf_event_open(2),
+/// `PERF_COUNT_SW_CPU_CLOCK`). Needs CAP_PERFMON.
+pub(super) fn cpu_clock_open(cpu: u32, period_ns: u64) -> io::Result<OwnedFd> {
+    // SAFETY: a struct of plain integers and unions of them; zeros are "not given".
+    let mut attr: perf_event_attr = unsafe { std::mem::zeroed() };
+    attr.type_ = perf_type_id::PERF_TYPE_SOFTWARE as u32;
+    attr.size = size_of::<perf_event_attr>() as u32;
+    attr.config = perf_sw_ids::PERF_COUNT_SW_CPU_CLOCK as u64;
+    attr.__bindgen_anon_1.sample_period = period_ns;
+    let cpu = i32::try_from(cpu).map_err(io::Error::other)?;
+    let (any, no_group) = (-1, -1);
+    // SAFETY: the kernel reads as many bytes of the attributes as they say.
+    let fd = unsafe {
+        libc::syscall(libc::SYS_perf_event_open, &raw const attr, any, cpu, no_group, PERF_FLAG_FD_CLOEXEC)
+    };
+    if fd < 0 { Err(io::Error::last_os_error()) } else { owned(fd) }
+}
+
+nix::ioctl_write_ptr!(perf_event_ioc_period, b'$', 4, u64);
+
+/// Changes the period of an event, which begins anew.
+pub(super) fn perf_event_set_period(event: BorrowedFd<'_>, period_ns: u64) -> io::Result<()> {
+    // SAFETY: the kernel reads 8 bytes.
+    unsafe { perf_event_ioc_period(event.as_raw_fd(), &raw const period_ns) }?;
+    Ok(())
+}
+
+/// Has a program run for each of an event, for as long as what it returns lives. 5.15+.
+pub(super) fn perf_event_attach(program: BorrowedFd<'_>, event: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attr = no_attr();
+    attr.link_create.__bindgen_anon_1.prog_fd = raw(program);
+    attr.link_create.__bindgen_anon_2.target_fd = raw(event);
+    attr.link_create.attach_type = bpf_attach_type::BPF_PERF_EVENT as u32;
+    owned(bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)?)
+}
+
+/// Sets a value of a hash map with keys of 32 bits and values of the size of `T`.
+pub(super) fn hash_set<T: Plain>(map: BorrowedFd<'_>, key: u32, value: &T) -> io::Result<()> {
+    let kind = bpf_map_type::BPF_MAP_TYPE_HASH as u32;
+    MapShape::of(map)?.expect(MapShape { kind, key_size: size_of::<u32>(), value_size: size_of::<T>() })?;
+    let (key, value) = (std::ptr::from_ref(&key).cast(), std::ptr::from_ref(value).cast());
+    // SAFETY: the sizes were compared just now, and no byte of a `Plain` value is uninitialised.
+    unsafe { map_update(map, key, value) }
 }
 
 /// Links an iterator program, so that iterators can be opened.

@@ -2,6 +2,8 @@
 //!
 //! This is plain data, what [`crate::render`] turns into bytes; it knows nothing of how it was gathered.
 
+pub mod fold;
+
 use std::sync::Arc;
 
 /// What was measured.

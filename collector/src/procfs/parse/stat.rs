@@ -39,6 +39,9 @@ pub struct Stat {
     pub rss: u64,
     /// (26) Start of the program text; 1 when we may not trace the process, 0 without an address space.
     pub startcode: u64,
+    /// (47) Where the heap begins, since 3.3; 0 when we may not trace the process, and without an address space. `None`
+    /// where the line ends before it.
+    pub start_brk: Option<u64>,
     /// (52) Wait status, since 3.5; 0 when we may not trace the process. `None` where the line ends before it.
     pub exit_code: Option<u32>,
 }
@@ -76,7 +79,11 @@ impl Stat {
         let rss = u64::try_from(words.signed("rss")?).unwrap_or(0);
         words.skip(1, "startcode")?;
         let startcode = words.unsigned("startcode")?;
-        let exit_code = match words.skip(25, "exit_code") {
+        let start_brk = match words.skip(20, "start_brk") {
+            Ok(()) => Some(words.unsigned("start_brk")?),
+            Err(_) => None,
+        };
+        let exit_code = match words.skip(4, "exit_code") {
             // Printed as a signed number; a wait status has 16 bits.
             Ok(()) => Some(words.signed("exit_code")?.cast_unsigned() as u32),
             Err(_) => None,
@@ -96,6 +103,7 @@ impl Stat {
             vsize,
             rss,
             startcode,
+            start_brk,
             exit_code,
         })
     }
@@ -160,11 +168,12 @@ mod tests {
             )
             .as_bytes(),
         );
+        if let Some(brk) = stat.start_brk {
+            text.extend_from_slice(" 0".repeat(20).as_bytes());
+            text.extend_from_slice(format!(" {brk}").as_bytes());
+        }
         if let Some(code) = stat.exit_code {
-            for _ in 27..52 {
-                text.extend_from_slice(b" 0");
-            }
-            text.extend_from_slice(format!(" {code}").as_bytes());
+            text.extend_from_slice(format!(" 0 0 0 0 {code}").as_bytes());
         }
         text.push(b'\n');
         text
@@ -221,11 +230,12 @@ mod tests {
             state in prop::sample::select(b"RSDTtZXIx".to_vec()),
             (minflt, majflt, utime, stime, starttime, vsize, startcode) in any::<(u64, u64, u64, u64, u64, u64, u64)>(),
             rss in 0..=i64::MAX.cast_unsigned(),
-            exit_code in prop::option::of(any::<u16>().prop_map(u32::from)),
+            end in prop::option::of((any::<u64>(), prop::option::of(any::<u16>().prop_map(u32::from)))),
         ) -> Stat {
+            let (start_brk, exit_code) = end.map_or((None, None), |(brk, code)| (Some(brk), code));
             let (flags, comm) = (u64::from(flags), Comm::default());
             Stat { pid, comm, state, ppid, flags, minflt, majflt, utime, stime, num_threads, starttime, vsize, rss,
-                startcode, exit_code }
+                startcode, start_brk, exit_code }
         }
     }
 

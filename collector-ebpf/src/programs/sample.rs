@@ -1,0 +1,372 @@
+//! Stacks of workers' threads, counted where they are found. Loaded and attached only while somebody asks for a profile.
+
+use core::ffi::c_void;
+use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::generated::bpf_get_stack;
+use aya_ebpf::macros::{btf_tracepoint, perf_event};
+use aya_ebpf::programs::{BtfTracePointContext, PerfEventContext};
+use collector_ebpf::event::NONE;
+use collector_ebpf::sample::{
+    MAX_FRAMES, MAX_STACKS, MAX_WORDS, NO_ROOM, PLACES, READY, STATE_BLOCKED, STATE_ON_CPU, STATE_PREEMPTED,
+    Sampled as Counter, Stack, Wait, Walk,
+};
+use collector_ebpf::schedule::OTHER;
+use collector_ebpf::slot::ROLE_WORKER;
+
+use crate::blocked::reason;
+use crate::kernel::{Current, Registers, Task, now, offset, read};
+use crate::schedule::Followed;
+use crate::unwind::{ask_for, space_of, unwind};
+use crate::{SAMPLED, SAMPLING, SLOTS, STACK_WORDS, STACKS, WAITS, WALKS, add_u64};
+
+/// Which of [`WALKS`] is whose: one program may interrupt another on its CPU.
+const ON_CPU: u32 = 0;
+const OFF_CPU: u32 = 1;
+
+/// `TASK_DEAD` of `include/linux/sched.h`: the last switch of a thread.
+const TASK_DEAD: u32 = 0x80;
+
+/// Where `struct bpf_perf_event_data`, which begins with `struct pt_regs`, has registers (`arch/x86/include/asm/ptrace.h`).
+const BP: usize = 32;
+const IP: usize = 128;
+const CS: usize = 136;
+const SP: usize = 152;
+
+/// A thread of a worker, which runs.
+struct Sampled {
+    task: Task,
+    pool: u32,
+}
+
+/// If it is one.
+#[inline(always)]
+fn sampled(task: Task) -> Option<Sampled> {
+    let tag = task.leader().tag()?;
+    let owner = Followed::by(tag);
+    // SAFETY: the tag lives as long as its task.
+    let role = unsafe { (&raw const (*tag.as_ptr()).role).read_volatile() };
+    if role & ROLE_WORKER == 0 || owner.slot == NONE {
+        return None;
+    }
+    let slot = SLOTS.get_ptr(owner.slot)?;
+    // SAFETY: a pointer into the array.
+    Some(Sampled { task, pool: unsafe { (&raw const (*slot).pool).read_volatile() } })
+}
+
+/// One event of a CPU.
+#[perf_event]
+fn on_cpu(ctx: PerfEventContext) -> u32 {
+    count(Counter::FIRED);
+    let Some(sampled) = sampled(Task::current()) else { return 0 };
+    let Some(walk) = WALKS.get_ptr_mut(ON_CPU) else { return 0 };
+    let register = |at: usize| {
+        // SAFETY: the context is that long.
+        unsafe { ctx.as_ptr().cast::<u8>().add(at).cast::<u64>().read_volatile() }
+    };
+    let registers = if register(CS) & 3 == 3 {
+        begin(walk, None);
+        Some([register(IP), register(SP), register(BP)])
+    } else {
+        begin(walk, Some(ctx.as_ptr()));
+        Registers::of_current(Current::get()).map(user_registers)
+    };
+    if let Some(registers) = registers
+        && let Some(place) = place_for(ON_CPU, &sampled, walk, registers, STATE_ON_CPU, 0)
+        && let Some(stack) = STACKS.get_ptr_mut(place)
+    {
+        // SAFETY: a pointer into the array.
+        add_u64(unsafe { &raw mut (*stack).count }, 1);
+    }
+    0
+}
+
+#[inline(always)]
+fn user_registers(registers: Registers) -> [u64; 3] {
+    [registers.get(offset!(regs_ip)), registers.get(offset!(regs_sp)), registers.get(offset!(regs_bp))]
+}
+
+/// A thread leaves its CPU, another one comes. Arguments as of [`crate::schedule`]'s.
+#[btf_tracepoint(function = "sched_switch")]
+fn off_cpu_switch(ctx: BtfTracePointContext) -> i32 {
+    let (prev, next) = (Task(ctx.arg(1)), Task(ctx.arg(2)));
+    let mut at_ns = 0;
+    if let Some(sampled) = sampled(prev) {
+        at_ns = now();
+        leave(&ctx, &sampled, ctx.arg::<u64>(0) & 1 != 0, at_ns);
+    }
+    if let Some(wait) = WAITS.get_ptr_mut(next.tid()) {
+        if at_ns == 0 {
+            at_ns = now();
+        }
+        // SAFETY: a pointer into the map; of a thread that is on this CPU.
+        if unsafe { (*wait).runnable } == 0 {
+            end_blocked(wait, at_ns);
+        }
+        end_queued(wait, at_ns);
+    }
+    0
+}
+
+/// A thread is runnable again.
+#[btf_tracepoint(function = "sched_wakeup")]
+fn off_cpu_wakeup(ctx: BtfTracePointContext) -> i32 {
+    if let Some(wait) = WAITS.get_ptr_mut(Task(ctx.arg(0)).tid()) {
+        // SAFETY: a pointer into the map; whoever wakes a thread holds it.
+        if unsafe { (*wait).runnable } == 0 {
+            end_blocked(wait, now());
+        }
+    }
+    0
+}
+
+#[inline(always)]
+fn leave(ctx: &BtfTracePointContext, sampled: &Sampled, preempted: bool, now: u64) {
+    let task = sampled.task;
+    let tid = task.tid();
+    if let Some(wait) = WAITS.get_ptr_mut(tid) {
+        // SAFETY: a pointer into the map.
+        unsafe {
+            if (*wait).stack != 0 {
+                count(Counter::UNSEEN);
+                (*wait).stack = 0;
+            }
+        }
+    }
+    let state: u32 = read!(task.0, task_state);
+    if state & TASK_DEAD != 0 {
+        return;
+    }
+    let wants_to_run = preempted || state == 0;
+    let (Some(walk), Some(registers)) = (WALKS.get_ptr_mut(OFF_CPU), Registers::of(task)) else { return };
+    begin(walk, Some(ctx.as_ptr()));
+    let (kind, reason) =
+        if wants_to_run { (STATE_PREEMPTED, 0) } else { (STATE_BLOCKED, reason(task, state, OTHER)) };
+    let registers = user_registers(registers);
+    let Some(place) = place_for(OFF_CPU, sampled, walk, registers, kind, reason) else { return };
+    let wait = Wait { stack: place + 1, runnable: u32::from(wants_to_run), since_ns: now };
+    if WAITS.insert(tid, wait, 0).is_err() {
+        count(Counter::NO_PLACE);
+    }
+}
+
+/// A blocked thread could run again.
+#[inline(always)]
+fn end_blocked(wait: *mut Wait, now: u64) {
+    // SAFETY: callers pass a pointer into the map.
+    let (stack, waited_ns) = unsafe { ((*wait).stack, now.wrapping_sub((*wait).since_ns)) };
+    if let Some(stack) = STACKS.get_ptr_mut(stack.wrapping_sub(1))
+        && is_long_enough(waited_ns)
+    {
+        // SAFETY: a pointer into the array.
+        unsafe {
+            add_u64(&raw mut (*stack).count, 1);
+            add_u64(&raw mut (*stack).blocked_ns, waited_ns);
+        }
+    }
+    // SAFETY: as above.
+    unsafe {
+        (*wait).runnable = 1;
+        (*wait).since_ns = now;
+    }
+}
+
+/// A thread that could run runs.
+#[inline(always)]
+fn end_queued(wait: *mut Wait, now: u64) {
+    // SAFETY: callers pass a pointer into the map.
+    let (stack, waited_ns) = unsafe { ((*wait).stack, now.wrapping_sub((*wait).since_ns)) };
+    if let Some(stack) = STACKS.get_ptr_mut(stack.wrapping_sub(1))
+        && is_long_enough(waited_ns)
+    {
+        // SAFETY: a pointer into the array.
+        unsafe {
+            add_u64(&raw mut (*stack).queued, 1);
+            add_u64(&raw mut (*stack).queued_ns, waited_ns);
+        }
+    }
+    // SAFETY: as above.
+    unsafe { (*wait).stack = 0 };
+}
+
+#[inline(always)]
+fn is_long_enough(waited_ns: u64) -> bool {
+    // SAFETY: a pointer into the array; user space sets it.
+    SAMPLING.get_ptr(0).is_some_and(|sampling| waited_ns >= unsafe { (*sampling).least_ns })
+}
+
+/// A walk begins: at the frames of the kernel, if it is in there.
+#[inline(always)]
+fn begin(walk: *mut Walk, kernel: Option<*mut c_void>) {
+    const SIZE: u32 = (MAX_FRAMES * size_of::<u64>()) as u32;
+    // SAFETY: callers pass a pointer into the array.
+    unsafe {
+        (*walk).user_frames = 0;
+        (*walk).kernel_frames = 0;
+        (*walk).called = 0;
+    }
+    let Some(ctx) = kernel else { return };
+    // SAFETY: the buffer is as long as it is said to be.
+    let length = unsafe { bpf_get_stack(ctx, (&raw mut (*walk).kernel).cast(), SIZE, 0) };
+    if length > 0 {
+        // SAFETY: as above.
+        unsafe { (*walk).kernel_frames = length as u32 / 8 };
+    }
+}
+
+/// Unwinds the stack of the thread that runs. Returns its place in the table, if there is one.
+#[inline(always)]
+fn place_for(
+    which: u32,
+    sampled: &Sampled,
+    walk: *mut Walk,
+    [ip, sp, bp]: [u64; 3],
+    state: u8,
+    reason: u32,
+) -> Option<u32> {
+    let task = sampled.task;
+    let (start_code, known) = space_of(task, walk);
+    let pid = task.pid();
+    if !known {
+        ask_for(pid);
+    }
+    // SAFETY: callers pass a pointer into the array.
+    unsafe {
+        (*walk).ip = ip;
+        (*walk).sp = sp;
+        (*walk).bp = bp;
+        (*walk).hash = mixed(u64::from(state) << 32 | u64::from(reason), u64::from(task.tid()));
+        (*walk).hash = mixed((*walk).hash, start_code);
+    }
+    unwind(which);
+    let hash = hash_kernel_frames(walk);
+    let Some(place) = place_of(hash) else {
+        count(Counter::NO_PLACE);
+        return None;
+    };
+    count(Counter::KEPT);
+    if !place.is_new {
+        return Some(place.index);
+    }
+    let at = STACKS.get_ptr_mut(place.index)?;
+    // SAFETY: this program alone has this place, and readers wait until it is said to be ready.
+    unsafe {
+        (*at).start_ns = task.leader_to_read().start_ns();
+        (*at).pid = pid;
+        (*at).tid = task.tid();
+        (*at).pool = sampled.pool;
+        task.copy_comm(&raw mut (*at).comm);
+        (*at).state = state;
+        (*at).reason = reason;
+        (*at).space = (*walk).first;
+        (*at).start_code = start_code;
+        let room = copy_frames(which, at);
+        let flags = (*walk).flags as u8 | READY | if room { 0 } else { NO_ROOM };
+        (&raw mut (*at).flags).write_volatile(flags);
+    }
+    Some(place.index)
+}
+
+/// One more word of what tells stacks apart.
+#[inline(always)]
+pub(crate) fn mixed(hash: u64, word: u64) -> u64 {
+    (hash.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95)
+}
+
+#[inline(always)]
+fn hash_kernel_frames(walk: *mut Walk) -> u64 {
+    // SAFETY: callers pass a pointer into the array; indices below the length.
+    unsafe {
+        let mut hash = (*walk).hash;
+        let frames = (*walk).kernel_frames as usize;
+        for index in 0..MAX_FRAMES {
+            if index >= frames {
+                break;
+            }
+            hash = mixed(hash, (*walk).kernel[index]);
+        }
+        // Zero is nobody's.
+        hash | 1
+    }
+}
+
+struct Place {
+    index: u32,
+    is_new: bool,
+}
+
+/// Where a stack is in the table, or now has a place.
+#[inline(always)]
+fn place_of(hash: u64) -> Option<Place> {
+    let first = (hash >> 32) as u32;
+    for step in 0..PLACES as u32 {
+        let index = first.wrapping_add(step) & (MAX_STACKS as u32 - 1);
+        let at = STACKS.get_ptr_mut(index)?;
+        // SAFETY: an aligned integer of the array, which other CPUs change.
+        let known = unsafe { (&raw const (*at).hash).read_volatile() };
+        if known == hash {
+            return Some(Place { index, is_new: false });
+        }
+        if known != 0 {
+            continue;
+        }
+        // SAFETY: as above.
+        let (before, is_new) = unsafe {
+            atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
+                &raw mut (*at).hash,
+                0,
+                hash,
+            )
+        };
+        if is_new || before == hash {
+            return Some(Place { index, is_new });
+        }
+    }
+    None
+}
+
+/// Copies the frames to the words, if there is room.
+#[inline(always)]
+fn copy_frames(which: u32, stack: *mut Stack) -> bool {
+    let (Some(sampling), Some(walk)) = (SAMPLING.get_ptr_mut(0), WALKS.get_ptr(which)) else { return false };
+    // SAFETY: pointers into arrays; indices below their lengths.
+    unsafe {
+        let kernel = (*walk).kernel_frames.min(MAX_FRAMES as u32);
+        let user = (*walk).user_frames.min(MAX_FRAMES as u32);
+        let words = &raw mut (*sampling).words;
+        // Looked at before it is raised, so that it never wraps around.
+        if words.read_volatile() >= (MAX_WORDS - 2 * MAX_FRAMES) as u32 {
+            return false;
+        }
+        let first = atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(words, kernel + user);
+        for index in 0..MAX_FRAMES as u32 {
+            if index >= kernel {
+                break;
+            }
+            let Some(word) = STACK_WORDS.get_ptr_mut(first.wrapping_add(index)) else { return false };
+            *word = (*walk).kernel[index as usize];
+        }
+        for index in 0..MAX_FRAMES as u32 {
+            if index >= user {
+                break;
+            }
+            let Some(word) = STACK_WORDS.get_ptr_mut(first.wrapping_add(kernel).wrapping_add(index)) else {
+                return false;
+            };
+            *word = (*walk).user[index as usize];
+        }
+        (*stack).first_word = first;
+        (*stack).kernel_frames = kernel as u8;
+        (*stack).user_frames = user as u8;
+    }
+    true
+}
+
+/// Adds one to a counter of this CPU.
+#[inline(always)]
+fn count(counter: u32) {
+    if let Some(sum) = SAMPLED.get_ptr_mut(counter) {
+        add_u64(sum, 1);
+    }
+}

@@ -1,0 +1,224 @@
+//! Callers of the code that a thread of a worker is in, frame by frame, by the rules that user space made of the modules
+//! that its process has mapped ([`collector_ebpf::unwind`]).
+//!
+//! One frame costs two reads of user memory at most, and looking up its rule: mostly one that is remembered, else two
+//! binary searches.
+
+use aya_ebpf::helpers::bpf_probe_read_user;
+use collector_ebpf::sample::{COMPLETE, Code, KNOWN, Known, MAX_FRAMES, SPACE_UNKNOWN, Space, Walk};
+use collector_ebpf::unwind::{
+    AT_RBP, AT_RSP, OUTERMOST, PLT, RBP, RSP, Rule, SAVED_AT_RBP, SIGNAL, SIGNAL_RBP, SIGNAL_RIP, SIGNAL_RSP,
+};
+
+use crate::kernel::{Task, offset, peek};
+use crate::sample::mixed;
+use crate::{CODE, KNOWN_RULES, MODULE_ROWS, SAMPLING, SPACES, WALKS};
+
+/// Halvings until one of all ranges of code, or of 16 million rows, is left.
+const CODE_STEPS: u32 = 16;
+const ROW_STEPS: u32 = 24;
+
+/// Looks up the address space of a process, whose thread runs. A child that has not called execve(2) has its parent's.
+#[inline(always)]
+pub(crate) fn space_of(task: Task, walk: *mut Walk) -> (u64, bool) {
+    let mm: u64 = peek(task.0 as u64, offset!(task_mm));
+    let (code, brk): (u64, u64) = (peek(mm, offset!(mm_start_code)), peek(mm, offset!(mm_start_brk)));
+    let mut known = space_under(task.pid(), code, brk);
+    if known.is_none() {
+        known = space_under(task.parent_pid(), code, brk);
+    }
+    let found = known.is_some();
+    let (first, count) = known.unwrap_or_default();
+    // SAFETY: callers pass a pointer into the array.
+    unsafe {
+        (*walk).first = first;
+        (*walk).count = count;
+        (*walk).flags = if found { 0 } else { u32::from(SPACE_UNKNOWN) };
+    }
+    (code, found)
+}
+
+#[inline(always)]
+fn space_under(pid: u32, code: u64, brk: u64) -> Option<(u32, u32)> {
+    let space: *const Space = SPACES.get_ptr(pid)?;
+    // SAFETY: a pointer into the map.
+    unsafe {
+        ((*space).start_code == code && (*space).start_brk == brk).then_some(((*space).first, (*space).count))
+    }
+}
+
+/// Asks user space for the address space of a process.
+#[inline(always)]
+pub(crate) fn ask_for(pid: u32) {
+    let Some(sampling) = SAMPLING.get_ptr_mut(0) else { return };
+    // SAFETY: a pointer into the array; who asks at the same time is not heard, and asks again.
+    unsafe {
+        let asked = (&raw const (*sampling).asked).read_volatile();
+        let place = asked as usize % collector_ebpf::sample::MAX_UNKNOWN;
+        (&raw mut (*sampling).unknown[place]).write_volatile(pid);
+        (&raw mut (*sampling).asked).write_volatile(asked.wrapping_add(1));
+    }
+}
+
+/// Goes through all frames from the one that the walk is at.
+#[inline(always)]
+pub(crate) fn unwind(which: u32) {
+    for _ in 0..MAX_FRAMES {
+        if step(which) == 0 {
+            break;
+        }
+    }
+}
+
+/// Keeps one frame, and goes on to its caller. 0 if it has none, or it is not known. Global to the verifier, see
+/// [`crate::requests`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn step(which: u32) -> u32 {
+    let Some(walk) = WALKS.get_ptr_mut(which) else { return 0 };
+    // SAFETY: a pointer into the array, which nobody else uses while this program runs; an index below the length.
+    unsafe {
+        let pc = (*walk).ip.wrapping_sub(u64::from((*walk).called));
+        let frame = (*walk).user_frames as usize;
+        if frame >= MAX_FRAMES {
+            return 0;
+        }
+        (*walk).user[frame] = pc;
+        (*walk).user_frames = frame as u32 + 1;
+        (*walk).hash = mixed((*walk).hash, pc);
+        let rule = Rule::decode(rule_at(which, pc, (*walk).first, (*walk).count));
+        let (sp, bp) = ((*walk).sp, (*walk).bp);
+        let distance = u64::from(rule.offset) * 8;
+        let mut called = 1;
+        let mut caller_at = 0;
+        let cfa = match rule.kind {
+            RSP => sp.wrapping_add(distance),
+            RBP => bp.wrapping_add(distance),
+            PLT => sp.wrapping_add(if pc & 15 >= u64::from(rule.offset) { 16 } else { 8 }),
+            AT_RBP => read_user(bp.wrapping_sub(distance)),
+            AT_RSP => read_user(sp.wrapping_add(distance)).wrapping_add(8),
+            SIGNAL => {
+                called = 0;
+                caller_at = sp.wrapping_add(SIGNAL_RIP);
+                read_user(sp.wrapping_add(SIGNAL_RSP))
+            }
+            OUTERMOST => {
+                (*walk).flags |= u32::from(COMPLETE);
+                return 0;
+            }
+            _ => return 0,
+        };
+        if called != 0 {
+            // Stacks grow downwards: whoever calls has more of it.
+            if cfa <= sp {
+                return ended(walk, rule);
+            }
+            caller_at = cfa.wrapping_sub(8);
+        }
+        let caller = read_user(caller_at);
+        if rule.kind == SIGNAL {
+            (*walk).bp = read_user(sp.wrapping_add(SIGNAL_RBP));
+        } else if rule.saved == SAVED_AT_RBP {
+            (*walk).bp = read_user(bp);
+        } else if rule.saved != 0 {
+            (*walk).bp = read_user(cfa.wrapping_sub(u64::from(rule.saved) * 8));
+        }
+        if caller == 0 {
+            return ended(walk, rule);
+        }
+        (*walk).ip = caller;
+        (*walk).sp = cfa;
+        (*walk).called = called;
+    }
+    1
+}
+
+/// A frame without caller. Where there are frame pointers, that is how the outermost one looks.
+#[inline(always)]
+fn ended(walk: *mut Walk, rule: Rule) -> u32 {
+    if rule == Rule::FRAME_POINTER {
+        // SAFETY: callers pass a pointer into the array.
+        unsafe { (*walk).flags |= u32::from(COMPLETE) };
+    }
+    0
+}
+
+/// 8 bytes of the memory of who runs; 0 if they are not there.
+#[inline(always)]
+fn read_user(address: u64) -> u64 {
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_user(address as *const u64) }.unwrap_or(0)
+}
+
+/// The rule for an address of a space.
+#[inline(always)]
+fn rule_at(which: u32, pc: u64, first: u32, count: u32) -> u32 {
+    let key = pc | u64::from(first) << 48;
+    let place = mixed(0, key) >> 40 & (KNOWN as u64 - 1);
+    let Some(known) = KNOWN_RULES.get_ptr_mut(which * KNOWN as u32 + place as u32) else { return 0 };
+    let known: *mut Known = known;
+    // SAFETY: a pointer into the array, of this CPU and of this kind of program.
+    unsafe {
+        if (*known).key == key {
+            return (*known).rule;
+        }
+    }
+    let rule = look_up(pc, first, count);
+    // SAFETY: as above.
+    unsafe {
+        (*known).key = key;
+        (*known).rule = rule;
+    }
+    rule
+}
+
+/// The same, by looking for it. Global to the verifier.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn look_up(pc: u64, first: u32, count: u32) -> u32 {
+    // What nothing is known of has frame pointers, or so it is hoped: what was compiled just in time has.
+    let unknown = Rule::FRAME_POINTER.encode();
+    let (mut low, mut length) = (first, count);
+    for _ in 0..CODE_STEPS {
+        if length <= 1 {
+            break;
+        }
+        let half = length / 2;
+        let Some(code) = CODE.get_ptr(low.wrapping_add(half)) else { return 0 };
+        // SAFETY: a pointer into the array.
+        if unsafe { (*code).start } <= pc {
+            low = low.wrapping_add(half);
+            length -= half;
+        } else {
+            length = half;
+        }
+    }
+    if length == 0 {
+        return unknown;
+    }
+    let Some(code) = CODE.get_ptr(low) else { return 0 };
+    // SAFETY: a pointer into the array; user space writes it before it tells of it.
+    let Code { start, end, base, first_row, rows } = unsafe { *code };
+    if pc < start || pc >= end || rows == 0 {
+        return unknown;
+    }
+    let address = pc.wrapping_sub(base);
+    let (mut low, mut length) = (first_row, rows);
+    for _ in 0..ROW_STEPS {
+        if length <= 1 {
+            break;
+        }
+        let half = length / 2;
+        let Some(row) = MODULE_ROWS.get_ptr(low.wrapping_add(half)) else { return 0 };
+        // SAFETY: as above.
+        if u64::from(unsafe { (*row).address }) <= address {
+            low = low.wrapping_add(half);
+            length -= half;
+        } else {
+            length = half;
+        }
+    }
+    let Some(row) = MODULE_ROWS.get_ptr(low) else { return 0 };
+    // SAFETY: as above.
+    unsafe { if u64::from((*row).address) <= address { (*row).rule } else { 0 } }
+}

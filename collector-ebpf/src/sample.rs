@@ -1,0 +1,226 @@
+//! Stacks of workers' threads: what the sampling programs count, and what they must know of address spaces to find
+//! callers without frame pointers.
+//!
+//! None of these maps exists while nobody asks for a profile.
+
+use crate::limits::COMM_LEN;
+
+/// Frames of a stack that are kept, of the kernel and of the program each (`PERF_MAX_STACK_DEPTH` of
+/// `include/uapi/linux/perf_event.h`).
+pub const MAX_FRAMES: usize = 127;
+
+/// Stacks that are told apart at a time, each of one thread; a power of two.
+pub const MAX_STACKS: usize = 16_384;
+
+/// Addresses of all their frames together.
+pub const MAX_WORDS: usize = 1 << 20;
+
+/// Address spaces that are known at a time.
+pub const MAX_SPACES: usize = 16_384;
+
+/// Ranges of code of all address spaces together. Numbers have to fit 16 bits.
+pub const MAX_CODE: usize = 65_536;
+
+/// Rows of all modules together, if user space makes the map no larger.
+pub const MAX_ROWS: usize = 1 << 20;
+
+/// Processes whose address space is asked for at a time.
+pub const MAX_UNKNOWN: usize = 256;
+
+/// Where one stack may be in the table, from where its hash says on.
+pub const PLACES: usize = 8;
+
+/// What a process has mapped, in the map of address spaces under its thread group id. 24 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Space {
+    /// Index of its first range of code. Whoever has the same ones may share them.
+    pub first: u32,
+    /// How many; ascending by address, none overlaps the next.
+    pub count: u32,
+    /// `mm_struct.start_code`: another one, and it is another program's address space.
+    pub start_code: u64,
+    /// `mm_struct.start_brk`, which is at random for each execve(2): the children of a process have its own.
+    pub start_brk: u64,
+}
+
+/// A range of code that is mapped. 32 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Code {
+    /// Its first address.
+    pub start: u64,
+    /// The first address after it.
+    pub end: u64,
+    /// Where the lowest virtual address of the module's file is, or would be.
+    pub base: u64,
+    /// Index of the module's first row ([`crate::unwind::Row`]).
+    pub first_row: u32,
+    /// How many it has. None: its frames have frame pointers, or so it is hoped.
+    pub rows: u32,
+}
+
+/// [`Stack::state`]: a thread on a CPU.
+pub const STATE_ON_CPU: u8 = 1;
+/// [`Stack::state`]: a thread that left its CPU and wanted to run on.
+pub const STATE_PREEMPTED: u8 = 2;
+/// [`Stack::state`]: a thread that left its CPU to wait for something.
+pub const STATE_BLOCKED: u8 = 3;
+
+/// Threads that wait at a time.
+pub const MAX_WAITS: usize = 65_536;
+
+/// A thread that left its CPU, in the map of waits under its thread id. 16 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wait {
+    /// One more than the index of its stack in the table; 0 if it has come back.
+    pub stack: u32,
+    /// 0 while it is blocked, 1 from when it could run again.
+    pub runnable: u32,
+    /// Since when it is what it is, `CLOCK_MONOTONIC` ns.
+    pub since_ns: u64,
+}
+
+/// In [`Stack::flags`]: the outermost frame is among its frames.
+pub const COMPLETE: u8 = 1;
+/// In [`Stack::flags`]: the address space was not known yet; frame pointers were hoped for.
+pub const SPACE_UNKNOWN: u8 = 2;
+/// In [`Stack::flags`]: there was no room for its frames, it has none.
+pub const NO_ROOM: u8 = 4;
+/// In [`Stack::flags`]: it is all there. Set last.
+pub const READY: u8 = 8;
+
+/// One stack of one thread, and how often it was found. 104 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stack {
+    /// Of all that tells it from others; 0 if the place is free.
+    pub hash: u64,
+    /// How often it was found on a CPU; or how many waits there were that are over.
+    pub count: u64,
+    /// How long it was blocked altogether, ns.
+    pub blocked_ns: u64,
+    /// How often it waited for a CPU and got it.
+    pub queued: u64,
+    /// How long altogether, ns.
+    pub queued_ns: u64,
+    /// Start of the process, `CLOCK_BOOTTIME` ns.
+    pub start_ns: u64,
+    /// Thread group id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// Number of the worker's pool.
+    pub pool: u32,
+    /// Index of the address of its innermost frame; those of the kernel come first.
+    pub first_word: u32,
+    /// Name of the thread.
+    pub comm: [u8; COMM_LEN],
+    /// Frames of the kernel, below [`MAX_FRAMES`] or as many.
+    pub kernel_frames: u8,
+    /// Frames of the program. The address of a call, but for the innermost one and one that a signal came upon, of which it
+    /// is the next instruction.
+    pub user_frames: u8,
+    /// `STATE_…`
+    pub state: u8,
+    /// [`COMPLETE`], [`SPACE_UNKNOWN`], [`NO_ROOM`], [`READY`]
+    pub flags: u8,
+    /// Why it is blocked, a kind of [`crate::schedule`].
+    pub reason: u32,
+    /// The address space that its frames are of, as [`Space::first`].
+    pub space: u32,
+    /// Zero.
+    pub padding: u32,
+    /// `mm_struct.start_code` of its process.
+    pub start_code: u64,
+}
+
+/// What the sampling programs and user space share about the whole. 1,088 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Sampling {
+    /// Words that were handed out; raised atomically.
+    pub words: u32,
+    /// Processes that were asked for, wrapping; the last ones are in `unknown`, from the lowest place on.
+    pub asked: u32,
+    /// Zero, which the verifier does not know.
+    pub zero: u64,
+    /// Waits that were shorter are in no count, ns. Set by user space.
+    pub least_ns: u64,
+    /// Zero: fills the cache line.
+    pub padding: [u64; 5],
+    /// Thread group ids whose address space is not known, by order of asking modulo the length.
+    pub unknown: [u32; MAX_UNKNOWN],
+}
+
+/// What is counted for each CPU.
+pub struct Sampled;
+
+impl Sampled {
+    /// Events that came, whoever ran.
+    pub const FIRED: u32 = 0;
+    /// Of these, those of workers that are in the table.
+    pub const KEPT: u32 = 1;
+    /// Those for which there was no place in the table.
+    pub const NO_PLACE: u32 = 2;
+    /// Waits whose end was not seen.
+    pub const UNSEEN: u32 = 3;
+    /// How many of these.
+    pub const COUNT: usize = 4;
+}
+
+/// The stack that is being looked at. One for each CPU and kind of program. 2,104 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Walk {
+    /// Next instruction of the frame that is looked at.
+    pub ip: u64,
+    /// Its stack pointer.
+    pub sp: u64,
+    /// Its frame pointer.
+    pub bp: u64,
+    /// Of the frames so far.
+    pub hash: u64,
+    /// [`Space::first`]
+    pub first: u32,
+    /// [`Space::count`]
+    pub count: u32,
+    /// Frames of the program so far.
+    pub user_frames: u32,
+    /// Frames of the kernel.
+    pub kernel_frames: u32,
+    /// 1 if the frame that is looked at made a call, 0 if it was interrupted.
+    pub called: u32,
+    /// [`Stack::flags`]
+    pub flags: u32,
+    /// Addresses of the frames of the program.
+    pub user: [u64; MAX_FRAMES + 1],
+    /// Addresses of the frames of the kernel.
+    pub kernel: [u64; MAX_FRAMES + 1],
+}
+
+/// A rule that was looked up. 16 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Known {
+    /// Address, and above it the space. 0: none.
+    pub key: u64,
+    /// [`crate::unwind::Rule`]
+    pub rule: u32,
+    /// Zero.
+    pub padding: u32,
+}
+
+/// Rules that are remembered, for each CPU and kind of program; a power of two.
+pub const KNOWN: usize = 1024;
+
+const _: () = {
+    assert!(size_of::<Space>() == 24);
+    assert!(size_of::<Code>() == 32);
+    assert!(size_of::<Stack>() == 104);
+    assert!(size_of::<Sampling>() == 1088);
+    assert!(size_of::<Wait>() == 16);
+    assert!(size_of::<Walk>() == 2104);
+    assert!(size_of::<Known>() == 16);
+};

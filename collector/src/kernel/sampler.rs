@@ -1,0 +1,280 @@
+//! The sampling programs: loaded when somebody asks for a profile, with maps of their own, and gone when nobody does.
+//!
+//! Knows nothing of files and names: address spaces, ranges of code and rules are what the caller says they are, stacks
+//! are addresses.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use aya::maps::MapData;
+use aya::util::{nr_cpus, online_cpus};
+use collector_ebpf::kfunc;
+use collector_ebpf::sample::{
+    Code, MAX_CODE, MAX_ROWS, MAX_STACKS, MAX_UNKNOWN, MAX_WORDS, READY, Sampled, Sampling, Space, Stack,
+};
+use collector_ebpf::unwind::Row;
+use collector_ebpf::{maps, programs};
+
+use super::load::{Constants, LoadError, OBJECT};
+use super::object::{Made, Object};
+use super::shared::Shared;
+use super::sys::{self, RunBy};
+
+/// Rows for which there is room at most, 64 MiB.
+const MOST_ROWS: usize = 8 << 20;
+
+/// Loads samplers.
+#[derive(Clone, Debug)]
+pub struct Samplers(Arc<Parts>);
+
+/// What samplers need of the watching programs.
+pub(super) struct Parts {
+    pub(super) constants: Constants,
+    pub(super) kernel_functions: [Option<u32>; kfunc::NAMES.len()],
+    /// `sched_switch` and `sched_wakeup`, with their BTF ids.
+    pub(super) tracepoints: [(&'static str, Option<u32>); 2],
+    /// Maps of theirs, by name.
+    pub(super) shared: Vec<(&'static str, OwnedFd)>,
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts").finish_non_exhaustive()
+    }
+}
+
+/// Maps of the watching programs that the sampling programs read.
+pub(super) const SHARED: [&str; 3] = [maps::TAGS, maps::SLOTS, maps::CONTROL];
+
+impl Samplers {
+    pub(super) fn new(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+
+    /// Loads one with room for so many rows of rules, at least.
+    pub fn load(&self, what: What, rows: usize) -> Result<Sampler, LoadError> {
+        let Parts { constants, kernel_functions, tracepoints, shared } = &*self.0;
+        let rows = rows.clamp(MAX_ROWS, MOST_ROWS);
+        let made = |name: &str| match shared.iter().find(|(shared, _)| *shared == name) {
+            Some((_, map)) => Made::Given(map.as_fd()),
+            None if name == maps::MODULE_ROWS => Made::New(u32::try_from(rows).ok()),
+            None if maps::OF_PROFILES.contains(&name) || name.starts_with('.') => Made::New(None),
+            None => Made::Not,
+        };
+        let mut object = Object::open(OBJECT, constants.globals(), kernel_functions, made)?;
+        let programs = match what {
+            What::OnCpu { .. } => vec![(programs::ON_CPU, object.load(programs::ON_CPU, RunBy::PerfEvent)?)],
+            What::OffCpu { .. } => {
+                let load = |(program, (name, target)): (&'static str, &(&'static str, Option<u32>))| {
+                    let target = target.ok_or_else(|| LoadError::NoTarget(format!("tracepoint {name}")))?;
+                    Ok((program, object.load(program, RunBy::Tracepoint(target))?))
+                };
+                let programs = [programs::OFF_CPU_SWITCH, programs::OFF_CPU_WAKEUP];
+                programs.into_iter().zip(tracepoints).map(load).collect::<Result<_, LoadError>>()?
+            }
+        };
+        let mut sampler = Sampler {
+            what,
+            programs,
+            links: Vec::new(),
+            events: Vec::new(),
+            sampling: Shared::map(object.take_map_data(maps::SAMPLING)?, 1).map_err(LoadError::Shared)?,
+            stacks: Shared::map(object.take_map_data(maps::STACKS)?, MAX_STACKS)
+                .map_err(LoadError::Shared)?,
+            words: Shared::map(object.take_map_data(maps::STACK_WORDS)?, MAX_WORDS)
+                .map_err(LoadError::Shared)?,
+            code: Shared::map(object.take_map_data(maps::CODE)?, MAX_CODE).map_err(LoadError::Shared)?,
+            rows: Shared::map(object.take_map_data(maps::MODULE_ROWS)?, rows).map_err(LoadError::Shared)?,
+            spaces: object.take_map_data(maps::SPACES)?,
+            sampled: object.take_map_data(maps::SAMPLED)?,
+            cpus: nr_cpus().map_err(|(_, error)| LoadError::Shared(error))?,
+            // 0 is what an unknown space has.
+            next_code: 1,
+            next_row: 0,
+            row_capacity: rows,
+            answered: 0,
+        };
+        drop(object);
+        sys::let_go_of_pages(OBJECT);
+        if let What::OffCpu { least_ns } = what
+            && let Some(sampling) = sampler.sampling.get(0)
+        {
+            sampler.sampling.set(0, Sampling { least_ns, ..sampling });
+        }
+        Ok(sampler)
+    }
+}
+
+/// What is sampled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// What runs on each CPU, once in so many nanoseconds.
+    OnCpu {
+        /// Not zero.
+        period_ns: u64,
+    },
+    /// What waits, for as long as that at least.
+    OffCpu {
+        /// Nanoseconds; of being blocked, and of waiting for a CPU.
+        least_ns: u64,
+    },
+}
+
+/// What was counted since the sampler was loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Events of all CPUs, whoever ran.
+    pub fired: u64,
+    /// Those of workers.
+    pub kept: u64,
+    /// Those of workers that are nowhere.
+    pub lost: u64,
+}
+
+/// A loaded sampler. Dropping it is the end of all.
+pub struct Sampler {
+    what: What,
+    programs: Vec<(&'static str, OwnedFd)>,
+    /// What has them run.
+    links: Vec<OwnedFd>,
+    /// One for each CPU, if it is they that have the program run.
+    events: Vec<OwnedFd>,
+    sampling: Shared<Sampling>,
+    stacks: Shared<Stack>,
+    words: Shared<u64>,
+    code: Shared<Code>,
+    rows: Shared<Row>,
+    spaces: MapData,
+    sampled: MapData,
+    cpus: usize,
+    next_code: usize,
+    next_row: usize,
+    row_capacity: usize,
+    /// Of [`Sampling::asked`].
+    answered: u32,
+}
+
+impl std::fmt::Debug for Sampler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sampler").field("events", &self.events.len()).finish_non_exhaustive()
+    }
+}
+
+impl Sampler {
+    /// Begins to sample.
+    pub fn start(&mut self) -> Result<(), LoadError> {
+        for (name, program) in &self.programs {
+            let refused = |error| LoadError::Attach { program: name, error };
+            match self.what {
+                What::OnCpu { period_ns } => {
+                    for cpu in online_cpus().map_err(|(_, error)| refused(error))? {
+                        let event = sys::cpu_clock_open(cpu, period_ns).map_err(refused)?;
+                        self.links
+                            .push(sys::perf_event_attach(program.as_fd(), event.as_fd()).map_err(refused)?);
+                        self.events.push(event);
+                    }
+                }
+                What::OffCpu { .. } => {
+                    self.links.push(sys::tracepoint_attach(program.as_fd()).map_err(refused)?)
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends sampling. What was counted stays.
+    pub fn stop(&mut self) {
+        self.links.clear();
+        self.events.clear();
+        sys::wait_for_running_programs();
+    }
+
+    /// From here on, once in so many nanoseconds.
+    pub fn set_period(&self, period_ns: u64) -> io::Result<()> {
+        self.events.iter().try_for_each(|event| sys::perf_event_set_period(event.as_fd(), period_ns))
+    }
+
+    /// What was counted.
+    pub fn counts(&self) -> io::Result<Counts> {
+        let sums: [u64; Sampled::COUNT] = sys::per_cpu_sums(self.sampled.fd().as_fd(), self.cpus)?;
+        let of = |counter: u32| sums.get(counter as usize).copied().unwrap_or(0);
+        Ok(Counts {
+            fired: of(Sampled::FIRED),
+            kept: of(Sampled::KEPT),
+            lost: of(Sampled::NO_PLACE) + of(Sampled::UNSEEN),
+        })
+    }
+
+    /// CPUs that are sampled.
+    pub fn sampled_cpus(&self) -> usize {
+        self.events.len()
+    }
+
+    /// Adds the rules of a module, ascending. `None` if there is no room for them.
+    pub fn add_rows(&mut self, rows: &[Row]) -> Option<u32> {
+        let first = self.next_row;
+        if rows.len() > self.row_capacity - first {
+            return None;
+        }
+        for (index, row) in rows.iter().enumerate() {
+            self.rows.set(first + index, *row);
+        }
+        self.next_row += rows.len();
+        u32::try_from(first).ok()
+    }
+
+    /// Adds the code of an address space, ascending. `None` if there is no room for it.
+    pub fn add_code(&mut self, code: &[Code]) -> Option<u32> {
+        let first = self.next_code;
+        if code.len() > MAX_CODE - first {
+            return None;
+        }
+        for (index, code) in code.iter().enumerate() {
+            self.code.set(first + index, *code);
+        }
+        self.next_code += code.len();
+        u32::try_from(first).ok()
+    }
+
+    /// Says what the address space of a process is.
+    pub fn set_space(&self, pid: u32, space: Space) -> io::Result<()> {
+        sys::hash_set(self.spaces.fd().as_fd(), pid, &space)
+    }
+
+    /// Processes that were met whose address space is not known, since the last call; some more than once.
+    pub fn unknown(&mut self) -> Vec<u32> {
+        let Some(sampling) = self.sampling.get(0) else { return Vec::new() };
+        let count = (sampling.asked.wrapping_sub(self.answered) as usize).min(MAX_UNKNOWN);
+        let asked = (1..=count as u32).map(|back| sampling.asked.wrapping_sub(back) as usize % MAX_UNKNOWN);
+        self.answered = sampling.asked;
+        let mut pids: Vec<u32> = asked.filter_map(|place| sampling.unknown.get(place).copied()).collect();
+        pids.sort_unstable();
+        pids.dedup();
+        pids
+    }
+
+    /// Calls with each stack, the addresses of the kernel and those of the program, the innermost first.
+    pub fn read(&self, mut tell: impl FnMut(&Stack, &[u64], &[u64])) {
+        let mut addresses = Vec::new();
+        for index in 0..MAX_STACKS {
+            let Some(stack) = self.stacks.get(index).filter(|stack| stack.flags & READY != 0) else {
+                continue;
+            };
+            let (kernel, user) = (usize::from(stack.kernel_frames), usize::from(stack.user_frames));
+            let first = stack.first_word as usize;
+            addresses.clear();
+            addresses.extend((first..first + kernel + user).filter_map(|word| self.words.get(word)));
+            let (kernel, user) = addresses.split_at(kernel.min(addresses.len()));
+            tell(&stack, kernel, user);
+        }
+    }
+
+    /// What the programs cost: runs, and ns; zeros unless the kernel counts.
+    pub fn cost(&self) -> io::Result<(u64, u64)> {
+        self.programs.iter().try_fold((0, 0), |(runs, ns), (_, program)| {
+            let (more_runs, more_ns) = sys::program_cost(program.as_fd())?;
+            Ok((runs + more_runs, ns + more_ns))
+        })
+    }
+}
