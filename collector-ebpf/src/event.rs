@@ -171,8 +171,10 @@ impl Counter {
     pub const REQUEST_MISSED: u32 = Self::NO_REQUEST + 1;
     /// A request that may have been one of the slowest came while another program was at these.
     pub const SLOW_MISSED: u32 = Self::REQUEST_MISSED + 1;
+    /// A message that may have been a request was forgotten before it was answered, to make room for another.
+    pub const REQUEST_UNDECIDED: u32 = Self::SLOW_MISSED + 1;
     /// Number of counters.
-    pub const COUNT: usize = Self::SLOW_MISSED as usize + 1;
+    pub const COUNT: usize = Self::REQUEST_UNDECIDED as usize + 1;
 
     /// Events of `kind` (one of the constants above) that the program saw.
     pub const fn counted(kind: u32) -> u32 {

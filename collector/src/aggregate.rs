@@ -730,6 +730,7 @@ impl Aggregate {
         let schedule = self.schedules.pool_view(id, pool.cpu, size, &mut self.scratch);
         Some(snapshot::Pool {
             name: Arc::clone(&pool.name),
+            number: id,
             origin: Arc::clone(&pool.origin),
             masters,
             configured_size: pool.configured_size,

@@ -178,6 +178,8 @@ impl ExitCounts {
 pub struct Pool {
     /// Unique name. Any Unicode text.
     pub name: Arc<str>,
+    /// What the source knows it by.
+    pub number: u32,
     /// What made it a pool: `config`, `recognized:nginx`, `zero-config`.
     pub origin: Arc<str>,
     /// Masters alive now (a pool can have several during an upgrade, or none).
@@ -356,6 +358,8 @@ pub struct Schedule {
 pub struct Requests {
     /// How many requests and bytes.
     pub total: requests::Requests,
+    /// They are followed now; if not, none is known to be in flight, nor that there is none.
+    pub followed: bool,
     /// From the fork of a worker to its first request, seconds.
     pub spawn_to_first_request_seconds: Arc<Distribution>,
     /// From the establishing of a TCP connection to its first bytes being read, seconds, of clients that sent them at

@@ -17,9 +17,12 @@ const TASK_STOPPED_OR_TRACED: u32 = 0x4 | 0x8;
 const JOBCTL_TRAP_FREEZE: u64 = 1 << 23;
 /// `TASK_NOLOAD`: uninterruptible, but idle.
 const TASK_NOLOAD: u32 = 0x400;
-/// `PF_IO_WORKER | PF_KTHREAD | PF_USER_WORKER` of `include/linux/sched.h`: threads without a user side, whose saved
+/// `PF_IO_WORKER`, `PF_USER_WORKER` (6.4+) and `PF_KTHREAD` of `include/linux/sched.h`: threads without a user side, whose saved
 /// registers mean nothing.
-const NO_USER_SIDE: u32 = 0x10 | 0x0020_0000 | 0x4000;
+const PF_IO_WORKER: u32 = 0x10;
+const PF_USER_WORKER: u32 = 0x4000;
+const PF_KTHREAD: u32 = 0x0020_0000;
+const NO_USER_SIDE: u32 = PF_IO_WORKER | PF_USER_WORKER | PF_KTHREAD;
 
 /// File type bits of `i_mode` (inode(7)) of a character device.
 const S_IFCHR: u16 = 0o020_000;
@@ -40,7 +43,7 @@ static SYSCALL_REASONS: [u8; SYSCALLS] = [OTHER as u8; SYSCALLS];
 /// | interruptible | restart_syscall, after a stop or a freeze | as before that |
 /// | interruptible | a call of the table | its reason there |
 /// | interruptible | read, write and the like | by what the descriptor is open on |
-/// | any | of a thread without user side | `DISK` if uninterruptible, else `OTHER` |
+/// | any | of a thread without user side | `DISK` if uninterruptible, else `POLL` if it is of io_uring, else `OTHER` |
 #[inline(always)]
 pub(crate) fn reason(task: Task, state: u32, before: u32) -> u32 {
     if state & TASK_STOPPED_OR_TRACED != 0 {
@@ -55,7 +58,12 @@ pub(crate) fn reason(task: Task, state: u32, before: u32) -> u32 {
     let uninterruptible = state & TASK_UNINTERRUPTIBLE != 0 && state & TASK_NOLOAD == 0;
     let flags: u32 = read!(task.0, task_flags);
     if flags & NO_USER_SIDE != 0 || offset!(regs_syscall) == ABSENT {
-        return if uninterruptible { DISK } else { OTHER };
+        return match uninterruptible {
+            true => DISK,
+            // Helpers of the process for io_uring: they wait to be given something to do, or for a descriptor.
+            false if flags & (PF_IO_WORKER | PF_USER_WORKER) != 0 => POLL,
+            false => OTHER,
+        };
     }
     let Some(registers) = Registers::of(task) else { return OTHER };
     let number: i32 = registers.get(offset!(regs_syscall));

@@ -71,55 +71,62 @@ const MESSAGES: usize = 128;
 
 /// Lengths of messages that may ask for nothing, as bits by length.
 const FEW_WORDS: [u64; MESSAGES / 64] = {
-    let mut lengths = 0u128;
-    let mut index = 0;
-    while index < CLEAR.len() {
-        lengths |= 1 << CLEAR[index];
-        index += 1;
-    }
+    let mut lengths = bits(&CLEAR) | bits(&HANDSHAKES);
+    // One frame, or two, or several window updates, also after the answer to settings.
+    let frames = bits(&FRAMES);
+    lengths |= frames | sums(frames, frames) | bits(&MORE_FRAMES);
     // One record, or two.
-    let mut first = 0;
-    while first < MESSAGES / 2 {
-        let mut second = 0;
-        while second < MESSAGES / 2 {
-            if CONTROL_RECORDS >> first & 1 != 0 {
-                lengths |= 1 << (first + RECORD as usize);
-                if CONTROL_RECORDS >> second & 1 != 0 && first + second + 2 * (RECORD as usize) < MESSAGES {
-                    lengths |= 1 << (first + second + 2 * RECORD as usize);
-                }
-            }
-            second += 1;
-        }
-        first += 1;
-    }
+    let records = sums(CONTROL_RECORDS as u128, 1 << RECORD);
+    lengths |= records | sums(records, records);
     [lengths as u64, (lengths >> 64) as u64]
 };
 
 /// Lengths of what is in a TLS record that may ask for nothing, as bits by length.
-const CONTROL_RECORDS: u64 = {
-    let mut lengths = 0;
-    let (mut index, mut cover) = (0, 0);
-    while index < CONTROL.len() {
-        while cover < COVERS.len() {
-            lengths |= 1 << (CONTROL[index] + COVERS[cover]);
-            cover += 1;
-        }
-        (index, cover) = (index + 1, 0);
-    }
-    lengths
-};
+const CONTROL_RECORDS: u64 = sums(bits(&CONTROL), bits(&COVERS)) as u64;
 
-/// Of messages in clear text: the end of a PostgreSQL session, a WebSocket pong, a TLS alert, the end of a FastCGI request, and
-/// frames of HTTP/2, one or two of them.
-const CLEAR: [u32; 9] = [5, 6, 7, END_OF_INPUT, 9, 13, 14, 17, 26];
-/// Of what is under a TLS record: an alert, and frames of HTTP/2: the answer to settings, a window update or a reset, the
-/// answer to a ping or a leave, and two window updates.
-const CONTROL: [u32; 5] = [ALERT, 9, 13, 17, 26];
+/// Numbers as bits.
+const fn bits(numbers: &[u32]) -> u128 {
+    let (mut bits, mut index) = (0, 0);
+    while index < numbers.len() {
+        bits |= 1 << numbers[index];
+        index += 1;
+    }
+    bits
+}
+
+/// The sums of one number each, as bits, as far as they are below the length of [`MESSAGES`].
+const fn sums(one: u128, other: u128) -> u128 {
+    let (mut sums, mut number) = (0, 0);
+    while number < MESSAGES {
+        if one >> number & 1 != 0 {
+            sums |= other << number;
+        }
+        number += 1;
+    }
+    sums
+}
+
+/// Of messages in clear text: the end of a PostgreSQL session, WebSocket pongs that are empty or say what common libraries
+/// ask for, a TLS alert, and the end of a FastCGI request.
+const CLEAR: [u32; 7] = [5, PONG, PONG + 4, PONG + 8, PONG + 16, 7, END_OF_INPUT];
+/// Of frames of HTTP/2 that ask for nothing.
+const FRAMES: [u32; 4] = [9, 13, 14, 17];
+const MORE_FRAMES: [u32; 2] = [9 + 13 + 13, 13 + 13 + 13];
+/// Of what ends a TLS 1.2 handshake that resumes a session, with AES-GCM, ChaCha20, and AES-CBC with SHA-1 or SHA-256: a record of
+/// one byte, and one of a message of 16. And of what ends one of TLS 1.3, with SHA-256 and SHA-384: the first record is for show
+/// (RFC 8446 D.4).
+const HANDSHAKES: [u32; 6] = [51, 43, 75, 91, 64, 80];
+/// Of what is under a TLS record: an alert, a WebSocket pong, and frames of HTTP/2: the answer to settings, a window update or
+/// a reset, the answer to a ping or a leave, an answer to settings with a window update, and two window updates.
+const CONTROL: [u32; 8] = [ALERT, PONG, PONG + 4, 9, 13, 17, 22, 26];
 const ALERT: u32 = 2;
+/// Length of a WebSocket pong without content: two bytes and a mask (RFC 6455 section 5.2).
+const PONG: u32 = 6;
 /// What a cipher adds: of TLS 1.3, and of 1.2 with AES-GCM and with ChaCha20 (RFC 8446 section 5.2, RFC 5288, RFC 7905).
 const COVERS: [u32; 3] = [17, 24, 16];
 /// Length of the header of a TLS record (RFC 8446 section 5.1).
 const RECORD: u32 = 5;
+const RECORD_CHANGE_CIPHER: u8 = 20;
 const RECORD_ALERT: u8 = 21;
 const RECORD_DATA: u8 = 23;
 /// Length of a FastCGI record without content, which is its header. php-fpm reads the one that ends its input when it has
@@ -127,6 +134,8 @@ const RECORD_DATA: u8 = 23;
 const END_OF_INPUT: u32 = 8;
 /// Length of the header of a frame of HTTP/2 (RFC 9113 section 4.1).
 const FRAME: usize = 9;
+/// Frames that are looked at of one message.
+const FRAMES_AT_ONCE: usize = 3;
 
 // In the order of which one counts for several.
 const NOTHING: u32 = 0;
@@ -139,6 +148,10 @@ extern "C" fn few_words(task: u64, length: u32) -> u32 {
     let Some(at) = message(Current(task)) else { return SOMETHING };
     let Some(bytes) = user_value::<[u8; FRAME]>(at) else { return SOMETHING };
     let [kind, version, _, high, low, ..] = bytes;
+    if kind == RECORD_CHANGE_CIPHER && version == 3 && high == 0 && low == 1 {
+        // What follows it is the client's last word of a handshake, to which the server may have nothing more to say.
+        return PERHAPS;
+    }
     if let (true, first) = record([kind, version, high, low])
         && first <= length
     {
@@ -158,18 +171,33 @@ extern "C" fn few_words(task: u64, length: u32) -> u32 {
     }
     let nothing = match length {
         5 => bytes[0] == b'X' && bytes[1] | bytes[2] | bytes[3] == 0 && bytes[4] == 4,
-        6 => bytes[0] == 0x8a && bytes[1] == 0x80,
         // An empty `FCGI_STDIN`.
         END_OF_INPUT => bytes[0] == 1 && bytes[1] == 5 && bytes[4] | bytes[5] == 0,
-        _ => {
-            let frame = control_frame(&bytes);
-            frame == length
-                || frame != 0
-                    && frame * 2 == length
-                    && user_value(at + u64::from(frame)).is_some_and(|next| control_frame(&next) == frame)
-        }
+        _ => is_pong(&bytes, length) || are_frames(at, bytes, length),
     };
     if nothing { NOTHING } else { SOMETHING }
+}
+
+/// A WebSocket pong, in one frame with a mask.
+#[inline(always)]
+fn is_pong(bytes: &[u8; FRAME], length: u32) -> bool {
+    bytes[0] == 0x8a && bytes[1] & 0x80 != 0 && u32::from(bytes[1] & 0x7f) + PONG == length
+}
+
+/// Frames of HTTP/2 that ask for nothing, and nothing else.
+#[inline(always)]
+fn are_frames(at: u64, first: [u8; FRAME], length: u32) -> bool {
+    let (mut header, mut before) = (first, 0);
+    for _ in 0..FRAMES_AT_ONCE {
+        let frame = control_frame(&header);
+        before += frame;
+        if frame == 0 || before >= length {
+            return frame != 0 && before == length;
+        }
+        let Some(next) = user_value(at + u64::from(before)) else { return false };
+        header = next;
+    }
+    false
 }
 
 /// Whether this is the begin of a TLS record of an alert or of data, by its kind, the first byte of its version, and its
@@ -180,7 +208,8 @@ fn record([kind, version, high, low]: [u8; 4]) -> (bool, u32) {
     (version == 3 && (kind == RECORD_ALERT || kind == RECORD_DATA), length + RECORD)
 }
 
-/// What is in a record of this kind and length, its header included, asks for.
+/// What is in a record of this kind and length, its header included, asks for. Data that is as long as an alert of TLS 1.3, which
+/// is under a record of data, is taken for one: many servers answer a leave with their own.
 #[inline(always)]
 fn record_asks(kind: u8, length: u32) -> u32 {
     let inside = length - RECORD;

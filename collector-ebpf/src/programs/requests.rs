@@ -583,6 +583,9 @@ extern "C" fn end_answered(index: u32, at_ns: u64) -> u32 {
     if lock(key, index).is_none() {
         return 0;
     }
+    if answer_ns == 0 {
+        count(Counter::REQUEST_UNDECIDED);
+    }
     end(key, index, at_ns);
     1
 }

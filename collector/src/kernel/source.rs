@@ -644,6 +644,7 @@ impl Source for KernelSource {
         vec![
             ("event_malformed", self.events.malformed),
             ("request_not_followed", self.counter(Counter::NO_REQUEST) + self.forgotten_requests),
+            ("request_undecided", self.counter(Counter::REQUEST_UNDECIDED)),
             ("request_torn", self.counter(Counter::REQUEST_MISSED)),
             ("slow_request_not_kept", self.counter(Counter::SLOW_MISSED)),
             ("waterfall_limit", self.waterfalls.refused_total()),

@@ -64,13 +64,15 @@ const OLDER_CALLS: [(u8, &[libc::c_long]); 0] = [];
 
 /// Calls that move bytes, and whereto. Those that move several messages at once return how many, not how long they are;
 /// they are for datagrams.
-const MOVERS: [(u8, libc::c_long); 11] = [
+const MOVERS: [(u8, libc::c_long); 13] = [
     (RECEIVES, libc::SYS_read),
     (RECEIVES, libc::SYS_readv),
+    (RECEIVES, libc::SYS_preadv2),
     (RECEIVES_BY_MESSAGE, libc::SYS_recvmsg),
     (RECEIVES_BY_FLAGS, libc::SYS_recvfrom),
     (SENDS, libc::SYS_write),
     (SENDS, libc::SYS_writev),
+    (SENDS, libc::SYS_pwritev2),
     (SENDS, libc::SYS_sendmsg),
     (SENDS, libc::SYS_sendto),
     (SENDS, libc::SYS_sendfile),
@@ -79,12 +81,16 @@ const MOVERS: [(u8, libc::c_long); 11] = [
 ];
 
 /// Calls that send or receive, and how each names the bytes.
-const SENDERS: [(u8, libc::c_long); 7] = [
+const SENDERS: [(u8, libc::c_long); 11] = [
     (BYTES, libc::SYS_read),
     (BYTES, libc::SYS_recvfrom),
     (BYTES, libc::SYS_write),
     (BYTES, libc::SYS_sendto),
+    (VECTORS, libc::SYS_readv),
+    (VECTORS, libc::SYS_preadv2),
     (VECTORS, libc::SYS_writev),
+    (VECTORS, libc::SYS_pwritev2),
+    (MESSAGE, libc::SYS_recvmsg),
     (MESSAGE, libc::SYS_sendmsg),
     // The first message of several.
     (MESSAGE, libc::SYS_sendmmsg),

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::Hash;
-use std::sync::Arc;
 
 use super::{Function, Kind, Labels, Line, Location, Losses, Mapping, Profile, Sample};
 
@@ -146,6 +145,8 @@ impl<M: Copy + Eq + Hash> Folder<M> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     fn labels(tid: u32) -> Labels {

@@ -61,6 +61,7 @@ fn empty(bounds: &'static [f64]) -> Distribution {
 pub(crate) fn pool(name: &str) -> Pool {
     Pool {
         name: name.into(),
+        number: 0,
         origin: "config".into(),
         masters: Vec::new(),
         configured_size: None,

@@ -221,6 +221,8 @@ pub struct PoolSchedule {
     spans: u64,
     /// `None` where nobody watches them.
     requests: Option<Requests>,
+    /// They are followed now.
+    follows_requests: bool,
     /// `None` where nobody watches requests, it wants no distributions, or there is none left for it.
     waterfall: Option<Box<Waterfall>>,
     no_waterfall_left: bool,
@@ -434,6 +436,10 @@ impl Schedules {
             self.forget_requests(pool, now_ns);
         }
         let given = wanted.min(ceiling);
+        let followed = work.requests == Following::Followed && given > Profile::None;
+        if let Some(pool) = self.pools.get_mut(&pool) {
+            pool.follows_requests = followed;
+        }
         if given == Profile::None {
             if let Some(pool) = self.pools.get_mut(&pool) {
                 pool.unattributed_cpu_ns =
@@ -444,7 +450,7 @@ impl Schedules {
         }
         let pool = self.pools.entry(pool).or_default();
         pool.works_in_runs = work.in_runs;
-        let followed = work.requests == Following::Followed;
+        pool.follows_requests = followed;
         if followed {
             pool.requests.get_or_insert_default();
             pool.spawn_to_first_request.get_or_insert_with(|| Shown::new(SECONDS, now_ns));
@@ -572,6 +578,7 @@ impl Schedules {
         let waterfall = pool.waterfall.as_deref_mut().map(|waterfall| waterfall.view(at_ns, scratch));
         let requests = pool.requests.map(|total| snapshot::Requests {
             total,
+            followed: pool.follows_requests,
             spawn_to_first_request_seconds: spawn_to_first_request_seconds.unwrap_or_default(),
             waterfall,
             no_waterfall_left: pool.no_waterfall_left,
@@ -732,12 +739,13 @@ mod tests {
         ] {
             let shown = watch(&mut schedules, requests, ceiling).unwrap();
             assert_eq!((shown.total.count(), shown.seconds.unwrap()[0].count), (3, 3));
+            assert!(!shown.followed, "none is known to be in flight: {requests:?}");
             assert!(shown.waterfall.is_some() && asked(&schedules), "{requests:?}");
         }
         assert!(watch(&mut schedules, Following::Unwanted, Profile::None).is_none());
         assert!(!asked(&schedules));
         let anew = watch(&mut schedules, Following::Followed, Profile::Histograms).unwrap();
-        assert_eq!((anew.total.count(), anew.seconds.unwrap()[0].count), (0, 0));
+        assert_eq!((anew.total.count(), anew.seconds.unwrap()[0].count, anew.followed), (0, 0, true));
     }
 
     #[test]

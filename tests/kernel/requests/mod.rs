@@ -9,6 +9,7 @@ mod php;
 mod postgresql;
 mod python;
 mod queue;
+mod quiet;
 mod reload;
 pub(crate) mod serve;
 mod sockets;

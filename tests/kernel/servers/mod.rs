@@ -80,6 +80,16 @@ pub(crate) fn directory_with(files: &[(&str, &str)]) -> tempfile::TempDir {
     directory
 }
 
+/// Compiles a C program.
+pub(crate) fn compile(directory: &Path, name: &str, source: &str, options: &[&str]) -> std::path::PathBuf {
+    let (file, program) = (directory.join(format!("{name}.c")), directory.join(name));
+    std::fs::write(&file, source).unwrap();
+    let output = Command::new("cc").args(options).arg("-o").arg(&program).arg(&file).output();
+    let output = output.expect("a C compiler is installed (package gcc)");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    program
+}
+
 pub(crate) fn command_in(directory: &Path, program: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(program);
     command.args(arguments).current_dir(directory);

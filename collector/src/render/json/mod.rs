@@ -75,7 +75,7 @@ pub fn worker(snapshot: &Snapshot, pool: &str, slot: u32) -> Option<Vec<u8>> {
     let pool = snapshot.pools.iter().find(|p| &*p.name == pool)?;
     let worker = pool.workers.iter().find(|worker| worker.slot == slot)?;
     let mut scratch = Scratch::new();
-    let worker = Worker::of(&pool.name, worker, snapshot, &mut scratch);
+    let worker = Worker::of(pool, worker, snapshot, &mut scratch);
     Some(bytes(&OneWorker { head: Head::of(snapshot), pool: &pool.name, worker }))
 }
 

@@ -144,7 +144,7 @@ impl Serialize for Workers<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let workers = &self.pool.workers;
         let mut scratch = Scratch::new();
-        let worker = |worker| Worker::of(&self.pool.name, worker, self.snapshot, &mut scratch);
+        let worker = |worker| Worker::of(self.pool, worker, self.snapshot, &mut scratch);
         serializer.collect_seq(workers.iter().map(worker))
     }
 }

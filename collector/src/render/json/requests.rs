@@ -20,7 +20,9 @@ pub(super) struct Requests {
     /// That have ended.
     total: u64,
     by_outcome: BTreeMap<&'static str, u64>,
-    in_flight: u32,
+    /// Unknown while requests are not followed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    in_flight: Option<u32>,
     /// Over all sockets.
     receive_bytes: u64,
     transmit_bytes: u64,
@@ -36,11 +38,11 @@ pub(super) struct Requests {
 }
 
 impl Requests {
-    fn of(requests: &requests::Requests) -> Self {
+    fn of(requests: &requests::Requests, followed: bool) -> Self {
         Self {
             total: requests.count(),
             by_outcome: REQUEST_OUTCOMES.into_iter().zip(requests.ended).collect(),
-            in_flight: requests.in_flight,
+            in_flight: followed.then_some(requests.in_flight),
             receive_bytes: requests.received_bytes,
             transmit_bytes: requests.sent_bytes,
             imbalance: None,
@@ -53,17 +55,27 @@ impl Requests {
         let requests = pool.schedule.as_ref()?.requests.as_ref()?;
         let counts = pool.workers.iter().filter_map(|worker| Some(snapshot.requests_of(worker)?.count()));
         let waterfall = requests.waterfall.as_ref().map(|waterfall| Waterfall::of(waterfall, requests));
-        Some(Self { imbalance: imbalance(counts).and_then(finite), waterfall, ..Self::of(&requests.total) })
+        Some(Self {
+            imbalance: imbalance(counts).and_then(finite),
+            waterfall,
+            ..Self::of(&requests.total, requests.followed)
+        })
     }
 
-    pub(super) fn of_worker(schedule: &WorkerSchedule, at_ns: u64, scratch: &mut Scratch) -> Option<Self> {
+    /// `followed`: those of its pool are.
+    pub(super) fn of_worker(
+        schedule: &WorkerSchedule,
+        followed: bool,
+        at_ns: u64,
+        scratch: &mut Scratch,
+    ) -> Option<Self> {
         let mut of_outcome = |outcome: usize| {
             schedule.distribution(REQUEST as usize + outcome, at_ns, scratch).map(|d| windows(&d))
         };
         let outcomes = REQUEST_OUTCOMES.into_iter().enumerate();
         let durations = outcomes.filter_map(|(outcome, name)| Some((name, of_outcome(outcome)?)));
         let duration_seconds = durations.collect();
-        Some(Self { duration_seconds, ..Self::of(schedule.requests()?) })
+        Some(Self { duration_seconds, ..Self::of(schedule.requests()?, followed) })
     }
 }
 

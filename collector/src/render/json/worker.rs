@@ -144,15 +144,17 @@ impl Reading {
 
 impl<'a> Worker<'a> {
     pub(super) fn of(
-        pool: &'a str,
+        pool: &'a snapshot::Pool,
         worker: &'a snapshot::Worker,
         snapshot: &'a Snapshot,
         scratch: &mut Scratch,
     ) -> Self {
         let at_ns = snapshot.schedules_at_ns;
         let schedule = snapshot.schedule_of(worker);
+        let requests = pool.schedule.as_ref().and_then(|schedule| schedule.requests.as_ref());
+        let followed = requests.is_some_and(|requests| requests.followed);
         Self {
-            id: Id { pool, slot: worker.slot, generation: worker.generation },
+            id: Id { pool: &pool.name, slot: worker.slot, generation: worker.generation },
             slot: worker.slot,
             generation: worker.generation,
             pid: worker.pid,
@@ -167,7 +169,7 @@ impl<'a> Worker<'a> {
             reading: worker.reading.as_ref().map(Reading::of),
             schedule: schedule.map(|s| Schedule::of_worker(s, at_ns, scratch)),
             work: schedule.map(|s| Work::of_worker(s, at_ns, scratch)),
-            requests: schedule.and_then(|s| Requests::of_worker(s, at_ns, scratch)),
+            requests: schedule.and_then(|s| Requests::of_worker(s, followed, at_ns, scratch)),
         }
     }
 }

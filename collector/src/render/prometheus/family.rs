@@ -209,11 +209,11 @@ families! {
         POOL_FIRST_REQUEST_DISCARDED = Counter "worker_pool_spawn_to_first_request_seconds_discarded_total" ["pool"] ""
             "Values that could not be used in worker_pool_spawn_to_first_request_seconds.";
         POOL_ACCEPT_WAIT = Histogram "worker_pool_accept_wait_seconds" ["pool"] "seconds"
-            "Time from a TCP connection being established until a worker reads its first bytes, if the client sent them at once.";
+            "Time from a TCP connection being established until a worker reads its first bytes, if the client sent all of them at once.";
         POOL_ACCEPT_WAIT_QUANTILE = Summary "worker_pool_accept_wait_seconds_quantile" ["pool", "quantile", "window"] ""
             "Quantiles of worker_pool_accept_wait_seconds in a window, within 1.6 % or a tick of the kernel.";
         POOL_ACCEPT_WAIT_DISCARDED = Counter "worker_pool_accept_wait_seconds_discarded_total" ["pool"] ""
-            "Connections whose client did not send at once, or left out of worker_pool_accept_wait_seconds for want of memory or budget.";
+            "Connections whose client did not send at once, or sent more while it waited, or left out of worker_pool_accept_wait_seconds for want of memory or budget.";
         POOL_ALONE = Counter "worker_pool_waterfall_requests_total" ["pool"] ""
             "Requests that had the thread to themselves that they began on: those whose time is split by kind.";
         POOL_ALONE_DURATION = Counter "worker_pool_waterfall_request_seconds_total" ["pool"] "seconds"

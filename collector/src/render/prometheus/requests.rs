@@ -23,7 +23,7 @@ pub(super) fn write(writer: &mut Writer<'_>, series: &Series<'_>) {
         }
     });
     writer.family(&POOL_IN_FLIGHT, |samples| {
-        for (requests, labels) in requests() {
+        for (requests, labels) in requests().filter(|(requests, _)| requests.followed) {
             samples.add(labels, u64::from(requests.total.in_flight));
         }
     });
