@@ -64,9 +64,10 @@
 //! server, with the header timeout that `axum::serve` lacks · tokio-rustls, rustls-pki-types, rustls-webpki, ring: TLS and
 //! keyed digests · bcrypt, base64: basic authentication as exporters have it · serde, serde_json, serde-saphyr: JSON and a
 //! maintained YAML · clap: flags with environment twins · regex: linear time on hostile command lines · hdrhistogram:
-//! quantiles · nix, libc, socket2, caps: system calls, netlink, capabilities · syscalls: their
-//! names · jiff: RFC 3339 times and durations · flate2:
-//! gzip · itoa, ryu: numbers without allocation · bytes · thiserror, anyhow: errors of modules, errors of the program ·
+//! quantiles · object, gimli: ELF files and the descriptions of frames in them, read by those who unwind and symbolize in
+//! Rust; object comes with aya anyway · nix, libc, socket2, caps: system calls, netlink, capabilities · syscalls: their
+//! names · jiff: RFC 3339 times and durations · flate2: gzip · itoa, ryu: numbers without allocation · bytes ·
+//! thiserror, anyhow: errors of modules, errors of the program ·
 //! tracing, tracing-subscriber, tracing-logfmt: logs.
 //!
 //! Not prost for the protobuf exposition: it would want all labels of every sample as values of its own, once a second

@@ -6,6 +6,8 @@ pub mod fold;
 
 use std::sync::Arc;
 
+pub mod tables;
+
 /// What was measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
