@@ -247,6 +247,18 @@ fn padding_is_not_worth_a_row() {
 }
 
 #[test]
+fn a_megabyte_without_a_description_is_believed_to_have_frame_pointers() {
+    let after = |gap: u64| {
+        let written = Written::new("zR", ON_ENTRY).function(CODE, 32, &[]).function(CODE + 32 + gap, 32, &[]);
+        let segment = Segment { address: CODE, file_offset: 0, size: 4 << 20 };
+        let table = cfi::table(Frames { address: FRAMES_AT, bytes: &written.0 }, 0, &[segment]);
+        look_up(&table.expect("within limits"), CODE + 32)
+    };
+    assert_eq!(after(1 << 20), Rule::FRAME_POINTER);
+    assert_eq!(after((1 << 20) - 1), Rule::UNKNOWN);
+}
+
+#[test]
 fn of_functions_that_overlap_the_later_one_has_it() {
     let written = Written::new("zR", ON_ENTRY)
         .function(CODE + 50, 50, &[DEF_CFA_OFFSET, 16])
