@@ -33,7 +33,8 @@
 //! | [`source`] | eBPF, or `/proc` with the reason why |
 //! | [`collect`] | the collecting thread |
 //! | [`governor`] | keeps what the scheduler probes cost within a budget |
-//! | [`render`] | snapshot to Prometheus text, OpenMetrics, protobuf, JSON. The only home of wire types |
+//! | [`profile`] | the profile that readers get, as plain data |
+//! | [`render`] | snapshot to Prometheus text, OpenMetrics, protobuf, JSON; profile to pprof, text, folded stacks, flame graph. The only home of wire types |
 //! | [`auth`], [`http`] | who may ask; the server |
 //! | [`config`] | what was typed, what the files say, the validated result |
 //! | [`files`] | reads what an operator names, without waiting and within a limit |
@@ -66,12 +67,15 @@
 //! maintained YAML · clap: flags with environment twins · regex: linear time on hostile command lines · hdrhistogram:
 //! quantiles · object, gimli: ELF files and the descriptions of frames in them, read by those who unwind and symbolize in
 //! Rust; object comes with aya anyway · nix, libc, socket2, caps: system calls, netlink, capabilities · syscalls: their
-//! names · jiff: RFC 3339 times and durations · flate2: gzip · itoa, ryu: numbers without allocation · bytes ·
-//! thiserror, anyhow: errors of modules, errors of the program ·
+//! names · jiff: RFC 3339 times and durations · flate2: gzip · inferno: flame graphs, of exactly the version whose script
+//! browsers are told to run; CDDL-1.0, which asks nothing of files that are not its own · itoa, ryu: numbers without
+//! allocation · bytes · thiserror, anyhow: errors of modules, errors of the program ·
 //! tracing, tracing-subscriber, tracing-logfmt: logs.
 //!
 //! Not prost for the protobuf exposition: it would want all labels of every sample as values of its own, once a second
-//! beside what is watched (`cargo bench --bench render` has both). It reads in the tests what we write.
+//! beside what is watched (`cargo bench --bench render` has both). Nor for `profile.proto`: it would want the whole profile a
+//! second time, as messages, and the declarations of these are as long as writing them by hand. It reads in the tests what we
+//! write.
 #![warn(missing_docs)]
 
 pub mod aggregate;

@@ -1,0 +1,129 @@
+//! A profile as `profile.proto` of google/pprof, as text to read, as folded stacks, and as a flame graph.
+//!
+//! `frames` says which frames a sample has and how they are called; `proto`, `text`, `folded` and `flamegraph` write
+//! them. What all of them keep to:
+//!
+//! - A stack that ends before its outermost frame gets `[truncated]` as that frame, so that what is missing below `main`
+//!   stands beside `main` and not nowhere. An empty stack counts as one of these.
+//! - What was lost is said in each of them: comments, header, subtitle. Folded stacks have no place for it.
+//! - A sample that refers to what is not in its profile is left out and counted among the losses; a line of an unknown
+//!   function is left out, a location in an unknown mapping is in none.
+//! - Whatever is meant for eyes is bounded: names are clipped, and beyond `ROOM` the smallest samples are added up
+//!   or counted instead of shown. `profile.proto` says each name once and needs no such bound.
+
+mod flamegraph;
+mod folded;
+mod frames;
+mod proto;
+#[cfg(test)]
+mod tests;
+mod text;
+
+use std::io;
+use std::time::Duration;
+
+pub use self::flamegraph::CONTENT_SECURITY_POLICY;
+use crate::profile::{Kind, Profile};
+
+/// A format for profiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// `profile.proto` of google/pprof, compressed, which is how all its readers expect it.
+    Proto,
+    /// For humans: what `?debug=1` asks for.
+    Text,
+    /// A line per stack, outermost frame first: what flamegraph.pl, inferno and speedscope read.
+    Folded,
+    /// An interactive picture. It needs [`CONTENT_SECURITY_POLICY`].
+    FlameGraph,
+}
+
+impl Format {
+    /// The media type to answer with. The compression of `profile.proto` is part of the format: there is no
+    /// `Content-Encoding` to go with it, or clients would take it off.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Proto => "application/octet-stream",
+            Self::Text | Self::Folded => "text/plain; charset=utf-8",
+            Self::FlameGraph => "image/svg+xml",
+        }
+    }
+}
+
+/// Why a profile cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Even its widest frames do not fit: the stacks are far deeper than any that the kernel walks.
+    #[error("the flame graph would be larger than {} bytes", flamegraph::LARGEST)]
+    TooLarge,
+    /// Our bug: everything is written to memory.
+    #[error("writing a profile as {format:?}: {source}")]
+    Write {
+        /// As what.
+        format: Format,
+        /// What the library said.
+        source: io::Error,
+    },
+}
+
+/// Writes a profile.
+pub fn render(profile: &Profile, format: Format) -> Result<Vec<u8>, Error> {
+    match format {
+        Format::Proto => proto::render(profile).map_err(|source| Error::Write { format, source }),
+        Format::Text => Ok(text::render(profile).into_bytes()),
+        Format::Folded => Ok(folded::render(profile).into_bytes()),
+        Format::FlameGraph => flamegraph::render(profile),
+    }
+}
+
+/// Bytes that text and folded stacks may have.
+const ROOM: usize = 16 << 20;
+
+/// How a kind of profile is called, and what it counts and measures.
+struct Measure {
+    name: &'static str,
+    /// In the words of Go's profiles, which are what readers know.
+    count: &'static str,
+    time: &'static str,
+    /// The same for humans.
+    counted: &'static str,
+}
+
+impl Measure {
+    fn of(kind: Kind) -> Self {
+        let (name, count, time, counted) = match kind {
+            Kind::OnCpu => ("on-CPU", "samples", "cpu", "samples"),
+            Kind::OffCpu => ("off-CPU", "contentions", "delay", "waits"),
+            Kind::RunQueue => ("run queue", "contentions", "delay", "waits"),
+            Kind::Wall => ("wall clock", "samples", "wall", "samples"),
+        };
+        Self { name, count, time, counted }
+    }
+}
+
+/// What of a profile is not whole, a phrase each.
+fn remarks(profile: &Profile) -> Vec<String> {
+    let losses = profile.losses;
+    let what = Measure::of(profile.kind).counted;
+    let damaged: u64 = profile
+        .samples
+        .iter()
+        .filter(|sample| frames::labels(profile, sample).is_none())
+        .fold(0, |sum, sample| sum.saturating_add(sample.count));
+    let mut remarks = Vec::new();
+    if losses.truncated > 0 {
+        remarks.push(format!("{what} truncated: {} of {}", losses.truncated, losses.samples));
+    }
+    if losses.lost > 0 {
+        remarks.push(format!("{what} lost: {}", losses.lost));
+    }
+    if damaged > 0 {
+        remarks.push(format!("{what} left out, as they refer to what is not in the profile: {damaged}"));
+    }
+    remarks
+}
+
+/// A length of time for humans: `30s`, `10.101ms`.
+fn duration(ns: u64) -> Duration {
+    Duration::from_nanos(ns)
+}

@@ -1,0 +1,113 @@
+//! A profile for humans: a header, then the samples, largest first, each with its frames, innermost first.
+//!
+//! In the manner of Go's `?debug=1`: how many and how long before an `@`, `#` before each frame. What follows the `@`
+//! are not addresses but who it was. Characters that act on a terminal are escaped as Rust writes them.
+
+use std::cmp::Reverse;
+use std::fmt::{self, Write as _};
+
+use jiff::Timestamp;
+
+use super::frames::{self, Frame};
+use super::{Measure, ROOM, duration, remarks};
+use crate::profile::{Labels, Profile, Sample};
+
+/// Writes a profile.
+pub(super) fn render(profile: &Profile) -> String {
+    let mut out = String::new();
+    // Writing to a string cannot fail.
+    let _ = write(profile, &mut out);
+    out
+}
+
+fn write(profile: &Profile, out: &mut String) -> fmt::Result {
+    let mut samples: Vec<_> = frames::samples(profile).collect();
+    samples.sort_by_key(|(sample, _)| Reverse((sample.value_ns, sample.count)));
+    write_header(profile, &samples, out)?;
+    for (at, (sample, labels)) in samples.iter().enumerate() {
+        if out.len() >= ROOM {
+            return writeln!(out, "\n{} more, which are smaller, are left out", samples.len() - at);
+        }
+        write!(out, "\n{} {} @ ", sample.count, sample.value_ns)?;
+        write_labels(labels, out)?;
+        let mut result = Ok(());
+        frames::walk(profile, sample, |frame| {
+            if result.is_ok() {
+                result = write_frame(&frame, out);
+            }
+        });
+        result?;
+    }
+    Ok(())
+}
+
+fn write_header(profile: &Profile, samples: &[(&Sample, &Labels)], out: &mut String) -> fmt::Result {
+    let measure = Measure::of(profile.kind);
+    let total = |of: fn(&Sample) -> u64| samples.iter().fold(0, |sum: u64, (s, _)| sum.saturating_add(of(s)));
+    writeln!(out, "--- {} profile: {}/count {}/nanoseconds @", measure.name, measure.count, measure.time)?;
+    match Timestamp::from_nanosecond(profile.started_unix_ns.into()) {
+        Ok(started) => writeln!(out, "started {started}")?,
+        Err(_) => writeln!(out, "started {} ns after 1970", profile.started_unix_ns)?,
+    }
+    writeln!(out, "measured for {:?}", duration(profile.duration_ns))?;
+    if profile.period_ns > 0 {
+        writeln!(out, "a sample every {:?} of CPU time", duration(profile.period_ns))?;
+    }
+    let (count, time) = (total(|sample| sample.count), total(|sample| sample.value_ns));
+    writeln!(out, "{count} {}, {:?}", measure.counted, duration(time))?;
+    remarks(profile).iter().try_for_each(|remark| writeln!(out, "{remark}"))
+}
+
+fn write_labels(labels: &Labels, out: &mut String) -> fmt::Result {
+    write!(out, "pool=\"{}\"", Shown(&labels.pool, true))?;
+    if let Some((slot, generation)) = labels.slot {
+        write!(out, " slot={slot} generation={generation}")?;
+    }
+    write!(out, " pid={} tid={}", labels.pid, labels.tid)?;
+    write!(out, " thread=\"{}\" state={}", Shown(&labels.thread, true), labels.state)?;
+    if let Some(reason) = labels.reason {
+        write!(out, " reason={reason}")?;
+    }
+    writeln!(out)
+}
+
+fn write_frame(frame: &Frame<'_>, out: &mut String) -> fmt::Result {
+    match frame {
+        Frame::Function { function, line, inlined, .. } => {
+            write!(out, "#\t{}", Shown(frames::name(function), false))?;
+            if *inlined {
+                write!(out, " (inlined)")?;
+            }
+            if !function.file.is_empty() {
+                write!(out, "\t{}", Shown(&function.file, false))?;
+                if *line > 0 {
+                    write!(out, ":{line}")?;
+                }
+            }
+            writeln!(out)
+        }
+        Frame::Address { mapping: Some(mapping), address } => {
+            writeln!(out, "#\t{}+{address:#x}", Shown(&mapping.path, false))
+        }
+        Frame::Address { mapping: None, address } => writeln!(out, "#\t{address:#x}"),
+        Frame::Truncated => writeln!(out, "#\t{}", frames::TRUNCATED),
+    }
+}
+
+/// A name as it is shown, within quotes or not.
+struct Shown<'a>(&'a str, bool);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(name, quoted) = *self;
+        for character in frames::clipped(name).chars() {
+            match character {
+                '"' | '\\' if quoted => write!(out, "\\{character}")?,
+                '\n' | '\r' | '\t' => write!(out, "{}", character.escape_default())?,
+                _ if frames::acts(character) => write!(out, "{}", character.escape_unicode())?,
+                _ => out.write_char(character)?,
+            }
+        }
+        Ok(())
+    }
+}
