@@ -7,6 +7,7 @@
 mod support;
 
 mod command_line;
+mod pprof;
 mod procfs;
 mod readme;
 mod reload;

@@ -21,7 +21,7 @@ pub(crate) enum Need {
     Bench,
 }
 
-const PACKAGES: [(&str, Need, &str); 32] = [
+const PACKAGES: [(&str, Need, &str); 35] = [
     ("rustc-web", Need::Ebpf, "a compiler whose LLVM is the linker's, at /usr/bin/rustc"),
     ("libstd-rust-web-dev-bpf", Need::Ebpf, "`core`, compiled for BPF"),
     ("rust-web-clippy", Need::Ebpf, "lints the BPF programs"),
@@ -44,6 +44,9 @@ const PACKAGES: [(&str, Need, &str); 32] = [
     ("prometheus", Need::Workers, "promtool judges our text, the server scrapes it and our protobuf"),
     ("python3-prometheus-client", Need::Workers, "its parser judges our OpenMetrics text"),
     ("binutils", Need::Workers, "readelf judges our rules of how callers are found"),
+    ("gcc", Need::Workers, "compiles programs that are known to do this and that"),
+    ("libc6-dev", Need::Workers, "what they are compiled and linked with"),
+    ("golang-go", Need::Workers, "`go tool pprof` judges our profiles"),
     ("wrk", Need::Workers, "asks them for more than they can answer"),
     ("qemu-system-x86", Need::Vm, "boots other kernels"),
     ("busybox-static", Need::Vm, "user space of the guest"),

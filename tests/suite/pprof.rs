@@ -1,0 +1,180 @@
+//! Profiles, as `go tool pprof` reads them.
+
+use std::process::Command;
+
+use collector::profile::{Function, Kind, Labels, Line, Location, Losses, Mapping, Profile, Sample};
+use collector::render::pprof::{Format, render};
+
+const SECOND: u64 = 1_000_000_000;
+
+/// `main` calls `serve`, which `parse` was inlined into; `vfs_read` was called by nobody knows whom.
+fn profile(kind: Kind) -> Profile {
+    let function = |name: &str, file: &str| Function {
+        name: name.into(),
+        system_name: name.into(),
+        file: file.into(),
+        start_line: 1,
+    };
+    let location = |mapping, address, lines: &[(u32, u32)]| Location {
+        mapping: Some(mapping),
+        address,
+        lines: lines.iter().map(|(function, line)| Line { function: *function, line: *line }).collect(),
+    };
+    let mapping = |path: &str, build_id: &str, start| Mapping {
+        start,
+        limit: start + 0x10000,
+        file_offset: 0,
+        path: path.into(),
+        build_id: build_id.into(),
+        symbolized: true,
+    };
+    let labels = |slot, state, reason| Labels {
+        pool: "web".into(),
+        slot: Some((slot, 1 + u64::from(slot))),
+        pid: 100 + slot,
+        tid: 100 + slot,
+        thread: "worker".into(),
+        state,
+        reason,
+    };
+    let sample = |stack: &[u32], labels, count, truncated| Sample {
+        stack: stack.into(),
+        labels,
+        count,
+        value_ns: count * SECOND / 10,
+        truncated,
+    };
+    Profile {
+        kind,
+        started_unix_ns: 1_700_000_000 * SECOND,
+        duration_ns: 10 * SECOND,
+        period_ns: if kind == Kind::OnCpu { SECOND / 10 } else { 0 },
+        mappings: vec![
+            mapping("/nowhere/app", "00c0ffee", 0x1000),
+            mapping("[kernel.kallsyms]", "", 0xffff_ffff_8100_0000),
+        ],
+        functions: vec![
+            function("main", "/src/main.c"),
+            function("serve", "/src/serve.c"),
+            function("parse", "/src/parse.h"),
+            function("vfs_read", ""),
+        ],
+        locations: vec![
+            location(0, 0x1100, &[(0, 12)]),
+            location(0, 0x1200, &[(2, 5), (1, 30)]),
+            location(1, 0xffff_ffff_8100_1000, &[(3, 0)]),
+        ],
+        labels: vec![labels(0, "on_cpu", None), labels(3, "blocked", Some("disk"))],
+        samples: vec![
+            sample(&[1, 0], 0, 60, false),
+            sample(&[2], 1, 20, true),
+            sample(&[1, 0], 1, 20, false),
+        ],
+        losses: Losses { samples: 100, truncated: 20, lost: 1 },
+    }
+}
+
+/// What `go tool pprof` says to a profile; `None` where there is none.
+fn pprof(kind: Kind, options: &[&str]) -> Option<String> {
+    if let Err(error) = Command::new("go").arg("version").output() {
+        println!("left out: no go: {error}; its package is golang-go");
+        return None;
+    }
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("profile.pb.gz");
+    std::fs::write(&path, render(&profile(kind), Format::Proto).unwrap()).unwrap();
+    let mut go = Command::new("go");
+    // Newer ones build the tool when it is first used, and must not go and fetch an even newer one for that.
+    go.args(["tool", "pprof", "-symbolize=none"]).args(options).arg(&path);
+    go.env("HOME", home.path())
+        .env("GOCACHE", home.path().join("cache"))
+        .env("GOFLAGS", "")
+        .env("GOTOOLCHAIN", "local");
+    let output = go.env("PPROF_TMPDIR", home.path()).env("TZ", "UTC").output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{options:?}: {stderr}");
+    Some(String::from_utf8(output.stdout).unwrap())
+}
+
+/// Lines of a report without the blanks that align them, all of which must be in it.
+fn check(kind: Kind, options: &[&str], lines: &[&str]) {
+    let Some(report) = pprof(kind, options) else { return };
+    let report: Vec<String> =
+        report.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    for line in lines {
+        assert!(
+            report.iter().any(|said| said == line),
+            "{options:?}: {line:?} is not in\n{}",
+            report.join("\n")
+        );
+    }
+}
+
+#[test]
+fn go_counts_what_was_counted() {
+    check(
+        Kind::OnCpu,
+        &["-top"],
+        &[
+            "File: app",
+            "Type: cpu",
+            "Time: Nov 14, 2023 at 10:13pm (UTC)",
+            "Duration: 10s, Total samples = 10s ( 100%)",
+            "8s 80.00% 80.00% 8s 80.00% parse (inline)",
+            "2s 20.00% 100% 2s 20.00% vfs_read",
+            "0 0% 100% 8s 80.00% main",
+            "0 0% 100% 8s 80.00% serve",
+            "0 0% 100% 2s 20.00% [truncated]",
+        ],
+    );
+    check(Kind::OnCpu, &["-top", "-sample_index=samples"], &["80 80.00% 80.00% 80 80.00% parse (inline)"]);
+    for kind in [Kind::OffCpu, Kind::RunQueue] {
+        check(kind, &["-top"], &["Type: delay", "8s 80.00% 80.00% 8s 80.00% parse (inline)"]);
+        check(kind, &["-top", "-contentions"], &["80 80.00% 80.00% 80 80.00% parse (inline)"]);
+    }
+    check(Kind::Wall, &["-top"], &["Type: wall", "8s 80.00% 80.00% 8s 80.00% parse (inline)"]);
+}
+
+#[test]
+fn go_reads_all_of_it() {
+    check(
+        Kind::OnCpu,
+        &["-raw"],
+        &[
+            "PeriodType: cpu nanoseconds",
+            "Period: 100000000",
+            "Time: 2023-11-14 22:13:20 +0000 UTC",
+            "samples/count cpu/nanoseconds[dflt]",
+            "60 6000000000: 1 2",
+            "1: 0x1200 M=1 parse /src/parse.h:5 s=1",
+            "serve /src/serve.c:30 s=1",
+            "2: 0x1100 M=1 main /src/main.c:12 s=1",
+            "20 2000000000: 3 4",
+            "3: 0xffffffff81001000 M=2 vfs_read :0 s=1",
+            "4: 0x0 [truncated] :0 s=0",
+            "1: 0x1000/0x11000/0x0 /nowhere/app 00c0ffee [FN][FL][LN][IN]",
+            "2: 0xffffffff81000000/0xffffffff81010000/0x0 [kernel.kallsyms] [FN]",
+        ],
+    );
+    check(Kind::OnCpu, &["-comments"], &["samples truncated: 20 of 100", "samples lost: 1"]);
+}
+
+/// What the documentation of the labels promises.
+#[test]
+fn go_finds_workers_by_their_labels() {
+    let total = |focus: &str, total: &str| {
+        check(Kind::OnCpu, &["-top", focus], &[&format!("Showing nodes accounting for {total}")]);
+    };
+    total("-tagfocus=pool=^web$", "10s, 100% of 10s total");
+    total("-tagfocus=slot=^0$", "6s, 60.00% of 10s total");
+    total("-tagfocus=slot=^3$", "4s, 40.00% of 10s total");
+    total("-tagfocus=generation=2:", "4s, 40.00% of 10s total");
+    total("-tagfocus=pid=100", "6s, 60.00% of 10s total");
+    total("-tagfocus=reason=disk", "4s, 40.00% of 10s total");
+    check(
+        Kind::OnCpu,
+        &["-top", "-tagroot=pool,slot"],
+        &["0 0% 100% 10s 100% web", "0 0% 100% 6s 60.00% 0", "0 0% 100% 4s 40.00% 3"],
+    );
+    check(Kind::OnCpu, &["-tags"], &["6.0s (60.00%): 0", "6.0s (60.00%): 100", "4.0s (40.00%): 103"]);
+}
