@@ -7,6 +7,7 @@ pub mod cgroup;
 mod connector;
 mod doing;
 pub mod facts;
+pub mod kallsyms;
 mod netlink;
 pub mod own;
 pub mod parse;
