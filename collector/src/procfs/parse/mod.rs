@@ -6,6 +6,7 @@ use thiserror::Error;
 pub mod cgroup;
 pub mod cgroup2;
 pub mod io;
+pub mod maps;
 pub mod schedstat;
 pub mod stat;
 pub mod statm;
