@@ -171,6 +171,11 @@ impl ProcessDirectory {
         Ok(openat(&self.0, name, flags, Mode::empty())?)
     }
 
+    /// Follows a link of the process (`map_files/…`) without opening what it leads to.
+    pub fn handle(&self, name: &str) -> Result<OwnedFd, ReadError> {
+        Ok(openat(&self.0, name, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?)
+    }
+
     /// Opens a directory of it to be listed (`fd`).
     pub(super) fn listing(&self, name: &str) -> Result<Dir, ReadError> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
