@@ -29,6 +29,7 @@
 //! | [`procfs`] | pure parsers, the `/proc` source with its process connector, facts about programs, control groups and sockets |
 //! | [`kernel`] | the eBPF source: BTF offsets, loading, ring buffer, slots, tasks, the scheduler, requests, waterfalls. Nearly all `unsafe` is here |
 //! | [`worker`] | who is a worker, of which pool, in which slot; where its time went; what its work was; whether CPU adds up. No IO |
+//! | [`profile`] | code that processes have mapped; profiles as plain data |
 //! | [`aggregate`] | the one owner of registry and process table |
 //! | [`source`] | eBPF, or `/proc` with the reason why |
 //! | [`collect`] | the collecting thread |

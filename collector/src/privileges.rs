@@ -2,13 +2,14 @@
 
 use caps::{CapSet, Capability, CapsHashSet};
 
-/// What is needed as long as we run: bpf(2) on our own maps (before 5.19 every command of it asks for CAP_BPF), and
-/// reading other users' processes in `/proc`.
-const KEPT: [Capability; 4] = [
+/// What is needed as long as we run: bpf(2) on our own maps (before 5.19 every command of it asks for CAP_BPF), reading
+/// other users' processes in `/proc`, and the very files that they have mapped (`map_files`).
+const KEPT: [Capability; 5] = [
     Capability::CAP_BPF,
     Capability::CAP_PERFMON,
     Capability::CAP_SYS_PTRACE,
     Capability::CAP_DAC_READ_SEARCH,
+    Capability::CAP_CHECKPOINT_RESTORE,
 ];
 
 /// Drops all other capabilities of this thread, which every thread made later inherits. Returns the names of those

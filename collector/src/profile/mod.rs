@@ -1,6 +1,10 @@
 //! Profiles: how often, or for how long, threads of workers were found at which stack.
 //!
-//! This is plain data, what [`crate::render`] turns into bytes; it knows nothing of how it was gathered.
+//! The types here are plain data, what [`crate::render`] turns into bytes; they know nothing of how it was gathered.
+//! [`modules`] says what code processes have mapped.
+
+mod elf;
+pub mod modules;
 
 pub mod fold;
 
