@@ -29,7 +29,7 @@
 //! | [`procfs`] | pure parsers, the `/proc` source with its process connector, facts about programs, control groups and sockets |
 //! | [`kernel`] | the eBPF source: BTF offsets, loading, ring buffer, slots, tasks, the scheduler, requests, waterfalls. Nearly all `unsafe` is here |
 //! | [`worker`] | who is a worker, of which pool, in which slot; where its time went; what its work was; whether CPU adds up. No IO |
-//! | [`profile`] | code that processes have mapped; profiles as plain data |
+//! | [`profile`] | code that processes have mapped, names of addresses; profiles as plain data |
 //! | [`aggregate`] | the one owner of registry and process table |
 //! | [`source`] | eBPF, or `/proc` with the reason why |
 //! | [`collect`] | the collecting thread |
@@ -67,7 +67,8 @@
 //! keyed digests · bcrypt, base64: basic authentication as exporters have it · serde, serde_json, serde-saphyr: JSON and a
 //! maintained YAML · clap: flags with environment twins · regex: linear time on hostile command lines · hdrhistogram:
 //! quantiles · object, gimli: ELF files and the descriptions of frames in them, read by those who unwind and symbolize in
-//! Rust; object comes with aya anyway · nix, libc, socket2, caps: system calls, netlink, capabilities · syscalls: their
+//! Rust; object comes with aya anyway · blazesym: symbol tables, lines and inlined functions · rustc-demangle,
+//! cpp_demangle: names, within a limit · nix, libc, socket2, caps: system calls, netlink, capabilities · syscalls: their
 //! names · jiff: RFC 3339 times and durations · flate2: gzip · inferno: flame graphs, of exactly the version whose script
 //! browsers are told to run; CDDL-1.0, which asks nothing of files that are not its own · itoa, ryu: numbers without
 //! allocation · bytes · thiserror, anyhow: errors of modules, errors of the program ·

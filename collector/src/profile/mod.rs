@@ -1,10 +1,15 @@
 //! Profiles: how often, or for how long, threads of workers were found at which stack.
 //!
 //! The types here are plain data, what [`crate::render`] turns into bytes; they know nothing of how it was gathered.
-//! [`modules`] says what code processes have mapped.
+//! [`modules`] says what code processes have mapped, [`symbols`] what is at an address of it.
 
+mod debug_file;
 mod elf;
+mod image;
 pub mod modules;
+mod names;
+pub mod perf_map;
+pub mod symbols;
 
 pub mod fold;
 
