@@ -57,14 +57,15 @@ pub(crate) fn received<const HERE: bool>(serving: &mut Serving, connection: Conn
     let (thread, times, wants) = (&mut *serving.thread, serving.times, serving.wants);
     // SAFETY: a pointer into the array.
     add_u64(unsafe { &raw mut (*times).received_bytes }, u64::from(length.cast_unsigned()));
-    let looks = wants & WANTS_STATUS != 0 && connection.sock != 0;
+    let (at_ns, key) = (now(), connection.key);
+    let index = place_of_at::<HERE>(key).and_then(|index| request_of(key, index, at_ns)).unwrap_or(NOWHERE);
+    let looks = wants & WANTS_STATUS != 0 && connection.sock != 0 && !speaks_http(index);
     let asks = if looks { asks(serving.task, length) } else { Asks::Something };
     if asks == Asks::Nothing {
         return;
     }
     let provisional = asks == Asks::Perhaps;
-    let (at_ns, key) = (now(), connection.key);
-    match place_of_at::<HERE>(key).and_then(|index| request_of(key, index, at_ns)) {
+    match found(index) {
         Some(index) => continued(connection, index, thread, length, provisional, at_ns),
         None if length > 0 && connection.asks() => {
             if let Some(ns) = connection.accept_wait_ns() {
@@ -208,6 +209,14 @@ fn request_of(key: u64, index: u32, at_ns: u64) -> Option<u32> {
         end(key, index, at_ns);
     }
     None
+}
+
+/// The last answer on a connection was one of HTTP/1 in clear text: nobody says there what asks for nothing.
+#[inline(always)]
+fn speaks_http(index: u32) -> bool {
+    // SAFETY: a pointer into the array; another CPU may change it.
+    let place = |request: *const Request| unsafe { (&raw const (*request).place).read_volatile() };
+    REQUESTS.get_ptr(index).is_some_and(|request| Request::outcome_of(place(request)) < ANSWERED)
 }
 
 #[inline(always)]
