@@ -99,8 +99,8 @@ pub struct Stack {
     pub hash: u64,
     /// How often it was found on a CPU; or how many waits there were that are over.
     pub count: u64,
-    /// How long it was blocked altogether, ns.
-    pub blocked_ns: u64,
+    /// How long it was on a CPU, or blocked, altogether, ns.
+    pub time_ns: u64,
     /// How often it waited for a CPU and got it.
     pub queued: u64,
     /// How long altogether, ns.
@@ -148,8 +148,10 @@ pub struct Sampling {
     pub zero: u64,
     /// Waits that were shorter are in no count, ns. Set by user space.
     pub least_ns: u64,
+    /// Time from an event of a CPU to the next, ns. Set by user space.
+    pub period_ns: u64,
     /// Zero: fills the cache line.
-    pub padding: [u64; 5],
+    pub padding: [u64; 4],
     /// Thread group ids whose address space is not known, by order of asking modulo the length.
     pub unknown: [u32; MAX_UNKNOWN],
 }
@@ -170,7 +172,7 @@ impl Sampled {
     pub const COUNT: usize = 4;
 }
 
-/// The stack that is being looked at. One for each CPU and kind of program. 2,104 bytes.
+/// The stack that is being looked at. One for each CPU and kind of program. 2,112 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Walk {
@@ -194,6 +196,8 @@ pub struct Walk {
     pub called: u32,
     /// [`Stack::flags`]
     pub flags: u32,
+    /// When the last event came, `CLOCK_MONOTONIC` ns; 0 if none has.
+    pub last_ns: u64,
     /// Addresses of the frames of the program.
     pub user: [u64; MAX_FRAMES + 1],
     /// Addresses of the frames of the kernel.
@@ -221,6 +225,6 @@ const _: () = {
     assert!(size_of::<Stack>() == 104);
     assert!(size_of::<Sampling>() == 1088);
     assert!(size_of::<Wait>() == 16);
-    assert!(size_of::<Walk>() == 2104);
+    assert!(size_of::<Walk>() == 2112);
     assert!(size_of::<Known>() == 16);
 };

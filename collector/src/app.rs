@@ -18,6 +18,7 @@ use crate::config::web::WebConfig;
 use crate::http;
 use crate::kernel::support::Support;
 use crate::procfs::{Cgroups, ProgramReader, Sockets};
+use crate::profiler::{self, Profiler};
 use crate::render::prometheus::Groups;
 use crate::snapshot::Snapshot;
 use crate::units::{HostFacts, unix_ns};
@@ -43,6 +44,13 @@ pub fn run(flags: Flags) -> anyhow::Result<()> {
         .with_context(|| format!("reading control groups from {}", flags.procfs.display()))?;
     let sockets = Sockets::open(&flags.procfs)
         .with_context(|| format!("reading descriptors from {}", flags.procfs.display()))?;
+    let (publisher, snapshots) = watch::channel(None);
+    let (profiler, profiling) = opened
+        .samplers
+        .map(|samplers| profiler::new(samplers, snapshots.clone(), &flags.procfs))
+        .transpose()
+        .with_context(|| format!("reading processes from {}", flags.procfs.display()))?
+        .unzip();
     // For as long as we run: closing it switches them off again.
     let _statistics = flags.bpf_stats.then(kernel::run_time_statistics).transpose().unwrap_or_else(|error| {
         tracing::warn!(%error, "the kernel does not let us switch run-time statistics on (CAP_SYS_ADMIN)");
@@ -53,11 +61,10 @@ pub fn run(flags: Flags) -> anyhow::Result<()> {
         Err(error) => tracing::warn!(%error, "dropping capabilities failed; all are kept"),
     }
 
-    let (publisher, snapshots) = watch::channel(None);
     let connections = Arc::new(http::Connections::default());
     let loaded_unix_ns = flags.config_file.is_some().then(unix_ns);
     let source_name = opened.source.name();
-    let served = Served { web, groups: file.groups };
+    let served = Served { web, groups: file.groups, profiler };
     let collector = Collector::new(Setup {
         source: opened.source,
         facts: Box::new(facts),
@@ -76,6 +83,14 @@ pub fn run(flags: Flags) -> anyhow::Result<()> {
         .name("collect".into())
         .spawn(move || collector.run(&inbox))
         .context("starting the collecting thread")?;
+
+    if let Some(profiling) = profiling {
+        // It ends with the last who could ask it for something; what it does until then is of no use to anybody.
+        thread::Builder::new()
+            .name("profile".into())
+            .spawn(move || profiling.run())
+            .context("starting the profiling thread")?;
+    }
 
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the server")?;
@@ -106,17 +121,18 @@ fn bind(address: SocketAddr) -> anyhow::Result<std::net::TcpListener> {
     Ok(listener)
 }
 
-/// What the files say of serving; a reload may change it.
+/// What is served, and how; a reload may change what the files say of it.
 struct Served {
     web: WebConfig,
     groups: Groups,
+    profiler: Option<Profiler>,
 }
 
 type Snapshots = watch::Receiver<Option<Arc<Snapshot>>>;
 
 async fn serve(
     flags: &Flags,
-    Served { web, groups }: Served,
+    Served { web, groups, profiler }: Served,
     listeners: Vec<std::net::TcpListener>,
     snapshots: Snapshots,
     connections: &Arc<http::Connections>,
@@ -129,7 +145,8 @@ async fn serve(
 
     let (reload, mut reload_requests) = tokio::sync::mpsc::channel(1);
     let mut published = snapshots.clone();
-    let shared = Arc::new(http::Shared::new(flags.http.clone(), web.access, snapshots, Some(reload)));
+    let shared =
+        Arc::new(http::Shared::new(flags.http.clone(), web.access, snapshots, Some(reload), profiler));
     shared.set_groups(groups);
     let scheme = if web.tls.is_some() { "https" } else { "http" };
     let tls = Arc::new(http::tls::Tls::new(web.tls)?);

@@ -136,9 +136,14 @@ impl Policy {
         Self { users, memory: Arc::clone(&self.memory) }
     }
 
+    /// Everyone is let in.
+    pub fn is_open(&self) -> bool {
+        self.users.is_empty()
+    }
+
     /// Judges the value of an `Authorization` header.
     pub fn decide(&self, authorization: Option<&[u8]>) -> Decision {
-        if self.users.is_empty() {
+        if self.is_open() {
             return Decision::Allow;
         }
         let Some((name, password)) = authorization.and_then(basic_credentials) else { return Decision::Deny };

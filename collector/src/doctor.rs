@@ -42,6 +42,13 @@ pub fn run(flags: &Flags, format: ReportFormat, out: &mut dyn Write) -> io::Resu
         Ok(opened) => {
             let mut features = opened.obstacles;
             features.extend(opened.source.features());
+            if let Some(Err(error)) = opened.samplers.map(|samplers| samplers.try_all())
+                && let Some(profiles) = features.iter_mut().find(|feature| feature.name == "profiles")
+            {
+                profiles.enabled = false;
+                profiles.reason = format!("workers cannot be profiled: {error}");
+                profiles.remedy = error.remedy();
+            }
             (Some(opened.source.name()), features, None)
         }
         Err(error) => (None, Vec::new(), Some(format!("{error:#}"))),

@@ -12,11 +12,15 @@
 //!  both ── their time, the slowest (mmap) ────▶ kernel::waterfall ┤
 //!  task walk ── one run, rows (mmap) ────────▶ kernel::tasks ──┼─▶ aggregate ─▶ snapshot (Arc) ─▶ render ─▶ http
 //!  /proc, process connector (fallback) ──────▶ procfs ─────────┘      owns worker::registry
+//!
+//!  sampling programs ── stacks (mmap) ───────▶ kernel::Sampler ─▶ profiler ─▶ profile::Profile ─▶ render::pprof ─▶ http
+//!   (while somebody asks)   ◀── address spaces, rules of .eh_frame ──┘
 //! ```
 //!
 //! A fact enters once, as an [`input::Input`]; [`aggregate`] applies it to [`worker::registry`] in the order in which it
 //! came; [`collect`], the only thread that calls a source, publishes an immutable [`snapshot::Snapshot`] after each
-//! pass; [`http`] renders the latest one, at most once per format, and never waits for anything else.
+//! pass; [`http`] renders the latest one, at most once per format, and never waits for anything else. Profiles are asked
+//! for and awaited: [`profiler`] is a thread of its own, which samples while somebody asks.
 //!
 //! # Who lives where
 //!
@@ -29,12 +33,12 @@
 //! | [`procfs`] | pure parsers, the `/proc` source with its process connector, facts about programs, control groups and sockets |
 //! | [`kernel`] | the eBPF source: BTF offsets, loading, ring buffer, slots, tasks, the scheduler, requests, waterfalls. Nearly all `unsafe` is here |
 //! | [`worker`] | who is a worker, of which pool, in which slot; where its time went; what its work was; whether CPU adds up. No IO |
-//! | [`profile`] | code that processes have mapped, names of addresses; profiles as plain data |
+//! | [`profile`] | a profile as plain data, and what it is made of: files that processes have mapped, the rules by which callers are found in them, names |
 //! | [`aggregate`] | the one owner of registry and process table |
 //! | [`source`] | eBPF, or `/proc` with the reason why |
 //! | [`collect`] | the collecting thread |
+//! | [`profiler`] | the profiling thread: captures, and whose stacks these are |
 //! | [`governor`] | keeps what the scheduler probes cost within a budget |
-//! | [`profile`] | the profile that readers get, as plain data |
 //! | [`render`] | snapshot to Prometheus text, OpenMetrics, protobuf, JSON; profile to pprof, text, folded stacks, flame graph. The only home of wire types |
 //! | [`auth`], [`http`] | who may ask; the server |
 //! | [`config`] | what was typed, what the files say, the validated result |
@@ -58,6 +62,9 @@
 //! - Nothing grows without bound: processes, pools, slots, certificates, label length, connections have ceilings.
 //! - What a pool does, however fast, takes no death certificate from one that has fewer.
 //! - Nothing below [`collect`] sleeps or blocks; nothing in [`http`] touches `/proc`, bpf(2) or the registry.
+//! - While nobody asks for a profile no sampling program is loaded, and none of its maps exists.
+//! - Files of what is profiled are read piece by piece and never mapped: one that is cut off while it is mapped kills its
+//!   reader.
 //! - Names, titles, command lines and configuration files of others are hostile bytes.
 //!
 //! # Dependencies, and why each
@@ -96,6 +103,7 @@ pub mod kernel;
 pub mod privileges;
 pub mod procfs;
 pub mod profile;
+pub mod profiler;
 pub mod render;
 pub mod snapshot;
 pub mod source;

@@ -8,7 +8,7 @@ use caps::{CapSet, Capability};
 use crate::config::cli::SourceChoice;
 use crate::input::Source;
 use crate::kernel::support::Support;
-use crate::kernel::{KernelSource, RequestsBy};
+use crate::kernel::{KernelSource, RequestsBy, Samplers};
 use crate::procfs::{self, ProcfsSource};
 use crate::snapshot::Feature;
 use crate::units::HostFacts;
@@ -19,6 +19,8 @@ pub struct Opened {
     pub source: Box<dyn Source + Send>,
     /// What stood in the way of a better one.
     pub obstacles: Vec<Feature>,
+    /// What profiles are made with; `None` where they cannot be.
+    pub samplers: Option<Samplers>,
 }
 
 impl std::fmt::Debug for Opened {
@@ -73,13 +75,16 @@ fn open_source(
     let by_procfs = |obstacle: Feature| {
         let source = ProcfsSource::open(root, host, procfs::Config::default())
             .with_context(|| format!("reading processes from {}", root.display()))?;
-        Ok(Opened { source: Box::new(source), obstacles: vec![obstacle] })
+        Ok(Opened { source: Box::new(source), obstacles: vec![obstacle], samplers: None })
     };
     if choice == SourceChoice::Procfs {
         return by_procfs(off("switched off by --source=procfs".into(), "--source=auto".into()));
     }
     match KernelSource::open(support, requests, root, host) {
-        Ok(source) => Ok(Opened { source: Box::new(source), obstacles: vec![ebpf] }),
+        Ok(source) => {
+            let samplers = source.samplers();
+            Ok(Opened { source: Box::new(source), obstacles: vec![ebpf], samplers })
+        }
         Err(error) if choice == SourceChoice::Ebpf => {
             bail!("eBPF does not work here: {error}\nwhat would help: {}", error.remedy())
         }

@@ -11,6 +11,7 @@ mod support;
 
 mod fallback;
 mod portable;
+mod profiles;
 mod prometheus;
 mod requests;
 mod schedule;

@@ -11,7 +11,7 @@
 //! | `exit` | ends at once, without its workers | |
 //!
 //! Behaviours: `sleep`, `burn MS` (one core, then sleep), `duty PERCENT MS`, `touch BYTES` (then sleep),
-//! `touch-in CGROUP_PROCS BYTES` (joins a control group first), `burn-in CGROUP_PROCS MS` (does so, and ends
+//! `touch-in CGROUP_PROCS BYTES` (joins a control group first), `burn-out MS` (ends after that), `burn-in CGROUP_PROCS MS` (does so, and ends
 //! when it has burnt), `name HEX` (sets its comm to these bytes), `exec PROGRAM ARGS…`, `exit CODE`, `abort`,
 //! `job MS CODE` (sleeps, then exits), `dump-core DIRECTORY`, `threads COUNT BURN_MS`, `last-thread MS CODE` (the main
 //! thread ends first),
@@ -156,6 +156,10 @@ fn behave(words: &[&str]) {
     match words[0] {
         "sleep" => {}
         "burn" => burn(ms(1)),
+        "burn-out" => {
+            burn(ms(1));
+            std::process::exit(0);
+        }
         "duty" => {
             // So many turns of 10 ms, however long the machine lets them take: what it burns is known.
             let busy = Duration::from_micros(number(words, 1) * 100);

@@ -47,7 +47,11 @@ const PACKAGES: [(&str, Need, &str); 35] = [
     ("libc6-dev", Need::Workers, "what they are compiled and linked with"),
     ("golang-go", Need::Workers, "`go tool pprof` judges our profiles"),
     ("wrk", Need::Workers, "asks them for more than they can answer"),
-    ("binutils", Need::Workers, "readelf judges our rules of how callers are found; takes debug information out of programs"),
+    (
+        "binutils",
+        Need::Workers,
+        "readelf judges our rules of how callers are found; takes debug information out of programs",
+    ),
     ("qemu-system-x86", Need::Vm, "boots other kernels"),
     ("busybox-static", Need::Vm, "user space of the guest"),
     ("cpio", Need::Vm, "packs the guest's file system"),

@@ -59,8 +59,9 @@ fn sampled(task: Task) -> Option<Sampled> {
 #[perf_event]
 fn on_cpu(ctx: PerfEventContext) -> u32 {
     count(Counter::FIRED);
-    let Some(sampled) = sampled(Task::current()) else { return 0 };
     let Some(walk) = WALKS.get_ptr_mut(ON_CPU) else { return 0 };
+    let passed_ns = passed(walk);
+    let Some(sampled) = sampled(Task::current()) else { return 0 };
     let register = |at: usize| {
         // SAFETY: the context is that long.
         unsafe { ctx.as_ptr().cast::<u8>().add(at).cast::<u64>().read_volatile() }
@@ -77,9 +78,27 @@ fn on_cpu(ctx: PerfEventContext) -> u32 {
         && let Some(stack) = STACKS.get_ptr_mut(place)
     {
         // SAFETY: a pointer into the array.
-        add_u64(unsafe { &raw mut (*stack).count }, 1);
+        unsafe {
+            add_u64(&raw mut (*stack).count, 1);
+            add_u64(&raw mut (*stack).time_ns, passed_ns);
+        }
     }
     0
+}
+
+/// The time that a sample stands for: since the last event of this CPU, whoever ran. It is not always a period: an event
+/// comes late where interrupts are off, and begins anew with each period. Longer than two is what a hypervisor took.
+#[inline(always)]
+fn passed(walk: *mut Walk) -> u64 {
+    let Some(sampling) = SAMPLING.get_ptr(0) else { return 0 };
+    let at_ns = now();
+    // SAFETY: pointers into arrays; user space writes the period.
+    unsafe {
+        let (period_ns, last_ns) = ((*sampling).period_ns, (*walk).last_ns);
+        (*walk).last_ns = at_ns;
+        let passed_ns = at_ns.wrapping_sub(last_ns);
+        if passed_ns < 2 * period_ns { passed_ns } else { period_ns }
+    }
 }
 
 #[inline(always)]
@@ -162,7 +181,7 @@ fn end_blocked(wait: *mut Wait, now: u64) {
         // SAFETY: a pointer into the array.
         unsafe {
             add_u64(&raw mut (*stack).count, 1);
-            add_u64(&raw mut (*stack).blocked_ns, waited_ns);
+            add_u64(&raw mut (*stack).time_ns, waited_ns);
         }
     }
     // SAFETY: as above.

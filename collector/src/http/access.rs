@@ -81,6 +81,11 @@ impl Access {
         Self { policy: Arc::new(policy), headers: config.headers, bucket, computing }
     }
 
+    /// Nobody is let in who has not shown who they are.
+    pub(super) fn asks_for_users(&self) -> bool {
+        !self.policy.is_open()
+    }
+
     async fn compute(&self, check: Check) -> Result<bool, Error> {
         let Ok(place) = Arc::clone(&self.computing.places).try_acquire_owned() else {
             return Err(Error::Verifying);

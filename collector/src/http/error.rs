@@ -47,6 +47,32 @@ pub enum Error {
          measured when one of these is gone, or wants `scheduler: counters` or `work: spans`"
     )]
     NoWaterfallLeft(String),
+    /// No worker has the pid.
+    #[error("no worker has pid {0} now; /api/v1/stats lists them")]
+    NoWorkerWithPid(u32),
+    /// Over the network, from somebody who was not asked who they are.
+    #[error(
+        "profiles are served on loopback addresses only, unless the web configuration file has users or asks clients for \
+         certificates"
+    )]
+    ProfilesNeedUsers,
+    /// This host cannot.
+    #[error(
+        "workers cannot be profiled here: that takes eBPF on x86_64; `collector doctor` tells what is missing"
+    )]
+    NoProfiles,
+    /// As many as there can be.
+    #[error("as many captures as there can be are under way; ask again when one has ended")]
+    ProfilesBusy,
+    /// It began and did not end well.
+    #[error("{0}")]
+    CaptureFailed(String),
+    /// Go has it and we do not.
+    #[error(
+        "there is no execution trace of other programs; /api/v1/pools/{{pool}}/slow tells where the slowest requests spent their \
+         time, and /debug/pprof/profile what runs"
+    )]
+    NoTrace,
     /// A parameter that cannot be read.
     #[error("{0}")]
     BadRequest(String),
@@ -89,15 +115,19 @@ impl Error {
             Self::NotReady | Self::Crowded | Self::Verifying | Self::ReloadBusy | Self::ShuttingDown => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
+            Self::NoTrace | Self::NoProfiles => StatusCode::NOT_IMPLEMENTED,
             Self::UnknownPool(_)
+            | Self::NoWorkerWithPid(_)
             | Self::UnknownWorker { .. }
             | Self::NoSlowRequests(_)
             | Self::NoWaterfallLeft(_) => StatusCode::NOT_FOUND,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
-            Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
-            Self::CrossSite | Self::ReloadOff => StatusCode::FORBIDDEN,
-            Self::TelemetryPath { .. } | Self::ReloadFailed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::TooManyRequests | Self::ProfilesBusy => StatusCode::TOO_MANY_REQUESTS,
+            Self::CrossSite | Self::ReloadOff | Self::ProfilesNeedUsers => StatusCode::FORBIDDEN,
+            Self::TelemetryPath { .. } | Self::ReloadFailed(_) | Self::CaptureFailed(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
         }
     }
 }
@@ -106,9 +136,12 @@ impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let mut response = json_response(self.status(), &json!({ "error": self.to_string() }));
         let hint = match self {
-            Self::NotReady | Self::Crowded | Self::Verifying | Self::ReloadBusy | Self::TooManyRequests => {
-                (header::RETRY_AFTER, "1")
-            }
+            Self::NotReady
+            | Self::Crowded
+            | Self::Verifying
+            | Self::ReloadBusy
+            | Self::TooManyRequests
+            | Self::ProfilesBusy => (header::RETRY_AFTER, "1"),
             Self::Unauthorized => (header::WWW_AUTHENTICATE, "Basic realm=\"collector\", charset=\"UTF-8\""),
             _ => return response,
         };

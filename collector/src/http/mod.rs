@@ -1,5 +1,5 @@
 //! The axum server. Handlers read the latest snapshot and nothing else: no `/proc`, no bpf(2), no waiting for the
-//! aggregator (a reload excepted, which is asked for and awaited).
+//! aggregator (a reload and profiles excepted, which are asked for and awaited).
 //!
 //! | route | answer |
 //! |---|---|
@@ -11,6 +11,11 @@
 //! | `GET /api/v1/pools/{pool}/slow` | its slowest requests of each window, with where their time went; 404 for a pool whose requests are not measured |
 //! | `GET /api/v1/workers/{pool}/{slot}` | one worker |
 //! | `GET /api/v1/exits?pool=&limit=` | the last deaths, of one pool or of all, newest first; 404 for a pool that neither is there nor has certificates |
+//! | `GET /debug/pprof/` | what there is below it |
+//! | `GET /debug/pprof/{profile,offcpu,runqueue,wall}?seconds=&pool=&slot=&pid=&hz=&min=&format=&debug=` | a profile of workers, when it is taken; 403 over the network from those who were not asked who they are; 404 for a worker that is not there; 429 while as many are taken as can be; 501 without eBPF |
+//! | `GET`, `POST /debug/pprof/symbol` | that there are no names to ask for |
+//! | `GET /debug/pprof/cmdline` | our command line |
+//! | `GET /debug/pprof/trace` | 501, with what there is instead |
 //! | `GET /healthz`, `GET /-/healthy` | 200 while facts are collected |
 //! | `GET /readyz`, `GET /-/ready` | 200 from the first snapshot on |
 //! | `POST`, `PUT /-/reload` | configuration is read again: 200; 500 with the reason where it is refused; 403 for a page of another site; 503 while another is under way or the process shuts down |
@@ -27,6 +32,7 @@ mod guard;
 mod health;
 mod metrics;
 mod negotiate;
+mod pprof;
 mod reload;
 mod server;
 pub mod tls;
@@ -48,11 +54,12 @@ use self::cache::Cache;
 pub use self::error::Error;
 pub use self::reload::ReloadRequest;
 pub use self::server::{Connections, Limits, serve};
+use crate::profiler::Profiler;
 use crate::render::prometheus::Groups;
 use crate::snapshot::Snapshot;
 
 /// Every path but that of the metrics, which can be configured.
-const PATHS: [&str; 12] = [
+const PATHS: [&str; 20] = [
     "/",
     "/api/v1/summary",
     "/api/v1/stats",
@@ -60,6 +67,14 @@ const PATHS: [&str; 12] = [
     "/api/v1/pools/{pool}/slow",
     "/api/v1/workers/{pool}/{slot}",
     "/api/v1/exits",
+    "/debug/pprof/",
+    "/debug/pprof/profile",
+    "/debug/pprof/offcpu",
+    "/debug/pprof/runqueue",
+    "/debug/pprof/wall",
+    "/debug/pprof/symbol",
+    "/debug/pprof/cmdline",
+    "/debug/pprof/trace",
     "/healthz",
     "/readyz",
     "/-/healthy",
@@ -104,6 +119,8 @@ pub struct Shared {
     snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
     cache: Cache,
     reload: Option<mpsc::Sender<ReloadRequest>>,
+    /// `None` where workers cannot be profiled.
+    profiler: Option<Profiler>,
     page: Bytes,
     access: RwLock<Arc<Access>>,
     /// What a scrape gets that does not say what it wants.
@@ -117,11 +134,12 @@ impl Shared {
         access: AccessConfig,
         snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
         reload: Option<mpsc::Sender<ReloadRequest>>,
+        profiler: Option<Profiler>,
     ) -> Self {
         let page = dashboard::page_for(&config.telemetry_path);
         let access = RwLock::new(Arc::new(Access::new(access)));
         let groups = RwLock::default();
-        Self { config, snapshots, cache: Cache::default(), reload, page, access, groups }
+        Self { config, snapshots, cache: Cache::default(), reload, profiler, page, access, groups }
     }
 
     /// From the next scrape on that does not say what it wants.
@@ -170,6 +188,15 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route("/api/v1/pools/{pool}/slow", get(api::slow))
         .route("/api/v1/workers/{pool}/{slot}", get(api::worker))
         .route("/api/v1/exits", get(api::exits))
+        .route("/debug/pprof", get(pprof::index))
+        .route("/debug/pprof/", get(pprof::index))
+        .route("/debug/pprof/profile", get(pprof::on_cpu))
+        .route("/debug/pprof/offcpu", get(pprof::off_cpu))
+        .route("/debug/pprof/runqueue", get(pprof::run_queue))
+        .route("/debug/pprof/wall", get(pprof::wall))
+        .route("/debug/pprof/symbol", get(pprof::symbol).post(pprof::symbol))
+        .route("/debug/pprof/cmdline", get(pprof::cmdline))
+        .route("/debug/pprof/trace", get(pprof::trace))
         .route("/healthz", get(health::healthy))
         .route("/-/healthy", get(health::healthy))
         .route("/readyz", get(health::ready))

@@ -59,6 +59,15 @@ const BUDGET: usize = 512;
 /// been silent for longest makes room.
 const HEALTH_BUDGET: usize = 16;
 
+/// How a request reached us.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Reached {
+    /// At a loopback address, so it comes from this host.
+    pub(super) on_loopback: bool,
+    /// Its sender had to show a certificate.
+    pub(super) certified: bool,
+}
+
 /// Who may connect; shared by all listeners.
 #[derive(Debug)]
 pub struct Connections {
@@ -180,12 +189,17 @@ pub async fn serve(
         };
         // Answers are written as a whole: waiting to fill a packet would only delay the last one.
         let _ = stream.set_nodelay(true);
-        let tls = tls.acceptor();
+        let (tls, certified) = tls.acceptor().unzip();
+        let reached = Reached {
+            on_loopback: stream.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback()),
+            certified: certified.unwrap_or(false),
+        };
         let watcher = graceful.watcher();
         let mut builder = builder.clone();
         let (permit, silent) = match room {
             Room::Common(permit) => {
-                let service = Service { router: TowerToHyperService::new(router.clone()), silent: None };
+                let service =
+                    Service { router: TowerToHyperService::new(router.clone()), silent: None, reached };
                 tokio::spawn(async move {
                     let _permit = permit;
                     attend(stream, tls, &builder, watcher, service, limits).await;
@@ -196,7 +210,8 @@ pub async fn serve(
         };
         let places = Arc::clone(&connections.health);
         let leave = Arc::clone(&silent.leave);
-        let service = Service { router: TowerToHyperService::new(crowded.clone()), silent: Some(silent) };
+        let service =
+            Service { router: TowerToHyperService::new(crowded.clone()), silent: Some(silent), reached };
         let made_room = permit.is_none();
         tokio::spawn(async move {
             builder.keep_alive(false);
@@ -230,6 +245,7 @@ pub async fn serve(
 struct Service {
     router: TowerToHyperService<Router>,
     silent: Option<Silent>,
+    reached: Reached,
 }
 
 impl hyper::service::Service<Request<Incoming>> for Service {
@@ -237,7 +253,8 @@ impl hyper::service::Service<Request<Incoming>> for Service {
     type Error = <TowerToHyperService<Router> as hyper::service::Service<Request<Incoming>>>::Error;
     type Future = <TowerToHyperService<Router> as hyper::service::Service<Request<Incoming>>>::Future;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        request.extensions_mut().insert(self.reached);
         if let Some(silent) = &self.silent {
             silent.end();
         }

@@ -26,7 +26,8 @@ struct Site {
 fn site() -> Site {
     let (publish, snapshots) = watch::channel(Some(Arc::new(fixture::snapshot())));
     let (reload, reloads) = mpsc::channel(1);
-    let shared = Arc::new(Shared::new(Config::default(), AccessConfig::default(), snapshots, Some(reload)));
+    let shared =
+        Arc::new(Shared::new(Config::default(), AccessConfig::default(), snapshots, Some(reload), None));
     Site { publish, reloads, router: router(Arc::clone(&shared)), shared }
 }
 
@@ -360,7 +361,7 @@ async fn metrics_can_be_moved() {
     }
     let (_publish, snapshots) = watch::channel(Some(Arc::new(fixture::snapshot())));
     let config = Config::with_telemetry_path("/probe/metrics").unwrap();
-    let router = router(Arc::new(Shared::new(config, AccessConfig::default(), snapshots, None)));
+    let router = router(Arc::new(Shared::new(config, AccessConfig::default(), snapshots, None, None)));
     assert_eq!(get(&router, "/probe/metrics").await.status, StatusCode::OK);
     let missing = get(&router, "/metrics").await;
     assert_eq!(missing.status, StatusCode::NOT_FOUND);
@@ -598,4 +599,57 @@ async fn a_client_that_stops_reading_is_given_up() {
     client.read_exact(&mut [0; 12]).await.unwrap();
     server.stop.send(()).unwrap();
     tokio::time::timeout(Duration::from_secs(10), server.server).await.unwrap().unwrap();
+}
+
+/// As if asked on a loopback address.
+async fn get_locally(router: &Router, uri: &str) -> Answer {
+    let reached = server::Reached { on_loopback: true, certified: false };
+    let router = router.clone().layer(axum::Extension(reached));
+    get(&router, uri).await
+}
+
+#[tokio::test]
+async fn profiles_are_for_this_host_or_for_those_who_say_who_they_are() {
+    let site = site();
+    for path in ["/debug/pprof/", "/debug/pprof/profile", "/debug/pprof/offcpu", "/debug/pprof/cmdline"] {
+        let refused = get(&site.router, path).await;
+        assert_eq!(refused.status, StatusCode::FORBIDDEN, "{path}");
+        assert!(refused.error().contains("loopback"), "{}", refused.error());
+    }
+    let index = get_locally(&site.router, "/debug/pprof/").await;
+    assert_eq!(index.status, StatusCode::OK);
+    assert!(std::str::from_utf8(&index.body).unwrap().contains("href=\"offcpu\""));
+    let certified = server::Reached { on_loopback: false, certified: true };
+    let index = get(&site.router.clone().layer(axum::Extension(certified)), "/debug/pprof/").await;
+    assert_eq!(index.status, StatusCode::OK);
+    let cmdline = get_locally(&site.router, "/debug/pprof/cmdline").await;
+    assert!(!cmdline.body.is_empty());
+}
+
+#[tokio::test]
+async fn nonsense_is_refused_before_anything_is_sampled() {
+    let site = site();
+    for (query, hint) in [
+        ("seconds=0", "seconds=0 is not from"),
+        ("seconds=301", "to 300"),
+        ("seconds=x", "seconds"),
+        ("seconds=nan", "seconds"),
+        ("hz=0", "hz=0"),
+        ("hz=10001", "10000"),
+        ("slot=1", "pool="),
+        ("min=1ms", "of waits"),
+        ("format=svg", "flamegraph"),
+        ("pools=web", "unknown field"),
+    ] {
+        let refused = get_locally(&site.router, &format!("/debug/pprof/profile?{query}")).await;
+        assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{query}");
+        assert!(refused.error().contains(hint), "{query}: {}", refused.error());
+    }
+    let refused = get_locally(&site.router, "/debug/pprof/offcpu?min=1%20parsec").await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+    // What is asked for is sound, but nobody can do it here.
+    for path in ["profile?seconds=1", "offcpu?min=10ms", "runqueue", "wall?debug=1&gc=1", "trace"] {
+        let answer = get_locally(&site.router, &format!("/debug/pprof/{path}")).await;
+        assert_eq!(answer.status, StatusCode::NOT_IMPLEMENTED, "{path}");
+    }
 }

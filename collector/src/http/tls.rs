@@ -296,11 +296,12 @@ impl Tls {
 
     /// For the next connection; `None` where connections are plain. Files that changed are read again, and if they
     /// cannot be used the log says so and the certificates before stay.
-    pub(super) fn acceptor(&self) -> Option<TlsAcceptor> {
+    /// With it, whether clients have to show certificates.
+    pub(super) fn acceptor(&self) -> Option<(TlsAcceptor, bool)> {
         self.acceptor_at(Instant::now())
     }
 
-    fn acceptor_at(&self, now: Instant) -> Option<TlsAcceptor> {
+    fn acceptor_at(&self, now: Instant) -> Option<(TlsAcceptor, bool)> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let current = current.as_mut()?;
         if now.saturating_duration_since(current.checked) >= CHECK_EVERY {
@@ -320,7 +321,8 @@ impl Tls {
                 }
             }
         }
-        Some(TlsAcceptor::from(Arc::clone(&current.built)))
+        let certified = current.config.clients.as_ref().is_some_and(|clients| clients.required);
+        Some((TlsAcceptor::from(Arc::clone(&current.built)), certified))
     }
 }
 

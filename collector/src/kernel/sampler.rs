@@ -4,8 +4,10 @@
 //! are addresses.
 
 use std::io;
+use std::mem::offset_of;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::MapData;
 use aya::util::{nr_cpus, online_cpus};
@@ -52,6 +54,12 @@ impl Samplers {
         Self(Arc::new(parts))
     }
 
+    /// Loads one of each kind, and lets go of it: whether the kernel takes them.
+    pub fn try_all(&self) -> Result<(), LoadError> {
+        let kinds = [What::OnCpu { period_ns: 1 }, What::OffCpu { least_ns: 0 }];
+        kinds.into_iter().try_for_each(|what| self.load(what, 0).map(drop))
+    }
+
     /// Loads one with room for so many rows of rules, at least.
     pub fn load(&self, what: What, rows: usize) -> Result<Sampler, LoadError> {
         let Parts { constants, kernel_functions, tracepoints, shared } = &*self.0;
@@ -74,11 +82,12 @@ impl Samplers {
                 programs.into_iter().zip(tracepoints).map(load).collect::<Result<_, LoadError>>()?
             }
         };
-        let mut sampler = Sampler {
+        let sampler = Sampler {
             what,
             programs,
             links: Vec::new(),
             events: Vec::new(),
+            sampled_cpus: 0,
             sampling: Shared::map(object.take_map_data(maps::SAMPLING)?, 1).map_err(LoadError::Shared)?,
             stacks: Shared::map(object.take_map_data(maps::STACKS)?, MAX_STACKS)
                 .map_err(LoadError::Shared)?,
@@ -97,10 +106,9 @@ impl Samplers {
         };
         drop(object);
         sys::let_go_of_pages(OBJECT);
-        if let What::OffCpu { least_ns } = what
-            && let Some(sampling) = sampler.sampling.get(0)
-        {
-            sampler.sampling.set(0, Sampling { least_ns, ..sampling });
+        match what {
+            What::OnCpu { period_ns } => sampler.say(offset_of!(Sampling, period_ns), period_ns),
+            What::OffCpu { least_ns } => sampler.say(offset_of!(Sampling, least_ns), least_ns),
         }
         Ok(sampler)
     }
@@ -140,6 +148,7 @@ pub struct Sampler {
     links: Vec<OwnedFd>,
     /// One for each CPU, if it is they that have the program run.
     events: Vec<OwnedFd>,
+    sampled_cpus: usize,
     sampling: Shared<Sampling>,
     stacks: Shared<Stack>,
     words: Shared<u64>,
@@ -180,6 +189,7 @@ impl Sampler {
                 }
             }
         }
+        self.sampled_cpus = self.events.len();
         Ok(())
     }
 
@@ -190,8 +200,18 @@ impl Sampler {
         sys::wait_for_running_programs();
     }
 
+    /// Tells the programs a number, in a field of 64 bits at this offset.
+    fn say(&self, field: usize, number: u64) {
+        if let Some(record) = self.sampling.at(0) {
+            let field = record.wrapping_byte_add(field).cast::<u64>();
+            // SAFETY: a field inside the mapping, aligned, as long as `self`; the programs only read it.
+            unsafe { AtomicU64::from_ptr(field) }.store(number, Ordering::Relaxed);
+        }
+    }
+
     /// From here on, once in so many nanoseconds.
     pub fn set_period(&self, period_ns: u64) -> io::Result<()> {
+        self.say(offset_of!(Sampling, period_ns), period_ns);
         self.events.iter().try_for_each(|event| sys::perf_event_set_period(event.as_fd(), period_ns))
     }
 
@@ -206,9 +226,9 @@ impl Sampler {
         })
     }
 
-    /// CPUs that are sampled.
+    /// CPUs that are sampled, or were until it was stopped.
     pub fn sampled_cpus(&self) -> usize {
-        self.events.len()
+        self.sampled_cpus
     }
 
     /// Adds the rules of a module, ascending. `None` if there is no room for them.

@@ -5,6 +5,7 @@ use std::collections::hash_map::Entry;
 use std::hash::Hash;
 
 use super::{Function, Kind, Labels, Line, Location, Losses, Mapping, Profile, Sample};
+use crate::units::ProcessKey;
 
 /// Where a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -14,7 +15,7 @@ pub enum Place<M> {
     /// A virtual address of a file.
     Module(M, u64),
     /// An address of a process that is in no file.
-    Memory(u32, u64),
+    Memory(ProcessKey, u64),
 }
 
 /// What is known of a place.

@@ -5,17 +5,16 @@
 
 mod debug_file;
 mod elf;
+pub mod fold;
 mod image;
 pub mod modules;
 mod names;
 pub mod perf_map;
+pub mod rules;
 pub mod symbols;
-
-pub mod fold;
+pub mod tables;
 
 use std::sync::Arc;
-
-pub mod tables;
 
 /// What was measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -35,6 +35,8 @@ const MAX_MAPPED: usize = 10_000;
 const MAX_MAPS: u64 = 32 << 20;
 /// Bytes of a path that are kept.
 const MAX_PATH: usize = 1024;
+/// Segments of one machine's files are mapped in pages of its own size; none is larger.
+const PAGE: u64 = 64 << 10;
 /// Bytes of a vdso.
 const MAX_VDSO: u64 = 64 << 10;
 
@@ -98,6 +100,19 @@ impl Module {
         self.segments.iter().any(within)
     }
 
+    /// Where a virtual address of the file is in memory that has this offset of it mapped at this address. `None` if no code is
+    /// there.
+    pub fn mapped_at(&self, virtual_address: u64, start: u64, file_offset: u64) -> Option<u64> {
+        let of_page = |segment: &&Segment| {
+            let before = segment.file_offset.saturating_sub(file_offset);
+            // Whole pages are mapped.
+            before < PAGE && file_offset < segment.file_offset.saturating_add(segment.size)
+        };
+        let segment = self.segments.iter().filter(|segment| segment.executable).find(of_page)?;
+        let at_start = segment.address.wrapping_sub(segment.file_offset).wrapping_add(file_offset);
+        Some(start.wrapping_sub(at_start).wrapping_add(virtual_address))
+    }
+
     /// A process that has it mapped, perhaps.
     pub(super) fn seen_in(&self) -> Option<Pid> {
         Some(self.seen_in.load(Ordering::Relaxed)).filter(|pid| *pid != 0)
@@ -105,7 +120,7 @@ impl Module {
 }
 
 /// Code that a process has mapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Mapped {
     /// Its first address.
     pub start: u64,
@@ -287,6 +302,13 @@ impl Modules {
     /// Forgets a process. Its modules stay.
     pub fn forget(&mut self, key: ProcessKey) {
         self.processes.remove(&key);
+    }
+
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.processes.clear();
+        self.modules.clear();
+        self.by_identity.clear();
     }
 
     /// Closes what no known process has mapped.

@@ -8,6 +8,7 @@ mod identity;
 mod listing;
 pub(crate) mod losses;
 mod memory;
+mod profiles;
 mod requests;
 pub(crate) mod runs;
 pub(crate) mod schedule;

@@ -124,18 +124,18 @@ async fn certificates_that_change_are_read_again() {
     let authority = Authority::with_server();
     let tls = Tls::new(Some(authority.config())).unwrap();
     let start = Instant::now();
-    let first = talk(tls.acceptor_at(start).unwrap(), authority.client(None)).await.unwrap();
+    let first = talk(tls.acceptor_at(start).unwrap().0, authority.client(None)).await.unwrap();
 
     authority.issue("server", vec![dns("localhost")], ExtendedKeyUsagePurpose::ServerAuth);
-    let early = talk(tls.acceptor_at(start).unwrap(), authority.client(None)).await.unwrap();
+    let early = talk(tls.acceptor_at(start).unwrap().0, authority.client(None)).await.unwrap();
     assert_eq!(early, first, "files are not looked at for each connection");
     let later = start + CHECK_EVERY * 2;
-    let second = talk(tls.acceptor_at(later).unwrap(), authority.client(None)).await.unwrap();
+    let second = talk(tls.acceptor_at(later).unwrap().0, authority.client(None)).await.unwrap();
     assert_ne!(second, first);
 
     fs::write(authority.path("server.pem"), "half a certif").unwrap();
     let later = later + CHECK_EVERY * 2;
-    let third = talk(tls.acceptor_at(later).unwrap(), authority.client(None)).await.unwrap();
+    let third = talk(tls.acceptor_at(later).unwrap().0, authority.client(None)).await.unwrap();
     assert_eq!(third, second, "a bad file changes nothing");
     assert!(tls.replace(Some(authority.config())).is_err());
     assert!(tls.acceptor_at(later).is_some());
@@ -152,7 +152,7 @@ async fn clients_have_to_show_a_certificate() {
         at.issue("client", vec![dns("scraper")], ExtendedKeyUsagePurpose::ClientAuth);
     }
     let tls = Tls::new(Some(authority.requiring(&[]))).unwrap();
-    let acceptor = || tls.acceptor().unwrap();
+    let acceptor = || tls.acceptor().unwrap().0;
     assert!(talk(acceptor(), authority.client(Some("client"))).await.is_some());
     assert!(talk(acceptor(), authority.client(None)).await.is_none());
     fs::copy(stranger.path("client.pem"), authority.path("stranger.pem")).unwrap();
@@ -188,7 +188,7 @@ async fn clients_can_be_chosen_by_name() {
         (&["*.scrapers.example"], "wild", true),
     ] {
         let tls = Tls::new(Some(authority.requiring(allowed))).unwrap();
-        let outcome = talk(tls.acceptor().unwrap(), authority.client(Some(identity))).await;
+        let outcome = talk(tls.acceptor().unwrap().0, authority.client(Some(identity))).await;
         assert_eq!(outcome.is_some(), expected, "{allowed:?} {identity}");
     }
 }
@@ -250,7 +250,7 @@ async fn suites_and_curves_go_by_their_names_in_go() {
         ..authority.config()
     };
     let tls = Tls::new(Some(config.clone())).unwrap();
-    assert!(talk(tls.acceptor().unwrap(), authority.client(None)).await.is_some());
+    assert!(talk(tls.acceptor().unwrap().0, authority.client(None)).await.is_some());
     for (suite, curve) in [("TLS_RSA_WITH_RC4_128_SHA", "X25519"), ("TLS13_AES_128_GCM_SHA256", "X25519")] {
         let bad = Config { cipher_suites: vec![suite.to_owned()], ..config.clone() };
         assert!(bad.build().unwrap_err().to_string().contains(suite));

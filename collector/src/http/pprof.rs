@@ -1,0 +1,255 @@
+//! `/debug/pprof`: profiles of workers, as Go's own handlers serve those of themselves.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Extension;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use axum::http::header::{self, HeaderValue};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+
+use super::server::Reached;
+use super::{Error, Shared};
+use crate::profile::Kind;
+use crate::profiler::{CaptureError, Wanted};
+use crate::render::pprof::{self, Format};
+use crate::snapshot::Snapshot;
+
+/// Seconds of a capture, unless given: as Go has it.
+const SECONDS: f64 = 30.0;
+/// The longest one.
+const MOST_SECONDS: f64 = 300.0;
+/// The shortest one.
+const LEAST_SECONDS: f64 = 0.1;
+/// Samples a second and CPU, unless given: not 100, in step with what many programs do.
+const HZ: u32 = 99;
+/// The most of these.
+const MOST_HZ: u32 = 10_000;
+
+/// What a profile is asked for with.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Parameters {
+    seconds: Option<f64>,
+    hz: Option<u32>,
+    pool: Option<String>,
+    slot: Option<u32>,
+    pid: Option<u32>,
+    /// Waits that are shorter do not count.
+    min: Option<String>,
+    debug: Option<u32>,
+    format: Option<String>,
+    /// Go's heap profiles take it; scrapers send it to all.
+    #[serde(rename = "gc")]
+    _gc: Option<String>,
+}
+
+impl Parameters {
+    fn wanted(&self, kind: Kind) -> Result<Wanted, Error> {
+        let seconds = self.seconds.unwrap_or(SECONDS);
+        if !(LEAST_SECONDS..=MOST_SECONDS).contains(&seconds) {
+            let text = format!("seconds={seconds} is not from {LEAST_SECONDS} to {MOST_SECONDS}");
+            return Err(Error::BadRequest(text));
+        }
+        let hz = self.hz.unwrap_or(HZ);
+        if !(1..=MOST_HZ).contains(&hz) {
+            return Err(Error::BadRequest(format!("hz={hz} is not from 1 to {MOST_HZ}")));
+        }
+        if self.slot.is_some() && self.pool.is_none() {
+            return Err(Error::BadRequest("slot= is a place in a pool, which pool= has to name".into()));
+        }
+        let least = match &self.min {
+            None => Duration::ZERO,
+            Some(_) if kind == Kind::OnCpu => {
+                return Err(Error::BadRequest("min= is of waits, and here is none".into()));
+            }
+            Some(text) => match text.parse::<jiff::SignedDuration>().map(Duration::try_from) {
+                Ok(Ok(least)) => least,
+                _ => {
+                    return Err(Error::BadRequest(format!("min={text:?} is no time like 500us, 10ms or 1s")));
+                }
+            },
+        };
+        Ok(Wanted {
+            kind,
+            least_ns: u64::try_from(least.as_nanos()).unwrap_or(u64::MAX),
+            pool: self.pool.clone(),
+            slot: self.slot,
+            pid: self.pid,
+            duration: Duration::from_secs_f64(seconds),
+            hz,
+        })
+    }
+
+    fn format(&self) -> Result<Format, Error> {
+        match (self.format.as_deref(), self.debug.unwrap_or(0)) {
+            (None | Some("proto"), 0) => Ok(Format::Proto),
+            (None | Some("text"), _) => Ok(Format::Text),
+            (Some("folded"), _) => Ok(Format::Folded),
+            (Some("flamegraph"), _) => Ok(Format::FlameGraph),
+            (Some(other), _) => {
+                let text = format!("format={other:?} is none of proto, text, folded and flamegraph");
+                Err(Error::BadRequest(text))
+            }
+        }
+    }
+}
+
+type Asked = Result<Query<Parameters>, QueryRejection>;
+
+/// Profiles show what runs inside workers: over the network only those may see it who have shown who they are.
+fn allow(shared: &Shared, reached: Option<&Extension<Reached>>) -> Result<(), Error> {
+    let reached = reached.map_or(Reached::default(), |extension| extension.0);
+    if reached.on_loopback || reached.certified || shared.access().asks_for_users() {
+        return Ok(());
+    }
+    Err(Error::ProfilesNeedUsers)
+}
+
+/// Whoever is asked for has to be there now.
+fn find(snapshot: &Snapshot, wanted: &Wanted) -> Result<(), Error> {
+    if let Some(name) = &wanted.pool {
+        let Some(pool) = snapshot.pools.iter().find(|pool| *pool.name == **name) else {
+            return Err(Error::UnknownPool(name.clone()));
+        };
+        if let Some(slot) = wanted.slot
+            && !pool.workers.iter().any(|worker| worker.slot == slot)
+        {
+            return Err(Error::UnknownWorker { pool: name.clone(), slot });
+        }
+    }
+    if let Some(pid) = wanted.pid
+        && !snapshot.pools.iter().any(|pool| pool.workers.iter().any(|worker| worker.pid == pid))
+    {
+        return Err(Error::NoWorkerWithPid(pid));
+    }
+    Ok(())
+}
+
+pub(super) async fn on_cpu(
+    State(shared): State<Arc<Shared>>,
+    reached: Option<Extension<Reached>>,
+    asked: Asked,
+) -> Result<Response, Error> {
+    allow(&shared, reached.as_ref())?;
+    capture(&shared, Kind::OnCpu, "profile", asked).await
+}
+
+pub(super) async fn off_cpu(
+    State(shared): State<Arc<Shared>>,
+    reached: Option<Extension<Reached>>,
+    asked: Asked,
+) -> Result<Response, Error> {
+    allow(&shared, reached.as_ref())?;
+    capture(&shared, Kind::OffCpu, "offcpu", asked).await
+}
+
+pub(super) async fn run_queue(
+    State(shared): State<Arc<Shared>>,
+    reached: Option<Extension<Reached>>,
+    asked: Asked,
+) -> Result<Response, Error> {
+    allow(&shared, reached.as_ref())?;
+    capture(&shared, Kind::RunQueue, "runqueue", asked).await
+}
+
+pub(super) async fn wall(
+    State(shared): State<Arc<Shared>>,
+    reached: Option<Extension<Reached>>,
+    asked: Asked,
+) -> Result<Response, Error> {
+    allow(&shared, reached.as_ref())?;
+    capture(&shared, Kind::Wall, "wall", asked).await
+}
+
+async fn capture(shared: &Shared, kind: Kind, name: &str, asked: Asked) -> Result<Response, Error> {
+    let Query(parameters) = asked.map_err(|rejection| Error::BadRequest(rejection.body_text()))?;
+    let (wanted, format) = (parameters.wanted(kind)?, parameters.format()?);
+    let profiler = shared.profiler.as_ref().ok_or(Error::NoProfiles)?;
+    find(&*shared.snapshot()?, &wanted)?;
+    // Dropped when the client goes away, which ends the capture.
+    let profile = profiler.capture(wanted).await.map_err(|_| Error::ShuttingDown)?;
+    let profile = profile.map_err(|error| match error {
+        CaptureError::Busy => Error::ProfilesBusy,
+        other => Error::CaptureFailed(other.to_string()),
+    })?;
+    let rendered = tokio::task::spawn_blocking(move || pprof::render(&profile, format)).await;
+    let body = match rendered {
+        Ok(Ok(body)) => body,
+        Ok(Err(error)) => return Err(Error::CaptureFailed(error.to_string())),
+        Err(_) => return Err(Error::ShuttingDown),
+    };
+    let mut response = ([(header::CONTENT_TYPE, format.content_type())], body).into_response();
+    match format {
+        Format::Proto => {
+            let attachment = format!("attachment; filename=\"{name}.pb.gz\"");
+            if let Ok(value) = HeaderValue::from_str(&attachment) {
+                response.headers_mut().insert(header::CONTENT_DISPOSITION, value);
+            }
+        }
+        Format::FlameGraph => {
+            let policy = HeaderValue::from_static(pprof::CONTENT_SECURITY_POLICY);
+            response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
+        }
+        Format::Text | Format::Folded => {}
+    }
+    Ok(response)
+}
+
+/// What is served under `/debug/pprof/`, and what it is.
+const PROFILES: [(&str, &str); 7] = [
+    ("profile", "What workers run on CPUs, by samples."),
+    ("offcpu", "What workers wait for: every wait off CPU that begins and ends meanwhile, with its reason."),
+    ("runqueue", "What workers were about to do while they waited for a CPU."),
+    ("wall", "All of these, told apart by the label state."),
+    ("symbol", "Names of addresses: none, as profiles have them already."),
+    ("cmdline", "Command line of the collector, its arguments separated by zero bytes."),
+    (
+        "trace",
+        "Go's execution trace: there is none. /api/v1/pools/{pool}/slow tells where the slowest requests were.",
+    ),
+];
+
+pub(super) async fn index(
+    State(shared): State<Arc<Shared>>,
+    reached: Option<Extension<Reached>>,
+) -> Result<Response, Error> {
+    allow(&shared, reached.as_ref())?;
+    let mut page = String::from(
+        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>/debug/pprof/</title></head><body>\n\
+         <h1>/debug/pprof/</h1>\n<p>Profiles of workers: <code>go tool pprof \'http://HOST/debug/pprof/profile?pool=NAME\'</code></p>\n\
+         <p>seconds= (30), pool=, slot=, pid=, hz= (99, of what runs), min= (of what waits, e.g. 10ms), \
+         format=proto|text|folded|flamegraph or debug=1</p>\n<dl>\n",
+    );
+    for (name, text) in PROFILES {
+        let _ = writeln!(page, "<dt><a href=\"{name}\">{name}</a></dt><dd>{text}</dd>");
+    }
+    page.push_str("</dl></body></html>\n");
+    Ok(([(header::CONTENT_TYPE, "text/html; charset=utf-8")], page).into_response())
+}
+
+pub(super) async fn cmdline(
+    State(shared): State<Arc<Shared>>,
+    reached: Option<Extension<Reached>>,
+) -> Result<Response, Error> {
+    allow(&shared, reached.as_ref())?;
+    let arguments: Vec<String> =
+        std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], arguments.join("\0")).into_response())
+}
+
+/// What pprof asks before it asks for names: there are none, as profiles have them already.
+pub(super) async fn symbol(
+    State(shared): State<Arc<Shared>>,
+    reached: Option<Extension<Reached>>,
+) -> Result<Response, Error> {
+    allow(&shared, reached.as_ref())?;
+    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], "num_symbols: 0\n").into_response())
+}
+
+pub(super) async fn trace() -> Error {
+    Error::NoTrace
+}

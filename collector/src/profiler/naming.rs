@@ -1,0 +1,106 @@
+//! What is at the places of a profile.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::profile::fold::{Named, Place};
+use crate::profile::modules::{Module, ModuleId, Modules};
+use crate::profile::symbols::{SymbolLine, Symbolized, Symbols};
+use crate::profile::{Function, Mapping};
+use crate::units::ProcessKey;
+
+/// Addresses that are looked up in one thing, each with the place that it was asked for.
+#[derive(Default)]
+struct Asked {
+    places: Vec<usize>,
+    addresses: Vec<u64>,
+}
+
+/// Looks all of them up. As many answers as places, in their order.
+pub(super) fn named(places: &[Place<ModuleId>], modules: &Modules, symbols: &mut Symbols) -> Vec<Named> {
+    let mut kernel = Asked::default();
+    let mut of_modules: HashMap<ModuleId, Asked> = HashMap::new();
+    let mut of_memory: HashMap<ProcessKey, Asked> = HashMap::new();
+    for (index, place) in places.iter().enumerate() {
+        let (asked, address) = match *place {
+            Place::Kernel(address) => (&mut kernel, address),
+            Place::Module(module, address) => (of_modules.entry(module).or_default(), address),
+            Place::Memory(process, address) => (of_memory.entry(process).or_default(), address),
+        };
+        asked.places.push(index);
+        asked.addresses.push(address);
+    }
+    let mut named = vec![Named::default(); places.len()];
+    let mut tell = |asked: Asked, found: Vec<Symbolized>, mapping: &dyn Fn(u64) -> Option<Mapping>| {
+        for ((index, address), symbolized) in asked.places.iter().zip(asked.addresses).zip(found) {
+            named[*index] = Named { mapping: mapping(address), lines: lines(&symbolized) };
+        }
+    };
+    let found = symbols.kernel(&kernel.addresses);
+    tell(kernel, found, &|_| Some(kernel_mapping()));
+    for (id, asked) in of_modules {
+        let Some(module) = modules.get(id) else { continue };
+        let found = symbols.user(module, &asked.addresses);
+        tell(asked, found, &|address| mapping_of(module, address));
+    }
+    for (process, asked) in of_memory {
+        let found = symbols.compiled(process, &asked.addresses);
+        tell(asked, found, &|_| None);
+    }
+    named
+}
+
+fn lines(symbolized: &Symbolized) -> Vec<(Function, u32)> {
+    let line = |line: &SymbolLine| {
+        let function = Function {
+            name: Arc::clone(&line.name),
+            system_name: Arc::clone(&line.system_name),
+            file: Arc::clone(&line.file),
+            start_line: line.start_line,
+        };
+        (function, line.line)
+    };
+    symbolized.lines.iter().map(line).collect()
+}
+
+/// All addresses of the kernel: the upper half of the address space.
+fn kernel_mapping() -> Mapping {
+    Mapping {
+        start: 1 << 63,
+        limit: u64::MAX,
+        file_offset: 0,
+        path: "[kernel.kallsyms]".into(),
+        build_id: String::new(),
+        symbolized: true,
+    }
+}
+
+/// The segment of a file that an address is in.
+fn mapping_of(module: &Module, address: u64) -> Option<Mapping> {
+    let segment = module
+        .segments
+        .iter()
+        .find(|segment| address.checked_sub(segment.address).is_some_and(|at| at < segment.size))?;
+    Some(Mapping {
+        start: segment.address,
+        limit: segment.address.saturating_add(segment.size),
+        file_offset: segment.file_offset,
+        path: Arc::clone(&module.path),
+        build_id: module.build_id.clone(),
+        symbolized: true,
+    })
+}
+
+/// How many of the innermost frames of the kernel are not of what the thread did, but of us who look at it: those of the
+/// tracepoint and of the program that it runs.
+pub(super) fn frames_of_ours(kernel: &[u64], symbols: &mut Symbols) -> usize {
+    const OURS: [&str; 5] = ["bpf_", "__bpf_", "__traceiter_", "trace_call_bpf", "perf_trace_run_bpf"];
+    /// More than there ever are.
+    const MOST: usize = 8;
+    let innermost = &kernel[..kernel.len().min(MOST)];
+    let found = symbols.kernel(innermost);
+    let ours = |symbolized: &&Symbolized| {
+        symbolized.lines.first().is_some_and(|line| OURS.iter().any(|name| line.name.starts_with(name)))
+    };
+    found.iter().take_while(ours).count()
+}

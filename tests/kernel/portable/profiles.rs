@@ -1,0 +1,111 @@
+//! Profiles load and count right on every kernel.
+
+use crate::support::{Collector, Workload, eventually, stat_field};
+
+/// CPU that a process has used, in seconds: user and system (proc_pid_stat(5)).
+fn cpu_seconds(pid: nix::unistd::Pid) -> f64 {
+    (stat_field(pid, 14).unwrap() + stat_field(pid, 15).unwrap()) as f64 / 100.0
+}
+
+/// How many samples and how many seconds a profile says it has, and how many of them were cut off.
+fn header(text: &str) -> (u64, f64, u64) {
+    let line = |what: &str| text.lines().find(|line| line.contains(what));
+    let number = |line: &str| line.split_whitespace().next().unwrap().parse::<u64>().unwrap();
+    let counted = line(" samples, ").or_else(|| line(" waits, ")).unwrap_or_else(|| panic!("{text}"));
+    let time = counted.rsplit(' ').next().unwrap();
+    // As `Duration` is shown for debugging.
+    let units = [("ms", 1e-3), ("µs", 1e-6), ("ns", 1e-9), ("s", 1.0)];
+    let seconds =
+        units.iter().find_map(|(unit, factor)| Some(time.strip_suffix(unit)?.parse::<f64>().ok()? * factor));
+    let truncated = line("truncated").map_or(0, |line| {
+        line.split(|c: char| !c.is_ascii_digit()).find(|word| !word.is_empty()).unwrap().parse().unwrap()
+    });
+    (number(counted), seconds.unwrap_or_else(|| panic!("{counted}")), truncated)
+}
+
+#[test]
+fn samples_stand_for_the_cpu_that_was_used_and_their_stacks_are_whole() {
+    let mut master = Workload::start();
+    let burner = master.spawn("burn 600000");
+    master.spawn("sleep");
+    let collector = Collector::start(&["--source=ebpf"]);
+    collector.pool_of(master.pid(), 2);
+    let before = cpu_seconds(burner);
+    let text = collector.text(&format!("/debug/pprof/profile?pid={burner}&seconds=3&hz=499&debug=1"), "*/*");
+    let used = cpu_seconds(burner) - before;
+    let (samples, seconds, truncated) = header(&text);
+    println!("{samples} samples, {seconds} s, {truncated} truncated; it used {used} s");
+    // It goes on while the profile is made.
+    assert!(seconds <= used * 1.05 + 0.02 && seconds >= (used - 0.5) * 0.95, "{seconds} of {used} s: {text}");
+    assert!(samples >= 300, "{text}");
+    assert!(truncated * 20 <= samples, "{text}");
+}
+
+#[test]
+fn waits_are_counted_and_their_stacks_are_whole() {
+    let mut master = Workload::start();
+    let sleeper = master.spawn("duty 10 600000");
+    master.spawn("sleep");
+    let collector = Collector::start(&["--source=ebpf"]);
+    collector.pool_of(master.pid(), 2);
+    let text = eventually("it has waited", || {
+        let text = collector.text(&format!("/debug/pprof/offcpu?pid={sleeper}&seconds=2&debug=1"), "*/*");
+        (header(&text).0 > 20).then_some(text)
+    });
+    let (waits, seconds, truncated) = header(&text);
+    println!("{waits} waits, {seconds} s, {truncated} truncated");
+    assert!((1.0..=2.1).contains(&seconds), "{text}");
+    assert_eq!(truncated, 0, "{text}");
+    assert!(text.contains("reason=\"sleep\"") || text.contains("reason=sleep"), "{text}");
+}
+
+#[test]
+fn who_is_forked_during_a_capture_has_whole_stacks() {
+    let mut master = Workload::start();
+    master.spawn("sleep");
+    master.spawn("sleep");
+    let collector = Collector::start(&["--source=ebpf"]);
+    collector.pool_of(master.pid(), 2);
+    let pool = crate::support::pool_of(&collector.stats(), master.pid()).unwrap()["name"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let path = format!("/debug/pprof/profile?pool={pool}&seconds=3&hz=999&debug=1");
+    let text = std::thread::scope(|scope| {
+        let profile = scope.spawn(|| collector.text(&path, "*/*"));
+        eventually("it samples", || {
+            let descriptors = std::fs::read_dir(format!("/proc/{}/fd", collector.pid())).ok()?;
+            let links = descriptors.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+            links.into_iter().any(|link| link.ends_with("anon_inode:[perf_event]")).then_some(())
+        });
+        // They end before anybody could have asked what they have mapped.
+        for _ in 0..50 {
+            master.spawn("burn-out 20");
+        }
+        profile.join().unwrap()
+    });
+    let (samples, _, truncated) = header(&text);
+    println!("{samples} samples, {truncated} truncated");
+    assert!(samples > 300, "{text}");
+    assert!(truncated * 20 <= samples, "{text}");
+}
+
+#[test]
+fn captures_are_limited_and_who_leaves_makes_room() {
+    let mut master = Workload::start();
+    master.spawn("burn 600000");
+    master.spawn("sleep");
+    let collector = Collector::start(&["--source=ebpf"]);
+    collector.pool_of(master.pid(), 2);
+    let ask = |seconds: u32| {
+        use std::io::Write as _;
+        let mut stream = std::net::TcpStream::connect(collector.address()).unwrap();
+        write!(stream, "GET /debug/pprof/profile?seconds={seconds} HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+        stream
+    };
+    let long: Vec<_> = (0..8).map(|_| ask(200)).collect();
+    let status = || collector.request("/debug/pprof/profile?seconds=0.2", &[]).unwrap().status().as_u16();
+    eventually("all places are taken", || (status() == 429).then_some(()));
+    drop(long);
+    eventually("there is room again", || (status() == 200).then_some(()));
+}

@@ -1,0 +1,97 @@
+//! Profiles of workers, as `go tool pprof` shows them, against programs that are known to spend their time in known parts.
+
+mod burner;
+mod waiter;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::{Collector, eventually};
+
+/// What `go tool pprof` says of the bytes that were served.
+pub(crate) struct Pprof {
+    directory: tempfile::TempDir,
+}
+
+impl Pprof {
+    /// Takes a profile, e.g. `profile?pool=web&seconds=2`.
+    pub(crate) fn take(collector: &Collector, what: &str) -> Self {
+        let mut response = collector.request(&format!("/debug/pprof/{what}"), &[]).expect("it answers");
+        let bytes = response.body_mut().with_config().limit(1 << 28).read_to_vec().expect("bytes");
+        assert_eq!(response.status(), 200, "{what}: {}", String::from_utf8_lossy(&bytes));
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("profile.pb.gz"), bytes).unwrap();
+        Self { directory }
+    }
+
+    fn run(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new("go");
+        command.args(["tool", "pprof", "-symbolize=none"]).args(arguments).arg("profile.pb.gz");
+        // It wants a home to keep its settings in.
+        let output = command.current_dir(self.directory.path()).env("HOME", self.directory.path()).output();
+        let output = output.expect("go is installed (package golang-go)");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// What it prints with these arguments.
+    pub(crate) fn text(&self, arguments: &[&str]) -> String {
+        self.run(arguments)
+    }
+
+    /// `-raw`
+    pub(crate) fn raw(&self) -> String {
+        self.run(&["-raw"])
+    }
+
+    /// Shares of each function, flat and cumulative, by name, as `-top` has them, in percent.
+    pub(crate) fn top(&self, arguments: &[&str]) -> HashMap<String, (f64, f64)> {
+        let text = self.run(&[&["-top", "-nodecount=1000000", "-nodefraction=0"], arguments].concat());
+        let rows = text.lines().skip_while(|line| !line.trim_start().starts_with("flat")).skip(1);
+        let percent = |word: &str| word.trim_end_matches('%').parse::<f64>().expect("a share");
+        rows.map(|row| {
+            // flat flat% sum% cum cum% name
+            let words: Vec<&str> = row.split_whitespace().collect();
+            (words[5..].join(" "), (percent(words[1]), percent(words[4])))
+        })
+        .collect()
+    }
+}
+
+/// A collector with one pool, of what has this name: it has found its worker.
+fn in_pool(directory: &Path, name: &str) -> Collector {
+    let config = directory.join("config.yml");
+    std::fs::write(
+        &config,
+        format!("zero_config: false\npools: [{{name: {name}, match: {{comm: {name}}}}}]\n"),
+    )
+    .unwrap();
+    let collector = Collector::start(&[&format!("--config.file={}", config.display()), "--source=ebpf"]);
+    eventually("it is a worker", || {
+        let stats = collector.stats();
+        let pool = stats["pools"].as_array()?.iter().find(|pool| pool["name"] == name)?.clone();
+        (pool["workers"].as_array()?.len() == 1).then_some(())
+    });
+    collector
+}
+
+/// What a program has written that measures itself: time in its three parts, ns.
+fn spent(file: &Path) -> [f64; 3] {
+    eventually("it has written", || {
+        let text = std::fs::read_to_string(file).ok()?;
+        let numbers: Vec<f64> = text.split_whitespace().map(|n| n.parse().unwrap()).collect();
+        numbers.try_into().ok()
+    })
+}
+
+/// Parts have the shares of the profile that they had of the time. What the program needs to measure itself is in none of them.
+fn compare(top: &HashMap<String, (f64, f64)>, functions: &[&str; 3], spent: &[f64]) {
+    let cumulative = functions.map(|function| top.get(function).copied().unwrap_or_default().1);
+    let (all_spent, all): (f64, f64) = (spent.iter().sum(), cumulative.iter().sum());
+    for (function, (cumulative, spent)) in functions.iter().zip(cumulative.iter().zip(spent)) {
+        let (share, truth) = (cumulative / all * 100.0, spent / all_spent * 100.0);
+        println!("{function}: {share:.1} %, measured {truth:.1} %");
+        assert!((share - truth).abs() <= 2.0, "{function}: {share} %, measured {truth} %: {top:?}");
+    }
+}
