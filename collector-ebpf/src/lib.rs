@@ -11,6 +11,7 @@ pub mod histogram;
 pub mod kfunc;
 pub mod limits;
 pub mod offsets;
+pub mod python;
 pub mod request;
 pub mod sample;
 pub mod schedule;

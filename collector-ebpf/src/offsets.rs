@@ -191,6 +191,8 @@ offsets! {
     regs_sp,
     /// `pt_regs.bp`
     regs_bp,
+    /// `task_struct.thread.fsbase`: unsigned long, what a thread's `fs` was set to (x86_64)
+    task_fsbase,
     /// Not an offset: BTF id of a struct that begins with a word, in a kernel with `bpf_rdonly_cast` (6.2+)
     word_type,
     /// Not an offset: BTF id of `task_struct`, in a kernel with `bpf_rdonly_cast`

@@ -4,6 +4,7 @@
 //! None of these maps exists while nobody asks for a profile.
 
 use crate::limits::COMM_LEN;
+use crate::python::{FRAME_BYTES, Python};
 
 /// Frames of a stack that are kept, of the kernel and of the program each (`PERF_MAX_STACK_DEPTH` of
 /// `include/uapi/linux/perf_event.h`).
@@ -30,7 +31,7 @@ pub const MAX_UNKNOWN: usize = 256;
 /// Where one stack may be in the table, from where its hash says on.
 pub const PLACES: usize = 8;
 
-/// What a process has mapped, in the map of address spaces under its thread group id. 24 bytes.
+/// What a process has mapped, in the map of address spaces under its thread group id. 56 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Space {
@@ -42,6 +43,8 @@ pub struct Space {
     pub start_code: u64,
     /// `mm_struct.start_brk`, which is at random for each execve(2): the children of a process have its own.
     pub start_brk: u64,
+    /// Where the frames of its interpreter are.
+    pub python: Python,
 }
 
 /// A range of code that is mapped. 32 bytes.
@@ -90,6 +93,8 @@ pub const SPACE_UNKNOWN: u8 = 2;
 pub const NO_ROOM: u8 = 4;
 /// In [`Stack::flags`]: it is all there. Set last.
 pub const READY: u8 = 8;
+/// In [`Stack::flags`]: a frame is nowhere in the code of its address space, or not yet.
+pub const CODE_UNKNOWN: u8 = 16;
 
 /// One stack of one thread, and how often it was found. 104 bytes.
 #[repr(C)]
@@ -130,8 +135,8 @@ pub struct Stack {
     pub reason: u32,
     /// The address space that its frames are of, as [`Space::first`].
     pub space: u32,
-    /// Zero.
-    pub padding: u32,
+    /// Frames of Python, after those of the program: the address of the code of each, and [`crate::python::ENTRY`].
+    pub python_frames: u32,
     /// `mm_struct.start_code` of its process.
     pub start_code: u64,
 }
@@ -172,7 +177,7 @@ impl Sampled {
     pub const COUNT: usize = 4;
 }
 
-/// The stack that is being looked at. One for each CPU and kind of program. 2,112 bytes.
+/// The stack that is being looked at. One for each CPU and kind of program. 3,256 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Walk {
@@ -198,6 +203,18 @@ pub struct Walk {
     pub flags: u32,
     /// When the last event came, `CLOCK_MONOTONIC` ns; 0 if none has.
     pub last_ns: u64,
+    /// Where the frames of the interpreter are.
+    pub python: Python,
+    /// The frame of it that is looked at.
+    pub python_at: u64,
+    /// What is there.
+    pub python_frame: [u64; FRAME_BYTES / 8],
+    /// Frames of it so far.
+    pub python_frames: u32,
+    /// Zero.
+    pub padding: u32,
+    /// Addresses of their code, and [`crate::python::ENTRY`].
+    pub python_code: [u64; MAX_FRAMES + 1],
     /// Addresses of the frames of the program.
     pub user: [u64; MAX_FRAMES + 1],
     /// Addresses of the frames of the kernel.
@@ -220,11 +237,11 @@ pub struct Known {
 pub const KNOWN: usize = 1024;
 
 const _: () = {
-    assert!(size_of::<Space>() == 24);
+    assert!(size_of::<Space>() == 56);
     assert!(size_of::<Code>() == 32);
     assert!(size_of::<Stack>() == 104);
     assert!(size_of::<Sampling>() == 1088);
     assert!(size_of::<Wait>() == 16);
-    assert!(size_of::<Walk>() == 2112);
+    assert!(size_of::<Walk>() == 3256);
     assert!(size_of::<Known>() == 16);
 };

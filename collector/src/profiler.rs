@@ -14,13 +14,15 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use collector_ebpf::python::ENTRY;
 use collector_ebpf::sample::{COMPLETE, NO_ROOM, STATE_ON_CPU, Stack};
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 
+use self::naming::Interpreters;
 use self::spaces::{Readers, Spaces};
 use self::workers::Workers;
-use crate::kernel::{Counts, LoadError, Sampler, Samplers, What};
+use crate::kernel::{Counts, Frames, LoadError, Sampler, Samplers, What};
 use crate::procfs::ProcfsError;
 use crate::procfs::kallsyms::Kallsyms;
 use crate::procfs::root::{Buffer, Root};
@@ -32,13 +34,16 @@ use crate::snapshot::Snapshot;
 use crate::units::{NANOS_PER_SECOND, NANOS_PER_TICK, Pid, ProcessKey, unix_ns};
 
 /// Captures at a time.
-const MAX_CAPTURES: usize = 8;
+const MAX_CAPTURES: usize = 4;
 
 /// How often the thread looks after what it samples: for processes that it does not know, and captures that end.
 const TICK: Duration = Duration::from_millis(20);
 
-/// How long a period lasts. The next one is another, so that no load keeps in step with the samples.
-const PERIOD_LASTS: Duration = Duration::from_millis(100);
+/// How long a period lasts, or as long as ten of it. The next one is another, so that no load keeps in step with the samples.
+const PERIOD_LASTS: Duration = Duration::from_millis(500);
+
+/// A capture shares the samples of another one that began no longer ago: what samplers know only grows.
+const SHARED_FOR: Duration = Duration::from_secs(30);
 
 /// Periods are up to this much shorter or longer than asked for, in parts of a thousand.
 const JITTER: u64 = 120;
@@ -92,14 +97,23 @@ impl Wanted {
 #[derive(Debug, Error)]
 pub enum CaptureError {
     /// As many as there can be are under way.
-    #[error("{MAX_CAPTURES} captures are under way, which is the most; ask again when one has ended")]
+    #[error("as many captures, or rates, are under way as can be; ask again when one has ended")]
     Busy,
     /// The kernel refused.
     #[error("the kernel refuses to sample: {0}")]
-    Load(#[from] LoadError),
+    Load(LoadError),
     /// Counters could not be read.
     #[error("reading what was counted: {0}")]
     Read(#[from] io::Error),
+}
+
+impl From<LoadError> for CaptureError {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::NoEventsLeft => Self::Busy,
+            other => Self::Load(other),
+        }
+    }
 }
 
 type Answer = oneshot::Sender<Result<Profile, CaptureError>>;
@@ -156,10 +170,12 @@ impl Profiling {
                 buffer: Buffer::default(),
                 modules: Modules::new(for_maps, Limits::default()),
                 rules: HashMap::new(),
+                pythons: HashMap::new(),
             },
             symbols: Symbols::new(symbols::Config::default(), for_names, kallsyms),
             samplings: Vec::new(),
             captures: Vec::new(),
+            next_sampling: 0,
             idle_since: None,
         };
         loop {
@@ -190,13 +206,16 @@ struct Work {
     symbols: Symbols,
     samplings: Vec<Sampling>,
     captures: Vec<Capture>,
+    next_sampling: u64,
     /// When the last capture ended.
     idle_since: Option<Instant>,
 }
 
 /// A sampler at work.
 struct Sampling {
+    id: u64,
     what: What,
+    began: Instant,
     sampler: Sampler,
     spaces: Spaces,
     next_period: Instant,
@@ -209,8 +228,8 @@ struct Capture {
     answer: Answer,
     began: Instant,
     began_unix_ns: u64,
-    /// By what it is made of.
-    before: Vec<(What, Before)>,
+    /// By the samplings that it is made of.
+    before: Vec<(u64, Before)>,
 }
 
 /// What had been counted when a capture began.
@@ -228,27 +247,45 @@ impl Work {
             let _ = answer.send(Err(CaptureError::Busy));
             return;
         }
-        let (began, began_unix_ns) = (Instant::now(), unix_ns());
-        let before = wanted.sampled().into_iter().map(|what| Ok((what, self.sample(what, &wanted)?)));
-        match before.collect() {
-            Ok(before) => self.captures.push(Capture { wanted, answer, began, began_unix_ns, before }),
+        let samplings = wanted.sampled().into_iter().map(|what| self.prepare(what, &wanted));
+        // All is ready before any begins.
+        let begun = samplings.collect::<Result<Vec<u64>, _>>().and_then(|ids| {
+            let (began, began_unix_ns) = (Instant::now(), unix_ns());
+            let before = ids.into_iter().map(|id| Ok((id, self.start(id)?)));
+            Ok((began, began_unix_ns, before.collect::<Result<Vec<_>, CaptureError>>()?))
+        });
+        match begun {
+            Ok((began, began_unix_ns, before)) => {
+                self.captures.push(Capture { wanted, answer, began, began_unix_ns, before });
+            }
             Err(error) => drop(answer.send(Err(error))),
         }
     }
 
-    /// Begins to sample, unless that is done already, and sees to it that who is wanted is known. What was counted before.
-    fn sample(&mut self, what: What, wanted: &Wanted) -> Result<Before, CaptureError> {
-        let known = self.samplings.iter().position(|sampling| sampling.what == what);
-        let is_new = known.is_none();
-        let mut sampling = match known {
-            Some(index) => self.samplings.swap_remove(index),
-            None => Sampling {
-                what,
-                sampler: self.samplers.load(what, self.readers.rows() * 3 / 2)?,
-                spaces: Spaces::default(),
-                next_period: Instant::now() + PERIOD_LASTS,
-                periods: 0,
-            },
+    /// A sampling of this, which knows who is wanted. Those of waits are not shared: one that began before a capture would be in
+    /// it.
+    fn prepare(&mut self, what: What, wanted: &Wanted) -> Result<u64, CaptureError> {
+        let is_shared = |sampling: &Sampling| {
+            sampling.what == what
+                && matches!(what, What::OnCpu { .. })
+                && sampling.began.elapsed() < SHARED_FOR
+                && sampling.sampler.has_room()
+        };
+        let index = match self.samplings.iter().position(is_shared) {
+            Some(index) => index,
+            None => {
+                self.next_sampling += 1;
+                self.samplings.push(Sampling {
+                    id: self.next_sampling,
+                    what,
+                    began: Instant::now(),
+                    sampler: self.samplers.load(what, self.readers.rows() * 3 / 2)?,
+                    spaces: Spaces::default(),
+                    next_period: Instant::now(),
+                    periods: 0,
+                });
+                self.samplings.len() - 1
+            }
         };
         let mut pids = Vec::new();
         if let Some(snapshot) = self.snapshots.borrow().as_deref() {
@@ -259,19 +296,28 @@ impl Work {
             let pools = snapshot.pools.iter().filter(|pool| wanted.wants_pool(&pool.name));
             pids.extend(pools.flat_map(|pool| &pool.masters).map(|master| master.pid));
         }
+        let sampling = &mut self.samplings[index];
         for pid in pids {
             sampling.spaces.tell(pid, &mut self.readers, &mut sampling.sampler);
         }
+        Ok(sampling.id)
+    }
+
+    /// Begins to sample, unless that is done already. What was counted before.
+    fn start(&mut self, id: u64) -> Result<Before, CaptureError> {
         let mut before = Before::default();
-        if is_new {
-            sampling.sampler.start()?;
-        } else {
+        let Some(sampling) = self.samplings.iter_mut().find(|sampling| sampling.id == id) else {
+            return Ok(before);
+        };
+        if sampling.sampler.is_started() {
             before.counts = sampling.sampler.counts()?;
-            sampling.sampler.read(|stack, _, _| {
+            sampling.sampler.read(|stack, _| {
                 before.stacks.insert(stack.hash, *stack);
             });
+        } else {
+            sampling.sampler.start()?;
+            sampling.next_period = Instant::now();
         }
-        self.samplings.push(sampling);
         Ok(before)
     }
 
@@ -287,16 +333,19 @@ impl Work {
         let now = Instant::now();
         let is_over = |capture: &mut Capture| now.duration_since(capture.began) >= capture.wanted.duration;
         let over: Vec<Capture> = self.captures.extract_if(.., is_over).collect();
-        let wanted: Vec<What> =
-            self.captures.iter().flat_map(|capture| capture.before.iter().map(|(what, _)| *what)).collect();
-        for sampling in self.samplings.iter_mut().filter(|sampling| !wanted.contains(&sampling.what)) {
+        let wanted: Vec<u64> =
+            self.captures.iter().flat_map(|capture| capture.before.iter().map(|(id, _)| *id)).collect();
+        for sampling in self.samplings.iter_mut().filter(|sampling| !wanted.contains(&sampling.id)) {
             sampling.sampler.stop();
         }
         for capture in over {
             let profile = self.profile(&capture, now.duration_since(capture.began));
             let _ = capture.answer.send(profile);
         }
-        self.samplings.retain(|sampling| wanted.contains(&sampling.what));
+        if self.samplings.iter().any(|sampling| !wanted.contains(&sampling.id)) {
+            self.samplings.retain(|sampling| wanted.contains(&sampling.id));
+            self.readers.tidy();
+        }
         if self.captures.is_empty() {
             self.idle_since = Some(Instant::now());
         }
@@ -306,24 +355,35 @@ impl Work {
     fn profile(&mut self, capture: &Capture, duration: Duration) -> Result<Profile, CaptureError> {
         let workers = Workers::of(self.snapshots.borrow().as_deref());
         let mut folder = Folder::default();
+        let mut interpreters = Interpreters::default();
         let mut period_ns = 0;
-        for (what, before) in &capture.before {
-            let Some(sampling) = self.samplings.iter().find(|sampling| sampling.what == *what) else {
-                continue;
-            };
+        for (id, before) in &capture.before {
+            let Some(sampling) = self.samplings.iter().find(|sampling| sampling.id == *id) else { continue };
             let counts = sampling.sampler.counts()?;
-            if let What::OnCpu { period_ns: asked_ns } = what {
+            if let What::OnCpu { period_ns: asked_ns } = sampling.what {
                 let sampled_ns = duration.as_nanos() as u64 * sampling.sampler.sampled_cpus() as u64;
                 let fired = counts.fired.saturating_sub(before.counts.fired);
-                period_ns = sampled_ns.checked_div(fired).unwrap_or(*asked_ns);
+                period_ns = sampled_ns.checked_div(fired).unwrap_or(asked_ns);
             }
+            // All at once: names of the kernel are looked for in one go through all that it has.
+            let mut kernel = Vec::new();
+            sampling.sampler.read(|_, frames| kernel.extend_from_slice(frames.kernel));
+            kernel.sort_unstable();
+            kernel.dedup();
+            self.symbols.kernel(&kernel);
             folder.add_lost(counts.lost.saturating_sub(before.counts.lost));
-            let mut fold =
-                Fold { sampling, capture, before, workers: &workers, modules: &self.readers.modules };
+            let mut fold = Fold {
+                sampling,
+                capture,
+                before,
+                workers: &workers,
+                readers: &self.readers,
+                interpreters: &mut interpreters,
+            };
             let symbols = &mut self.symbols;
-            sampling.sampler.read(|stack, kernel, user| fold.add(stack, kernel, user, symbols, &mut folder));
+            sampling.sampler.read(|stack, frames| fold.add(stack, frames, symbols, &mut folder));
         }
-        let named = naming::named(folder.places(), &self.readers.modules, &mut self.symbols);
+        let named = naming::named(folder.places(), &interpreters, &mut self.readers, &mut self.symbols);
         Ok(Profile {
             started_unix_ns: capture.began_unix_ns,
             duration_ns: duration.as_nanos() as u64,
@@ -347,7 +407,8 @@ struct Fold<'a> {
     capture: &'a Capture,
     before: &'a Before,
     workers: &'a Workers,
-    modules: &'a Modules,
+    readers: &'a Readers,
+    interpreters: &'a mut Interpreters,
 }
 
 impl Fold<'_> {
@@ -355,8 +416,7 @@ impl Fold<'_> {
     fn add(
         &mut self,
         stack: &Stack,
-        kernel: &[u64],
-        user: &[u64],
+        frames: Frames<'_>,
         symbols: &mut Symbols,
         folder: &mut Folder<ModuleId>,
     ) {
@@ -380,8 +440,9 @@ impl Fold<'_> {
         if !self.capture.wanted.wants(&labels.pool, labels.slot.map(|(slot, _)| slot), stack.pid) {
             return;
         }
-        let skipped = if stack.state == STATE_ON_CPU { 0 } else { naming::frames_of_ours(kernel, symbols) };
-        let frames = self.frames(stack, &kernel[skipped..], user);
+        let skipped =
+            if stack.state == STATE_ON_CPU { 0 } else { naming::frames_of_ours(frames.kernel, symbols) };
+        let frames = self.places(stack, Frames { kernel: &frames.kernel[skipped..], ..frames });
         let truncated = stack.flags & COMPLETE == 0 || stack.flags & NO_ROOM != 0;
         for (count, value_ns, in_queue) in measured {
             let labels = if in_queue {
@@ -393,19 +454,45 @@ impl Fold<'_> {
         }
     }
 
-    fn frames(&self, stack: &Stack, kernel: &[u64], user: &[u64]) -> Vec<Place<ModuleId>> {
-        let maps = self.sampling.spaces.maps_of(stack, self.modules);
+    /// Where the frames are. One of the interpreter's own stands for those of the functions that it runs, the innermost of
+    /// which comes first until the one that it was called for.
+    fn places(&mut self, stack: &Stack, frames: Frames<'_>) -> Vec<Place<ModuleId>> {
+        let modules = &self.readers.modules;
+        let maps = self.sampling.spaces.maps_of(stack, modules);
         let process = key_of(stack);
-        let place = |address: &u64| match maps.and_then(|maps| maps.find(*address)) {
-            Some(Mapped { start, file_offset, module: Some(id), .. }) => {
-                let module = self.modules.get(*id);
-                let virtual_address =
-                    module.and_then(|module| module.address(file_offset + (address - start)));
-                virtual_address.map_or(Place::Memory(process, *address), |at| Place::Module(*id, at))
+        // Of a call, but for the innermost frame of who was interrupted: what it is to go on with.
+        let interrupted = stack.state == STATE_ON_CPU;
+        let kernel = frames.kernel.iter().enumerate();
+        let kernel = kernel.map(|(frame, address)| address - u64::from(frame > 0 || !interrupted));
+        let mut places: Vec<Place<ModuleId>> = kernel.map(Place::Kernel).collect();
+        let mut python = frames.python.iter().peekable();
+        for address in frames.user {
+            let in_module = maps.and_then(|maps| maps.find(*address)).and_then(|mapped| {
+                let Mapped { start, file_offset, module: Some(id), .. } = *mapped else { return None };
+                Some((id, modules.get(id)?.address(file_offset + (address - start))?))
+            });
+            let Some((id, virtual_address)) = in_module else {
+                places.push(Place::Memory(process, *address));
+                continue;
+            };
+            let runtime = self.readers.pythons.get(&id).and_then(Option::as_ref);
+            let Some(runtime) = runtime
+                .filter(|runtime| python.peek().is_some() && runtime.interpreter.contains(&virtual_address))
+            else {
+                places.push(Place::Module(id, virtual_address));
+                continue;
+            };
+            self.interpreters.entry(process).or_insert_with(|| Arc::clone(runtime));
+            for code in python.by_ref() {
+                if code & !ENTRY != 0 {
+                    places.push(Place::Interpreted(process, code & !ENTRY));
+                }
+                if code & ENTRY != 0 {
+                    break;
+                }
             }
-            _ => Place::Memory(process, *address),
-        };
-        kernel.iter().map(|address| Place::Kernel(*address)).chain(user.iter().map(place)).collect()
+        }
+        places
     }
 }
 
@@ -419,7 +506,7 @@ impl Sampling {
             return;
         }
         self.periods += 1;
-        self.next_period = Instant::now() + PERIOD_LASTS;
+        self.next_period = Instant::now() + PERIOD_LASTS.max(Duration::from_nanos(10 * middle));
         let offset = (500 + self.periods * GOLDEN) % 1000;
         let period_ns = middle - middle * JITTER / 1000 + middle * 2 * JITTER * offset / 1_000_000;
         if let Err(error) = self.sampler.set_period(period_ns) {

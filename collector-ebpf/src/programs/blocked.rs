@@ -22,7 +22,7 @@ const TASK_NOLOAD: u32 = 0x400;
 const PF_IO_WORKER: u32 = 0x10;
 const PF_USER_WORKER: u32 = 0x4000;
 const PF_KTHREAD: u32 = 0x0020_0000;
-const NO_USER_SIDE: u32 = PF_IO_WORKER | PF_USER_WORKER | PF_KTHREAD;
+pub(crate) const NO_USER_SIDE: u32 = PF_IO_WORKER | PF_USER_WORKER | PF_KTHREAD;
 
 /// File type bits of `i_mode` (inode(7)) of a character device.
 const S_IFCHR: u16 = 0o020_000;

@@ -21,6 +21,7 @@ mod free_list;
 mod histograms;
 mod kernel;
 mod lifecycle;
+mod python;
 mod requests;
 mod sample;
 mod schedule;
@@ -115,7 +116,8 @@ static ROWS: Array<TaskRow, PASS_ROWS, { BPF_F_MMAPABLE as usize }> = Array::new
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
 
-/// From here on: only while somebody asks for a profile.
+/// From here on: only while somebody asks for a profile. The hash maps are allocated as a whole: before 6.1 programs of
+/// events may use no others, and those of the scheduler must not ask for memory.
 #[btf_map]
 static SAMPLING: Array<Sampling, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
@@ -126,7 +128,7 @@ static STACKS: Array<Stack, MAX_STACKS, { BPF_F_MMAPABLE as usize }> = Array::ne
 static STACK_WORDS: Array<u64, MAX_WORDS, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map]
-static SPACES: HashMap<u32, Space, MAX_SPACES, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+static SPACES: HashMap<u32, Space, MAX_SPACES> = HashMap::new();
 
 #[btf_map]
 static CODE: Array<Code, MAX_CODE, { BPF_F_MMAPABLE as usize }> = Array::new();
@@ -135,7 +137,7 @@ static CODE: Array<Code, MAX_CODE, { BPF_F_MMAPABLE as usize }> = Array::new();
 static MODULE_ROWS: Array<Row, MAX_ROWS, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map]
-static WAITS: HashMap<u32, Wait, MAX_WAITS, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+static WAITS: HashMap<u32, Wait, MAX_WAITS> = HashMap::new();
 
 /// By kind of program.
 #[btf_map]

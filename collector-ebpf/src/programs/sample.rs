@@ -9,17 +9,17 @@ use aya_ebpf::macros::{btf_tracepoint, perf_event};
 use aya_ebpf::programs::{BtfTracePointContext, PerfEventContext};
 use collector_ebpf::event::NONE;
 use collector_ebpf::sample::{
-    MAX_FRAMES, MAX_STACKS, MAX_WORDS, NO_ROOM, PLACES, READY, STATE_BLOCKED, STATE_ON_CPU, STATE_PREEMPTED,
-    Sampled as Counter, Stack, Wait, Walk,
+    CODE_UNKNOWN, COMPLETE, MAX_FRAMES, MAX_STACKS, MAX_WORDS, NO_ROOM, PLACES, READY, STATE_BLOCKED,
+    STATE_ON_CPU, STATE_PREEMPTED, Sampled as Counter, Stack, Wait, Walk,
 };
 use collector_ebpf::schedule::OTHER;
 use collector_ebpf::slot::ROLE_WORKER;
 
-use crate::blocked::reason;
+use crate::blocked::{NO_USER_SIDE, reason};
 use crate::kernel::{Current, Registers, Task, now, offset, read};
 use crate::schedule::Followed;
 use crate::unwind::{ask_for, space_of, unwind};
-use crate::{SAMPLED, SAMPLING, SLOTS, STACK_WORDS, STACKS, WAITS, WALKS, add_u64};
+use crate::{SAMPLED, SAMPLING, SLOTS, STACK_WORDS, STACKS, WAITS, WALKS, add_u64, python};
 
 /// Which of [`WALKS`] is whose: one program may interrupt another on its CPU.
 const ON_CPU: u32 = 0;
@@ -144,18 +144,20 @@ fn off_cpu_wakeup(ctx: BtfTracePointContext) -> i32 {
 fn leave(ctx: &BtfTracePointContext, sampled: &Sampled, preempted: bool, now: u64) {
     let task = sampled.task;
     let tid = task.tid();
-    if let Some(wait) = WAITS.get_ptr_mut(tid) {
-        // SAFETY: a pointer into the map.
+    let state: u32 = read!(task.0, task_state);
+    if state & TASK_DEAD != 0 {
+        let _ = WAITS.remove(tid);
+        return;
+    }
+    let known = WAITS.get_ptr_mut(tid);
+    if let Some(wait) = known {
+        // SAFETY: a pointer into the map, of this thread.
         unsafe {
             if (*wait).stack != 0 {
                 count(Counter::UNSEEN);
                 (*wait).stack = 0;
             }
         }
-    }
-    let state: u32 = read!(task.0, task_state);
-    if state & TASK_DEAD != 0 {
-        return;
     }
     let wants_to_run = preempted || state == 0;
     let (Some(walk), Some(registers)) = (WALKS.get_ptr_mut(OFF_CPU), Registers::of(task)) else { return };
@@ -165,8 +167,11 @@ fn leave(ctx: &BtfTracePointContext, sampled: &Sampled, preempted: bool, now: u6
     let registers = user_registers(registers);
     let Some(place) = place_for(OFF_CPU, sampled, walk, registers, kind, reason) else { return };
     let wait = Wait { stack: place + 1, runnable: u32::from(wants_to_run), since_ns: now };
-    if WAITS.insert(tid, wait, 0).is_err() {
-        count(Counter::NO_PLACE);
+    match known {
+        // SAFETY: as above.
+        Some(known) => unsafe { *known = wait },
+        None if WAITS.insert(tid, wait, 0).is_err() => count(Counter::NO_PLACE),
+        None => {}
     }
 }
 
@@ -247,9 +252,6 @@ fn place_for(
     let task = sampled.task;
     let (start_code, known) = space_of(task, walk);
     let pid = task.pid();
-    if !known {
-        ask_for(pid);
-    }
     // SAFETY: callers pass a pointer into the array.
     unsafe {
         (*walk).ip = ip;
@@ -257,8 +259,24 @@ fn place_for(
         (*walk).bp = bp;
         (*walk).hash = mixed(u64::from(state) << 32 | u64::from(reason), u64::from(task.tid()));
         (*walk).hash = mixed((*walk).hash, start_code);
+        (*walk).hash = mixed((*walk).hash, task.start_ns());
     }
-    unwind(which);
+    let flags: u32 = read!(task.0, task_flags);
+    if flags & NO_USER_SIDE != 0 || start_code == 0 {
+        // Its registers are of whoever made it; or it is about to end, and has let go of its memory.
+        // SAFETY: as above.
+        unsafe {
+            (*walk).flags = u32::from(COMPLETE);
+            (*walk).python_frames = 0;
+        }
+    } else {
+        unwind(which);
+        python::unwind(which, task, walk);
+    }
+    // SAFETY: as above.
+    if start_code != 0 && (!known || unsafe { (*walk).flags } & u32::from(CODE_UNKNOWN) != 0) {
+        ask_for(pid);
+    }
     let hash = hash_kernel_frames(walk);
     let Some(place) = place_of(hash) else {
         count(Counter::NO_PLACE);
@@ -353,12 +371,13 @@ fn copy_frames(which: u32, stack: *mut Stack) -> bool {
     unsafe {
         let kernel = (*walk).kernel_frames.min(MAX_FRAMES as u32);
         let user = (*walk).user_frames.min(MAX_FRAMES as u32);
+        let python = (*walk).python_frames.min(MAX_FRAMES as u32);
         let words = &raw mut (*sampling).words;
         // Looked at before it is raised, so that it never wraps around.
-        if words.read_volatile() >= (MAX_WORDS - 2 * MAX_FRAMES) as u32 {
+        if words.read_volatile() >= (MAX_WORDS - 3 * MAX_FRAMES) as u32 {
             return false;
         }
-        let first = atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(words, kernel + user);
+        let first = atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(words, kernel + user + python);
         for index in 0..MAX_FRAMES as u32 {
             if index >= kernel {
                 break;
@@ -375,6 +394,15 @@ fn copy_frames(which: u32, stack: *mut Stack) -> bool {
             };
             *word = (*walk).user[index as usize];
         }
+        for index in 0..MAX_FRAMES as u32 {
+            if index >= python {
+                break;
+            }
+            let word = first.wrapping_add(kernel).wrapping_add(user).wrapping_add(index);
+            let Some(word) = STACK_WORDS.get_ptr_mut(word) else { return false };
+            *word = (*walk).python_code[index as usize];
+        }
+        (*stack).python_frames = python;
         (*stack).first_word = first;
         (*stack).kernel_frames = kernel as u8;
         (*stack).user_frames = user as u8;

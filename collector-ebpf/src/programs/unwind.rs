@@ -4,13 +4,15 @@
 //! One frame costs two reads of user memory at most, and looking up its rule: mostly one that is remembered, else two
 //! binary searches.
 
-use aya_ebpf::helpers::bpf_probe_read_user;
-use collector_ebpf::sample::{COMPLETE, Code, KNOWN, Known, MAX_FRAMES, SPACE_UNKNOWN, Space, Walk};
+use aya_ebpf::helpers::generated::bpf_probe_read_user;
+use collector_ebpf::sample::{
+    CODE_UNKNOWN, COMPLETE, Code, KNOWN, Known, MAX_FRAMES, SPACE_UNKNOWN, Space, Walk,
+};
 use collector_ebpf::unwind::{
     AT_RBP, AT_RSP, OUTERMOST, PLT, RBP, RSP, Rule, SAVED_AT_RBP, SIGNAL, SIGNAL_RBP, SIGNAL_RIP, SIGNAL_RSP,
 };
 
-use crate::kernel::{Task, offset, peek};
+use crate::kernel::{Task, copy, offset, peek};
 use crate::sample::mixed;
 use crate::{CODE, KNOWN_RULES, MODULE_ROWS, SAMPLING, SPACES, WALKS};
 
@@ -23,10 +25,8 @@ const ROW_STEPS: u32 = 24;
 pub(crate) fn space_of(task: Task, walk: *mut Walk) -> (u64, bool) {
     let mm: u64 = peek(task.0 as u64, offset!(task_mm));
     let (code, brk): (u64, u64) = (peek(mm, offset!(mm_start_code)), peek(mm, offset!(mm_start_brk)));
-    let mut known = space_under(task.pid(), code, brk);
-    if known.is_none() {
-        known = space_under(task.parent_pid(), code, brk);
-    }
+    let own = space_under(task.pid(), code, brk, walk);
+    let known = if own.is_some() { own } else { space_under(task.parent_pid(), code, brk, walk) };
     let found = known.is_some();
     let (first, count) = known.unwrap_or_default();
     // SAFETY: callers pass a pointer into the array.
@@ -34,15 +34,20 @@ pub(crate) fn space_of(task: Task, walk: *mut Walk) -> (u64, bool) {
         (*walk).first = first;
         (*walk).count = count;
         (*walk).flags = if found { 0 } else { u32::from(SPACE_UNKNOWN) };
+        if !found {
+            (*walk).python.interpreters = 0;
+        }
     }
-    (code, found)
+    // It is asked for all the same: it may map more.
+    (code, own.is_some())
 }
 
 #[inline(always)]
-fn space_under(pid: u32, code: u64, brk: u64) -> Option<(u32, u32)> {
+fn space_under(pid: u32, code: u64, brk: u64, walk: *mut Walk) -> Option<(u32, u32)> {
     let space: *const Space = SPACES.get_ptr(pid)?;
-    // SAFETY: a pointer into the map.
+    // SAFETY: pointers into the maps. What is copied of another space is not looked at.
     unsafe {
+        copy(&raw mut (*walk).python, &raw const (*space).python);
         ((*space).start_code == code && (*space).start_brk == brk).then_some(((*space).first, (*space).count))
     }
 }
@@ -80,13 +85,18 @@ extern "C" fn step(which: u32) -> u32 {
     unsafe {
         let pc = (*walk).ip.wrapping_sub(u64::from((*walk).called));
         let frame = (*walk).user_frames as usize;
-        if frame >= MAX_FRAMES {
+        // No program has code there (`TASK_SIZE_MAX`).
+        if frame >= MAX_FRAMES || pc >> 47 != 0 {
             return 0;
         }
         (*walk).user[frame] = pc;
         (*walk).user_frames = frame as u32 + 1;
         (*walk).hash = mixed((*walk).hash, pc);
-        let rule = Rule::decode(rule_at(which, pc, (*walk).first, (*walk).count));
+        let rule = rule_at(which, pc, (*walk).first, (*walk).count);
+        if rule & NOWHERE != 0 {
+            (*walk).flags |= u32::from(CODE_UNKNOWN);
+        }
+        let rule = Rule::decode(rule & !NOWHERE);
         let (sp, bp) = ((*walk).sp, (*walk).bp);
         let distance = u64::from(rule.offset) * 8;
         let mut called = 1;
@@ -133,21 +143,29 @@ extern "C" fn step(which: u32) -> u32 {
     1
 }
 
-/// A frame without caller. Where there are frame pointers, that is how the outermost one looks.
+/// A frame without caller. Where there are frame pointers, the outermost one has none that is saved (System V ABI for x86-64,
+/// 3.4.1).
 #[inline(always)]
 fn ended(walk: *mut Walk, rule: Rule) -> u32 {
-    if rule == Rule::FRAME_POINTER {
-        // SAFETY: callers pass a pointer into the array.
-        unsafe { (*walk).flags |= u32::from(COMPLETE) };
+    // SAFETY: callers pass a pointer into the array.
+    unsafe {
+        if rule == Rule::FRAME_POINTER && (*walk).bp == 0 && (*walk).flags & u32::from(SPACE_UNKNOWN) == 0 {
+            (*walk).flags |= u32::from(COMPLETE);
+        }
     }
     0
 }
 
-/// 8 bytes of the memory of who runs; 0 if they are not there.
+/// In what [`look_up`] returns: the address is in no range of code.
+const NOWHERE: u32 = 1 << 31;
+
+/// 8 bytes of the memory of who runs; 0 if they are not there, which the helper sees to: one value to the verifier.
 #[inline(always)]
-fn read_user(address: u64) -> u64 {
-    // SAFETY: the helper checks the address.
-    unsafe { bpf_probe_read_user(address as *const u64) }.unwrap_or(0)
+pub(crate) fn read_user(address: u64) -> u64 {
+    let mut word = 0u64;
+    // SAFETY: the helper checks the address, and writes 8 bytes.
+    unsafe { bpf_probe_read_user((&raw mut word).cast(), size_of::<u64>() as u32, address as *const _) };
+    word
 }
 
 /// The rule for an address of a space.
@@ -178,6 +196,7 @@ fn rule_at(which: u32, pc: u64, first: u32, count: u32) -> u32 {
 extern "C" fn look_up(pc: u64, first: u32, count: u32) -> u32 {
     // What nothing is known of has frame pointers, or so it is hoped: what was compiled just in time has.
     let unknown = Rule::FRAME_POINTER.encode();
+    let nowhere = unknown | NOWHERE;
     let (mut low, mut length) = (first, count);
     for _ in 0..CODE_STEPS {
         if length <= 1 {
@@ -194,12 +213,15 @@ extern "C" fn look_up(pc: u64, first: u32, count: u32) -> u32 {
         }
     }
     if length == 0 {
-        return unknown;
+        return nowhere;
     }
     let Some(code) = CODE.get_ptr(low) else { return 0 };
     // SAFETY: a pointer into the array; user space writes it before it tells of it.
     let Code { start, end, base, first_row, rows } = unsafe { *code };
-    if pc < start || pc >= end || rows == 0 {
+    if pc < start || pc >= end {
+        return nowhere;
+    }
+    if rows == 0 {
         return unknown;
     }
     let address = pc.wrapping_sub(base);

@@ -92,7 +92,7 @@ pub enum Error {
     Crowded,
     /// A page of another site asks for a change.
     #[error(
-        "a page of another site must not do this; send the request from a program or from this host's own page"
+        "a page of another site must not ask for this; send the request from a program or from this host's own page"
     )]
     CrossSite,
     /// Reloading is not possible.

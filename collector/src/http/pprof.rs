@@ -4,13 +4,14 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Extension;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::{FromRequestParts, Query, State};
 use axum::http::header::{self, HeaderValue};
+use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
+use super::reload::is_foreign;
 use super::server::Reached;
 use super::{Error, Shared};
 use crate::profile::Kind;
@@ -28,6 +29,9 @@ const LEAST_SECONDS: f64 = 0.1;
 const HZ: u32 = 99;
 /// The most of these.
 const MOST_HZ: u32 = 10_000;
+
+/// After the end of a capture nobody waits longer for its profile: a file that it has to read may be on a server that is gone.
+const MOST_LATE: Duration = Duration::from_secs(60);
 
 /// What a profile is asked for with.
 #[derive(Debug, Default, Deserialize)]
@@ -100,13 +104,23 @@ impl Parameters {
 
 type Asked = Result<Query<Parameters>, QueryRejection>;
 
-/// Profiles show what runs inside workers: over the network only those may see it who have shown who they are.
-fn allow(shared: &Shared, reached: Option<&Extension<Reached>>) -> Result<(), Error> {
-    let reached = reached.map_or(Reached::default(), |extension| extension.0);
-    if reached.on_loopback || reached.certified || shared.access().asks_for_users() {
-        return Ok(());
+/// Somebody who may see profiles. They show what runs inside workers, and taking them costs something: over the network only
+/// those may who have shown who they are, and pages of other sites may not at all.
+pub(super) struct Allowed;
+
+impl FromRequestParts<Arc<Shared>> for Allowed {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Self, Error> {
+        if is_foreign(&parts.headers) {
+            return Err(Error::CrossSite);
+        }
+        let reached = parts.extensions.get::<Reached>().copied().unwrap_or_default();
+        if reached.on_loopback || reached.certified || shared.access().asks_for_users() {
+            return Ok(Self);
+        }
+        Err(Error::ProfilesNeedUsers)
     }
-    Err(Error::ProfilesNeedUsers)
 }
 
 /// Whoever is asked for has to be there now.
@@ -131,37 +145,33 @@ fn find(snapshot: &Snapshot, wanted: &Wanted) -> Result<(), Error> {
 
 pub(super) async fn on_cpu(
     State(shared): State<Arc<Shared>>,
-    reached: Option<Extension<Reached>>,
+    _: Allowed,
     asked: Asked,
 ) -> Result<Response, Error> {
-    allow(&shared, reached.as_ref())?;
     capture(&shared, Kind::OnCpu, "profile", asked).await
 }
 
 pub(super) async fn off_cpu(
     State(shared): State<Arc<Shared>>,
-    reached: Option<Extension<Reached>>,
+    _: Allowed,
     asked: Asked,
 ) -> Result<Response, Error> {
-    allow(&shared, reached.as_ref())?;
     capture(&shared, Kind::OffCpu, "offcpu", asked).await
 }
 
 pub(super) async fn run_queue(
     State(shared): State<Arc<Shared>>,
-    reached: Option<Extension<Reached>>,
+    _: Allowed,
     asked: Asked,
 ) -> Result<Response, Error> {
-    allow(&shared, reached.as_ref())?;
     capture(&shared, Kind::RunQueue, "runqueue", asked).await
 }
 
 pub(super) async fn wall(
     State(shared): State<Arc<Shared>>,
-    reached: Option<Extension<Reached>>,
+    _: Allowed,
     asked: Asked,
 ) -> Result<Response, Error> {
-    allow(&shared, reached.as_ref())?;
     capture(&shared, Kind::Wall, "wall", asked).await
 }
 
@@ -171,10 +181,15 @@ async fn capture(shared: &Shared, kind: Kind, name: &str, asked: Asked) -> Resul
     let profiler = shared.profiler.as_ref().ok_or(Error::NoProfiles)?;
     find(&*shared.snapshot()?, &wanted)?;
     // Dropped when the client goes away, which ends the capture.
-    let profile = profiler.capture(wanted).await.map_err(|_| Error::ShuttingDown)?;
+    let answer_by = wanted.duration + MOST_LATE;
+    let profile = tokio::time::timeout(answer_by, profiler.capture(wanted)).await;
+    let profile = profile.map_err(|_| Error::ProfilesBusy)?.map_err(|_| Error::ShuttingDown)?;
     let profile = profile.map_err(|error| match error {
         CaptureError::Busy => Error::ProfilesBusy,
-        other => Error::CaptureFailed(other.to_string()),
+        other => {
+            tracing::warn!(error = %other, "a capture failed");
+            Error::CaptureFailed(other.to_string())
+        }
     })?;
     let rendered = tokio::task::spawn_blocking(move || pprof::render(&profile, format)).await;
     let body = match rendered {
@@ -213,11 +228,7 @@ const PROFILES: [(&str, &str); 7] = [
     ),
 ];
 
-pub(super) async fn index(
-    State(shared): State<Arc<Shared>>,
-    reached: Option<Extension<Reached>>,
-) -> Result<Response, Error> {
-    allow(&shared, reached.as_ref())?;
+pub(super) async fn index(_: Allowed) -> Response {
     let mut page = String::from(
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>/debug/pprof/</title></head><body>\n\
          <h1>/debug/pprof/</h1>\n<p>Profiles of workers: <code>go tool pprof \'http://HOST/debug/pprof/profile?pool=NAME\'</code></p>\n\
@@ -228,26 +239,18 @@ pub(super) async fn index(
         let _ = writeln!(page, "<dt><a href=\"{name}\">{name}</a></dt><dd>{text}</dd>");
     }
     page.push_str("</dl></body></html>\n");
-    Ok(([(header::CONTENT_TYPE, "text/html; charset=utf-8")], page).into_response())
+    ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], page).into_response()
 }
 
-pub(super) async fn cmdline(
-    State(shared): State<Arc<Shared>>,
-    reached: Option<Extension<Reached>>,
-) -> Result<Response, Error> {
-    allow(&shared, reached.as_ref())?;
+pub(super) async fn cmdline(_: Allowed) -> Response {
     let arguments: Vec<String> =
         std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
-    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], arguments.join("\0")).into_response())
+    ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], arguments.join("\0")).into_response()
 }
 
 /// What pprof asks before it asks for names: there are none, as profiles have them already.
-pub(super) async fn symbol(
-    State(shared): State<Arc<Shared>>,
-    reached: Option<Extension<Reached>>,
-) -> Result<Response, Error> {
-    allow(&shared, reached.as_ref())?;
-    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], "num_symbols: 0\n").into_response())
+pub(super) async fn symbol(_: Allowed) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], "num_symbols: 0\n").into_response()
 }
 
 pub(super) async fn trace() -> Error {

@@ -37,7 +37,7 @@ pub(super) async fn reload(
 
 /// A browser sent it for a page that is not ours. On loopback there is no other protection against pages that post to
 /// us. Browsers say so in `Sec-Fetch-Site` where they trust the connection, and in `Origin` with every POST.
-fn is_foreign(headers: &HeaderMap) -> bool {
+pub(super) fn is_foreign(headers: &HeaderMap) -> bool {
     let by_site = headers.get("sec-fetch-site").is_some_and(|site| site != "same-origin" && site != "none");
     let host = headers.get(header::HOST).map(HeaderValue::as_bytes);
     let by_origin = headers.get_all(header::ORIGIN).iter().any(|origin| {

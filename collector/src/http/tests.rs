@@ -622,6 +622,10 @@ async fn profiles_are_for_this_host_or_for_those_who_say_who_they_are() {
     let certified = server::Reached { on_loopback: false, certified: true };
     let index = get(&site.router.clone().layer(axum::Extension(certified)), "/debug/pprof/").await;
     assert_eq!(index.status, StatusCode::OK);
+    let reached = server::Reached { on_loopback: true, certified: false };
+    let local = site.router.clone().layer(axum::Extension(reached));
+    let foreign = get_with(&local, "/debug/pprof/profile", &[("sec-fetch-site", "cross-site")]).await;
+    assert_eq!(foreign.status, StatusCode::FORBIDDEN);
     let cmdline = get_locally(&site.router, "/debug/pprof/cmdline").await;
     assert!(!cmdline.body.is_empty());
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Mutex;
 
 use aya::maps::{MapData, RingBuf};
 use clap::ValueEnum;
@@ -13,7 +14,7 @@ use super::btf::{Btf, BtfError, Kind};
 use super::object::{Made, Object, ObjectError};
 use super::offsets::{self, OffsetsError};
 use super::requests::{RequestProbes, RequestTable};
-use super::sampler::{Parts, SHARED, Samplers};
+use super::sampler::{self, Parts, SHARED, Samplers};
 use super::schedule::{Probe, ScheduleTable, Scheduler};
 use super::slots::SlotTable;
 use super::support::{OLDEST_LINUX, Support};
@@ -69,6 +70,9 @@ pub enum LoadError {
         /// What the kernel said.
         error: std::io::Error,
     },
+    /// As many rates are sampled as can be.
+    #[error("as many rates are sampled as can be at a time")]
+    NoEventsLeft,
     /// `/proc`, where processes are made sure of.
     #[error(transparent)]
     Procfs(#[from] ProcfsError),
@@ -89,6 +93,7 @@ impl LoadError {
                 format!("use a kernel whose BTF describes itself (Linux {OLDEST_LINUX} or newer)")
             }
             Self::Procfs(_) => "mount /proc, or say where it is (--path.procfs)".into(),
+            Self::NoEventsLeft => "ask again later, or for the same rate".into(),
             Self::Object(_) | Self::Tick(_) | Self::Attach { .. } | Self::Shared(_) => {
                 format!("use Linux {OLDEST_LINUX} or newer; if it is, the message above is worth a report")
             }
@@ -495,8 +500,21 @@ fn samplers(
     let shared = shared.collect::<Result<_, ObjectError>>()?;
     let [switch, wakeup, _] = targets.scheduler;
     let tracepoints = [("sched_switch", switch), ("sched_wakeup", wakeup)];
-    let parts = Parts { constants, kernel_functions: targets.kernel_functions, tracepoints, shared };
-    Ok((Some(Samplers::new(parts)), enabled("profiles")))
+    let kernel_functions = targets.kernel_functions;
+    let (events, refused) = sampler::open_events();
+    let feature = match &refused {
+        None => enabled("profiles"),
+        Some(error) => Feature {
+            name: "profiles",
+            enabled: false,
+            reason: format!("what workers run on CPUs cannot be sampled, but waits can: {error}"),
+            remedy:
+                "CAP_PERFMON; on Debian CAP_SYS_ADMIN at the start, or kernel.perf_event_paranoid below 3"
+                    .into(),
+        },
+    };
+    let parts = Parts { constants, kernel_functions, tracepoints, shared, events: Mutex::new(events) };
+    Ok((Some(Samplers::new(parts)), feature))
 }
 
 /// Loads programs of tracepoints, by name, without attaching them.

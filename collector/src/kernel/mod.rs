@@ -24,6 +24,6 @@ mod tasks;
 mod waterfall;
 
 pub use load::{LoadError, RequestsBy};
-pub use sampler::{Counts, Sampler, Samplers, What};
+pub use sampler::{Counts, Frames, Sampler, Samplers, What};
 pub use source::KernelSource;
 pub use sys::run_time_statistics;

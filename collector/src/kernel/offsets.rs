@@ -175,6 +175,7 @@ pub fn resolve(btf: &Btf<'_>, cast: Option<u32>) -> Result<Offsets, OffsetsError
         regs_ip: of(8, "ip", 8),
         regs_sp: of(8, "sp", 8),
         regs_bp: of(8, "bp", 8),
+        task_fsbase: optional(task, "thread.fsbase", 8),
         // `pt_regs` begins with a general register everywhere.
         word_type: cast.and(found[8]).unwrap_or(ABSENT),
         task_type: cast.map_or(ABSENT, |_| task),

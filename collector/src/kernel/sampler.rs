@@ -6,14 +6,15 @@
 use std::io;
 use std::mem::offset_of;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use aya::maps::MapData;
 use aya::util::{nr_cpus, online_cpus};
 use collector_ebpf::kfunc;
 use collector_ebpf::sample::{
-    Code, MAX_CODE, MAX_ROWS, MAX_STACKS, MAX_UNKNOWN, MAX_WORDS, READY, Sampled, Sampling, Space, Stack,
+    Code, MAX_CODE, MAX_FRAMES, MAX_ROWS, MAX_STACKS, MAX_UNKNOWN, MAX_WORDS, READY, Sampled, Sampling,
+    Space, Stack,
 };
 use collector_ebpf::unwind::Row;
 use collector_ebpf::{maps, programs};
@@ -22,6 +23,7 @@ use super::load::{Constants, LoadError, OBJECT};
 use super::object::{Made, Object};
 use super::shared::Shared;
 use super::sys::{self, RunBy};
+use crate::units::NANOS_PER_SECOND;
 
 /// Rows for which there is room at most, 64 MiB.
 const MOST_ROWS: usize = 8 << 20;
@@ -38,6 +40,24 @@ pub(super) struct Parts {
     pub(super) tracepoints: [(&'static str, Option<u32>); 2],
     /// Maps of theirs, by name.
     pub(super) shared: Vec<(&'static str, OwnedFd)>,
+    /// Sets of events that no sampler has, one event for each CPU: opened before rights are dropped.
+    pub(super) events: Mutex<Vec<Vec<OwnedFd>>>,
+}
+
+/// Rates that can be sampled at a time.
+const EVENT_SETS: usize = 2;
+
+/// Opens the events of all CPUs, or says why not.
+pub(super) fn open_events() -> (Vec<Vec<OwnedFd>>, Option<io::Error>) {
+    let set = || -> io::Result<Vec<OwnedFd>> {
+        let cpus = online_cpus().map_err(|(_, error)| error)?;
+        // Until a sampler says otherwise.
+        cpus.into_iter().map(|cpu| sys::cpu_clock_open(cpu, NANOS_PER_SECOND)).collect()
+    };
+    match (0..EVENT_SETS).map(|_| set()).collect() {
+        Ok(sets) => (sets, None),
+        Err(error) => (Vec::new(), Some(error)),
+    }
 }
 
 impl std::fmt::Debug for Parts {
@@ -62,7 +82,7 @@ impl Samplers {
 
     /// Loads one with room for so many rows of rules, at least.
     pub fn load(&self, what: What, rows: usize) -> Result<Sampler, LoadError> {
-        let Parts { constants, kernel_functions, tracepoints, shared } = &*self.0;
+        let Parts { constants, kernel_functions, tracepoints, shared, events } = &*self.0;
         let rows = rows.clamp(MAX_ROWS, MOST_ROWS);
         let made = |name: &str| match shared.iter().find(|(shared, _)| *shared == name) {
             Some((_, map)) => Made::Given(map.as_fd()),
@@ -82,12 +102,20 @@ impl Samplers {
                 programs.into_iter().zip(tracepoints).map(load).collect::<Result<_, LoadError>>()?
             }
         };
+        let events = match what {
+            What::OnCpu { .. } => {
+                let mut sets = events.lock().unwrap_or_else(PoisonError::into_inner);
+                sets.pop().ok_or(LoadError::NoEventsLeft)?
+            }
+            What::OffCpu { .. } => Vec::new(),
+        };
         let sampler = Sampler {
+            parts: Arc::clone(&self.0),
             what,
             programs,
             links: Vec::new(),
-            events: Vec::new(),
-            sampled_cpus: 0,
+            sampled_cpus: events.len(),
+            events,
             sampling: Shared::map(object.take_map_data(maps::SAMPLING)?, 1).map_err(LoadError::Shared)?,
             stacks: Shared::map(object.take_map_data(maps::STACKS)?, MAX_STACKS)
                 .map_err(LoadError::Shared)?,
@@ -129,6 +157,17 @@ pub enum What {
     },
 }
 
+/// Frames of a stack, the innermost first.
+#[derive(Clone, Copy, Debug)]
+pub struct Frames<'a> {
+    /// Addresses in the kernel.
+    pub kernel: &'a [u64],
+    /// Addresses in the program.
+    pub user: &'a [u64],
+    /// Addresses of code of Python, and [`collector_ebpf::python::ENTRY`].
+    pub python: &'a [u64],
+}
+
 /// What was counted since the sampler was loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -140,8 +179,9 @@ pub struct Counts {
     pub lost: u64,
 }
 
-/// A loaded sampler. Dropping it is the end of all.
+/// A loaded sampler. Dropping it is the end of all; its events are for the next one.
 pub struct Sampler {
+    parts: Arc<Parts>,
     what: What,
     programs: Vec<(&'static str, OwnedFd)>,
     /// What has them run.
@@ -170,6 +210,16 @@ impl std::fmt::Debug for Sampler {
     }
 }
 
+impl Drop for Sampler {
+    fn drop(&mut self) {
+        self.detach();
+        if !self.events.is_empty() {
+            let mut sets = self.parts.events.lock().unwrap_or_else(PoisonError::into_inner);
+            sets.push(std::mem::take(&mut self.events));
+        }
+    }
+}
+
 impl Sampler {
     /// Begins to sample.
     pub fn start(&mut self) -> Result<(), LoadError> {
@@ -177,11 +227,10 @@ impl Sampler {
             let refused = |error| LoadError::Attach { program: name, error };
             match self.what {
                 What::OnCpu { period_ns } => {
-                    for cpu in online_cpus().map_err(|(_, error)| refused(error))? {
-                        let event = sys::cpu_clock_open(cpu, period_ns).map_err(refused)?;
-                        self.links
-                            .push(sys::perf_event_attach(program.as_fd(), event.as_fd()).map_err(refused)?);
-                        self.events.push(event);
+                    for event in self.events.iter().map(AsFd::as_fd) {
+                        self.links.push(sys::perf_event_attach(program.as_fd(), event).map_err(refused)?);
+                        sys::perf_event_set_period(event, period_ns).map_err(refused)?;
+                        sys::perf_event_enable(event, true).map_err(refused)?;
                     }
                 }
                 What::OffCpu { .. } => {
@@ -189,15 +238,22 @@ impl Sampler {
                 }
             }
         }
-        self.sampled_cpus = self.events.len();
         Ok(())
     }
 
     /// Ends sampling. What was counted stays.
     pub fn stop(&mut self) {
-        self.links.clear();
-        self.events.clear();
+        self.detach();
         sys::wait_for_running_programs();
+    }
+
+    fn detach(&mut self) {
+        for event in &self.events {
+            if let Err(error) = sys::perf_event_enable(event.as_fd(), false) {
+                tracing::debug!(%error, "an event goes on for nobody");
+            }
+        }
+        self.links.clear();
     }
 
     /// Tells the programs a number, in a field of 64 bits at this offset.
@@ -224,6 +280,17 @@ impl Sampler {
             kept: of(Sampled::KEPT),
             lost: of(Sampled::NO_PLACE) + of(Sampled::UNSEEN),
         })
+    }
+
+    /// It has begun, and has not been stopped.
+    pub fn is_started(&self) -> bool {
+        !self.links.is_empty()
+    }
+
+    /// Not much of the room for stacks and code is taken.
+    pub fn has_room(&self) -> bool {
+        let words = self.sampling.get(0).map_or(0, |sampling| sampling.words as usize);
+        words < MAX_WORDS / 2 && self.next_code < MAX_CODE / 2
     }
 
     /// CPUs that are sampled, or were until it was stopped.
@@ -274,19 +341,21 @@ impl Sampler {
         pids
     }
 
-    /// Calls with each stack, the addresses of the kernel and those of the program, the innermost first.
-    pub fn read(&self, mut tell: impl FnMut(&Stack, &[u64], &[u64])) {
+    /// Calls with each stack and its frames.
+    pub fn read(&self, mut tell: impl FnMut(&Stack, Frames<'_>)) {
         let mut addresses = Vec::new();
         for index in 0..MAX_STACKS {
             let Some(stack) = self.stacks.get(index).filter(|stack| stack.flags & READY != 0) else {
                 continue;
             };
             let (kernel, user) = (usize::from(stack.kernel_frames), usize::from(stack.user_frames));
+            let python = (stack.python_frames as usize).min(MAX_FRAMES);
             let first = stack.first_word as usize;
             addresses.clear();
-            addresses.extend((first..first + kernel + user).filter_map(|word| self.words.get(word)));
-            let (kernel, user) = addresses.split_at(kernel.min(addresses.len()));
-            tell(&stack, kernel, user);
+            addresses.extend((first..first + kernel + user + python).filter_map(|word| self.words.get(word)));
+            let (kernel, others) = addresses.split_at(kernel.min(addresses.len()));
+            let (user, python) = others.split_at(user.min(others.len()));
+            tell(&stack, Frames { kernel, user, python });
         }
     }
 

@@ -289,7 +289,8 @@ pub(super) fn tracepoint_attach(program: BorrowedFd<'_>) -> io::Result<OwnedFd> 
 const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 1 << 3;
 
 /// Opens an event that comes on a CPU, whatever runs there, each time so many nanoseconds have passed (perf_event_open(2),
-/// `PERF_COUNT_SW_CPU_CLOCK`). Needs CAP_PERFMON.
+/// `PERF_COUNT_SW_CPU_CLOCK`), once it is enabled. Needs CAP_PERFMON, and on Debian CAP_SYS_ADMIN where
+/// `kernel.perf_event_paranoid` is 3, as it is by default.
 pub(super) fn cpu_clock_open(cpu: u32, period_ns: u64) -> io::Result<OwnedFd> {
     // SAFETY: a struct of plain integers and unions of them; zeros are "not given".
     let mut attr: perf_event_attr = unsafe { std::mem::zeroed() };
@@ -297,6 +298,7 @@ pub(super) fn cpu_clock_open(cpu: u32, period_ns: u64) -> io::Result<OwnedFd> {
     attr.size = size_of::<perf_event_attr>() as u32;
     attr.config = perf_sw_ids::PERF_COUNT_SW_CPU_CLOCK as u64;
     attr.__bindgen_anon_1.sample_period = period_ns;
+    attr.set_disabled(1);
     let cpu = i32::try_from(cpu).map_err(io::Error::other)?;
     let (any, no_group) = (-1, -1);
     // SAFETY: the kernel reads as many bytes of the attributes as they say.
@@ -306,7 +308,18 @@ pub(super) fn cpu_clock_open(cpu: u32, period_ns: u64) -> io::Result<OwnedFd> {
     if fd < 0 { Err(io::Error::last_os_error()) } else { owned(fd) }
 }
 
+nix::ioctl_none!(perf_event_ioc_enable, b'$', 0);
+nix::ioctl_none!(perf_event_ioc_disable, b'$', 1);
 nix::ioctl_write_ptr!(perf_event_ioc_period, b'$', 4, u64);
+
+/// Has an event come, or come no more.
+pub(super) fn perf_event_enable(event: BorrowedFd<'_>, enable: bool) -> io::Result<()> {
+    let event = event.as_raw_fd();
+    let request = if enable { perf_event_ioc_enable } else { perf_event_ioc_disable };
+    // SAFETY: neither has an argument.
+    unsafe { request(event) }?;
+    Ok(())
+}
 
 /// Changes the period of an event, which begins anew.
 pub(super) fn perf_event_set_period(event: BorrowedFd<'_>, period_ns: u64) -> io::Result<()> {

@@ -16,6 +16,8 @@ pub enum Place<M> {
     Module(M, u64),
     /// An address of a process that is in no file.
     Memory(ProcessKey, u64),
+    /// Code of an interpreter, at an address of a process.
+    Interpreted(ProcessKey, u64),
 }
 
 /// What is known of a place.
@@ -108,9 +110,21 @@ impl<M: Copy + Eq + Hash> Folder<M> {
     pub fn finish(self, kind: Kind, named: Vec<Named>) -> Profile {
         let (mut mappings, mut functions) = (Table::default(), Table::default());
         let mut named = named.into_iter();
+        // Where the kernel is in memory is nobody's business, nor where processes are: distances will do.
+        let kernel = self.places.values.iter().filter_map(|place| match place {
+            Place::Kernel(address) => Some(*address),
+            _ => None,
+        });
+        let kernel = kernel.min().unwrap_or(0);
         let locations = self.places.values.iter().map(|place| {
             let Named { mapping, lines } = named.next().unwrap_or_default();
-            let (Place::Kernel(address) | Place::Module(_, address) | Place::Memory(_, address)) = *place;
+            let address = match *place {
+                Place::Kernel(address) => address - kernel,
+                Place::Module(_, address) => address,
+                Place::Memory(_, address) => address % 4096,
+                // It is data to the machine.
+                Place::Interpreted(..) => 0,
+            };
             Location {
                 mapping: mapping.map(|mapping| mappings.number(mapping)),
                 address,

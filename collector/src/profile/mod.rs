@@ -10,6 +10,7 @@ mod image;
 pub mod modules;
 mod names;
 pub mod perf_map;
+pub mod python;
 pub mod rules;
 pub mod symbols;
 pub mod tables;

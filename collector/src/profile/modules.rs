@@ -74,6 +74,9 @@ pub struct Module {
     /// Empty if it could not be read.
     pub segments: Vec<Segment>,
     file: Option<File>,
+    /// It was met in the mount namespace that we are in, or the host's first process: not in a container, whose files are
+    /// whoever's who made its image, also those of root.
+    pub(super) is_of_host: bool,
     /// Of a process that has it mapped, the last one that was looked at; 0 for none. A hint where its debug information
     /// may be: what is found is checked by its build id.
     seen_in: AtomicU32,
@@ -309,6 +312,12 @@ impl Modules {
         self.processes.clear();
         self.modules.clear();
         self.by_identity.clear();
+        self.by_mapping.clear();
+    }
+
+    /// Forgets the processes of which this is false.
+    pub fn retain_processes(&mut self, mut is_kept: impl FnMut(ProcessKey) -> bool) {
+        self.processes.retain(|key, _| is_kept(*key));
     }
 
     /// Closes what no known process has mapped.
@@ -403,6 +412,12 @@ impl Modules {
         Some(*id)
     }
 
+    fn is_of_host(&self, pid: Pid) -> bool {
+        let namespace = |pid: Pid| self.root.process(pid).ok()?.link("ns/mnt").ok();
+        let of = namespace(pid);
+        of.is_some() && (of == namespace(std::process::id()) || of == namespace(1))
+    }
+
     fn add(
         &mut self,
         pid: Pid,
@@ -428,6 +443,7 @@ impl Modules {
             deleted,
             build_id: hexadecimal(&build_id),
             segments,
+            is_of_host: self.is_of_host(pid),
             file,
             seen_in: AtomicU32::new(pid),
         });

@@ -16,7 +16,7 @@ use super::modules::Module;
 use super::tables;
 
 /// A longer file is not looked at.
-const MAX_FILE: u64 = 2 << 30;
+const MAX_FILE: u64 = 512 << 20;
 /// Bytes of all pieces.
 const MAX_PIECES: u64 = 96 << 20;
 /// Of the begin of a file, which has its headers.

@@ -42,7 +42,7 @@ const MAX_PERF_MAPS: usize = 128 << 20;
 /// Whose debug information is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DebugInfo {
-    /// Of files that only root or this program's user can have written.
+    /// Of files that only root or this program's user can have written, and not in a container.
     Trusted,
     /// Of all: whoever can run a program can then end this one.
     All,
@@ -253,7 +253,7 @@ impl Symbols {
         let wanted = match self.config.debug_info {
             DebugInfo::None => false,
             DebugInfo::All => true,
-            DebugInfo::Trusted => trusted(file) || &*module.path == "[vdso]",
+            DebugInfo::Trusted => module.is_of_host && trusted(file) || &*module.path == "[vdso]",
         };
         let own = has_debug(file);
         if wanted && !own {

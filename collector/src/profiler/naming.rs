@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::spaces::Readers;
 use crate::profile::fold::{Named, Place};
-use crate::profile::modules::{Module, ModuleId, Modules};
+use crate::profile::modules::{Module, ModuleId};
+use crate::profile::python::Runtime;
 use crate::profile::symbols::{SymbolLine, Symbolized, Symbols};
 use crate::profile::{Function, Mapping};
 use crate::units::ProcessKey;
@@ -16,16 +18,26 @@ struct Asked {
     addresses: Vec<u64>,
 }
 
+/// The interpreters of processes.
+pub(super) type Interpreters = HashMap<ProcessKey, Arc<Runtime>>;
+
 /// Looks all of them up. As many answers as places, in their order.
-pub(super) fn named(places: &[Place<ModuleId>], modules: &Modules, symbols: &mut Symbols) -> Vec<Named> {
+pub(super) fn named(
+    places: &[Place<ModuleId>],
+    interpreters: &Interpreters,
+    readers: &mut Readers,
+    symbols: &mut Symbols,
+) -> Vec<Named> {
     let mut kernel = Asked::default();
     let mut of_modules: HashMap<ModuleId, Asked> = HashMap::new();
     let mut of_memory: HashMap<ProcessKey, Asked> = HashMap::new();
+    let mut of_interpreters: HashMap<ProcessKey, Asked> = HashMap::new();
     for (index, place) in places.iter().enumerate() {
         let (asked, address) = match *place {
             Place::Kernel(address) => (&mut kernel, address),
             Place::Module(module, address) => (of_modules.entry(module).or_default(), address),
             Place::Memory(process, address) => (of_memory.entry(process).or_default(), address),
+            Place::Interpreted(process, code) => (of_interpreters.entry(process).or_default(), code),
         };
         asked.places.push(index);
         asked.addresses.push(address);
@@ -37,17 +49,33 @@ pub(super) fn named(places: &[Place<ModuleId>], modules: &Modules, symbols: &mut
         }
     };
     let found = symbols.kernel(&kernel.addresses);
-    tell(kernel, found, &|_| Some(kernel_mapping()));
+    let symbolized = are_named(&found);
+    tell(kernel, found, &|_| Some(kernel_mapping(symbolized)));
     for (id, asked) in of_modules {
-        let Some(module) = modules.get(id) else { continue };
+        let Some(module) = readers.modules.get(id) else { continue };
         let found = symbols.user(module, &asked.addresses);
-        tell(asked, found, &|address| mapping_of(module, address));
+        let symbolized = are_named(&found);
+        tell(asked, found, &|address| mapping_of(module, address, symbolized));
     }
     for (process, asked) in of_memory {
         let found = symbols.compiled(process, &asked.addresses);
         tell(asked, found, &|_| None);
     }
+    for (process, asked) in of_interpreters {
+        let Some(runtime) = interpreters.get(&process) else { continue };
+        let memory = readers.memory(process);
+        for (index, code) in asked.places.iter().zip(asked.addresses) {
+            let function = memory.as_ref().and_then(|memory| runtime.function(memory, code));
+            named[*index].lines = vec![(function.unwrap_or_else(unknown_python), 0)];
+        }
+    }
     named
+}
+
+/// Its process has ended, or let go of it.
+fn unknown_python() -> Function {
+    let name: Arc<str> = "[python]".into();
+    Function { system_name: Arc::clone(&name), name, file: "".into(), start_line: 0 }
 }
 
 fn lines(symbolized: &Symbolized) -> Vec<(Function, u32)> {
@@ -63,20 +91,25 @@ fn lines(symbolized: &Symbolized) -> Vec<(Function, u32)> {
     symbolized.lines.iter().map(line).collect()
 }
 
-/// All addresses of the kernel: the upper half of the address space.
-fn kernel_mapping() -> Mapping {
+/// The kernel, from the lowest of its addresses that is in the profile on.
+fn kernel_mapping(symbolized: bool) -> Mapping {
     Mapping {
-        start: 1 << 63,
-        limit: u64::MAX,
+        start: 0,
+        limit: 1 << 48,
         file_offset: 0,
         path: "[kernel.kallsyms]".into(),
         build_id: String::new(),
-        symbolized: true,
+        symbolized,
     }
 }
 
+/// Some of them are. Of a mapping without any, whoever reads the profile may try to look them up.
+fn are_named(found: &[Symbolized]) -> bool {
+    found.iter().any(|symbolized| !symbolized.lines.is_empty())
+}
+
 /// The segment of a file that an address is in.
-fn mapping_of(module: &Module, address: u64) -> Option<Mapping> {
+fn mapping_of(module: &Module, address: u64, symbolized: bool) -> Option<Mapping> {
     let segment = module
         .segments
         .iter()
@@ -87,7 +120,7 @@ fn mapping_of(module: &Module, address: u64) -> Option<Mapping> {
         file_offset: segment.file_offset,
         path: Arc::clone(&module.path),
         build_id: module.build_id.clone(),
-        symbolized: true,
+        symbolized,
     })
 }
 

@@ -1,16 +1,26 @@
 //! What a sampler is told of address spaces: where code is mapped, and by which rules its callers are found.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use collector_ebpf::python::Python;
 use collector_ebpf::sample::{Code, Space, Stack};
 
 use super::key_of;
 use crate::kernel::Sampler;
 use crate::procfs::root::{Buffer, Root};
-use crate::profile::modules::{Mapped, ModuleId, Modules, ProcessMaps};
+use crate::profile::modules::{Mapped, Module, ModuleId, Modules, ProcessMaps};
+use crate::profile::python::Runtime;
 use crate::profile::rules::Rules;
 use crate::units::{Pid, ProcessKey};
+
+/// A process is looked at again after so long at the earliest.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Rows of all rules together from which on no more are made, 128 MiB.
+const MAX_ROWS: usize = 16 << 20;
 
 /// What is read of processes, for all samplers.
 pub(super) struct Readers {
@@ -18,13 +28,38 @@ pub(super) struct Readers {
     pub(super) buffer: Buffer,
     pub(super) modules: Modules,
     pub(super) rules: HashMap<ModuleId, Arc<Rules>>,
+    /// The interpreter in a module; `None` if it has none.
+    pub(super) pythons: HashMap<ModuleId, Option<Arc<Runtime>>>,
 }
 
 impl Readers {
+    /// Lets go of what was read of those who have ended.
+    pub(super) fn tidy(&mut self) {
+        let (procfs, buffer) = (&self.procfs, &mut self.buffer);
+        self.modules.retain_processes(|key| {
+            procfs.stat(key.pid, buffer).is_ok_and(|stat| stat.starttime == key.start_ticks())
+        });
+        self.modules.forget_unused();
+        self.rules.retain(|id, _| self.modules.get(*id).is_some());
+        self.pythons.retain(|id, _| self.modules.get(*id).is_some());
+    }
+
+    /// The rules of a module. Without rows if there would be too many of all together.
+    fn rules_of(&mut self, module: &Arc<Module>) -> Arc<Rules> {
+        if let Some(rules) = self.rules.get(&module.id) {
+            return Arc::clone(rules);
+        }
+        let rules = if self.rows() < MAX_ROWS { Rules::of(module) } else { Rules::default() };
+        let rules = Arc::new(rules);
+        self.rules.insert(module.id, Arc::clone(&rules));
+        rules
+    }
+
     /// Lets go of all that was read.
     pub(super) fn clear(&mut self) {
         self.modules.clear();
         self.rules.clear();
+        self.pythons.clear();
     }
 
     /// Rows of the rules that are known.
@@ -32,11 +67,39 @@ impl Readers {
         self.rules.values().map(|rules| rules.rows.len()).sum()
     }
 
+    /// The memory of a process, to be read; `None` if it is gone or does not let us.
+    pub(super) fn memory(&mut self, key: ProcessKey) -> Option<File> {
+        let directory = self.procfs.process(key.pid).ok()?;
+        let stat = directory.stat(&mut self.buffer).ok()?;
+        (stat.starttime == key.start_ticks()).then(|| directory.file("mem").ok()).flatten()
+    }
+
+    /// Where the frames of the interpreter are in a process that has mapped one.
+    fn python_in(&mut self, maps: &ProcessMaps) -> Python {
+        let found = maps.mapped().iter().find_map(|mapped| {
+            let module = self.modules.get(mapped.module?)?;
+            let runtime = self.pythons.entry(module.id).or_insert_with(|| interpreter(module).map(Arc::new));
+            let runtime = runtime.as_ref()?;
+            let at = module.mapped_at(runtime.address, mapped.start, mapped.file_offset)?;
+            Some(runtime.frames(at))
+        });
+        found.unwrap_or_default()
+    }
+
     /// What tells the address space of a process from another program's, and its start.
     fn identity(&mut self, pid: Pid) -> Option<(ProcessKey, u64, u64)> {
         let stat = self.procfs.stat(pid, &mut self.buffer).ok()?;
         Some((ProcessKey::from_ticks(pid, stat.starttime), stat.startcode, stat.start_brk.unwrap_or(0)))
     }
+}
+
+/// Of CPython, by the name of the file: not every file has to be looked through.
+fn interpreter(module: &Module) -> Option<Runtime> {
+    let name = module.path.rsplit('/').next()?;
+    if !name.contains("python") {
+        return None;
+    }
+    Runtime::of(module.file()?)
 }
 
 /// What one sampler was told.
@@ -47,8 +110,10 @@ pub(super) struct Spaces {
     numbers: HashMap<Vec<Mapped>, u32>,
     /// First row and rows of modules.
     rows: HashMap<ModuleId, (u32, u32)>,
-    /// Processes, each with where its program's code begins.
-    told: HashMap<ProcessKey, u64>,
+    /// Processes, each with what tells its address space from another program's.
+    told: HashMap<ProcessKey, (u64, u64)>,
+    /// When they were last looked at.
+    looked_at: HashMap<ProcessKey, Instant>,
 }
 
 impl Spaces {
@@ -56,15 +121,23 @@ impl Spaces {
     pub(super) fn tell(&mut self, pid: Pid, readers: &mut Readers, sampler: &mut Sampler) {
         let Some(identity) = readers.identity(pid) else { return };
         let (key, start_code, start_brk) = identity;
+        // Who cannot be told of, or maps more and more, is asked for with every sample.
+        let now = Instant::now();
+        let looked_at = self.looked_at.get(&key).is_some_and(|at| now.duration_since(*at) < LOOK_AGAIN);
+        if start_brk == 0 || looked_at && self.told.get(&key) == Some(&(start_code, start_brk)) {
+            return;
+        }
+        self.looked_at.insert(key, now);
         let Ok(maps) = readers.modules.refresh(key) else { return };
         // If it called execve(2) in between it is met again.
         if readers.identity(pid) != Some(identity) {
             return;
         }
         let Some(first) = self.number(&maps, readers, sampler) else { return };
-        let space = Space { first, count: maps.mapped().len() as u32, start_code, start_brk };
+        let python = readers.python_in(&maps);
+        let space = Space { first, count: maps.mapped().len() as u32, start_code, start_brk, python };
         match sampler.set_space(pid, space) {
-            Ok(()) => drop(self.told.insert(key, start_code)),
+            Ok(()) => drop(self.told.insert(key, (start_code, start_brk))),
             Err(error) => tracing::debug!(pid, %error, "a process is sampled without its address space"),
         }
     }
@@ -79,11 +152,14 @@ impl Spaces {
         if let Some(number) = self.numbers.get(maps.mapped()) {
             return Some(*number);
         }
+        if maps.mapped().is_empty() {
+            return None;
+        }
         let mut code_of = |mapped: &Mapped| {
             let Mapped { start, end, file_offset, module } = *mapped;
             let unknown = Code { start, end, ..Code::default() };
-            let Some(module) = module.and_then(|id| readers.modules.get(id)) else { return unknown };
-            let rules = readers.rules.entry(module.id).or_insert_with(|| Arc::new(Rules::of(module)));
+            let Some(module) = module.and_then(|id| readers.modules.get(id).cloned()) else { return unknown };
+            let rules = readers.rules_of(&module);
             let Some(base) = module.mapped_at(rules.lowest, start, file_offset) else { return unknown };
             let rows = self.rows.get(&module.id).copied().or_else(|| {
                 let rows = (sampler.add_rows(&rules.rows)?, rules.rows.len() as u32);
@@ -106,7 +182,7 @@ impl Spaces {
         }
         // Found before its address space was known: as it was soon after, unless that was another program's.
         let key = key_of(stack);
-        let start_code = self.told.get(&key)?;
+        let (start_code, _) = self.told.get(&key)?;
         (*start_code == stack.start_code).then_some(modules.known(key)?)
     }
 }
