@@ -45,8 +45,9 @@ const PERIOD_LASTS: Duration = Duration::from_millis(500);
 /// A capture shares the samples of another one that began no longer ago: what samplers know only grows.
 const SHARED_FOR: Duration = Duration::from_secs(30);
 
-/// Periods are up to this much shorter or longer than asked for, in parts of a thousand.
-const JITTER: u64 = 120;
+/// Periods are shorter or longer than asked for by these parts of a thousand. Not by less: a program in step with what was asked
+/// for, as those are that work by a timer, stays in step for long with what is nearly the same.
+const JITTER: std::ops::Range<u64> = 60..400;
 
 /// What was read of the files of processes is kept for so long after the last capture.
 const FORGET_AFTER: Duration = Duration::from_secs(120);
@@ -507,8 +508,9 @@ impl Sampling {
         }
         self.periods += 1;
         self.next_period = Instant::now() + PERIOD_LASTS.max(Duration::from_nanos(10 * middle));
-        let offset = (500 + self.periods * GOLDEN) % 1000;
-        let period_ns = middle - middle * JITTER / 1000 + middle * 2 * JITTER * offset / 1_000_000;
+        let jitter = JITTER.start + (JITTER.end - JITTER.start) * (self.periods * GOLDEN % 1000) / 1000;
+        let parts = if self.periods.is_multiple_of(2) { 1000 + jitter } else { 1000 - jitter };
+        let period_ns = middle * parts / 1000;
         if let Err(error) = self.sampler.set_period(period_ns) {
             tracing::debug!(%error, "the period of samples stays as it is");
         }
