@@ -187,9 +187,10 @@ mod tests {
         let (leaf, main) = (Place::Module(1u8, 0x10), Place::Module(1, 0x20));
         folder.add(labels(8), [leaf, main].into_iter(), false, 3, 30);
         folder.add(labels(8), [leaf, main].into_iter(), false, 1, 10);
-        folder.add(labels(9), [Place::Kernel(0xff), leaf].into_iter(), true, 2, 20);
+        let (inner, outer) = (Place::Kernel(0x1ff), Place::Kernel(0xff));
+        folder.add(labels(9), [inner, outer, leaf].into_iter(), true, 2, 20);
         folder.add_lost(5);
-        assert_eq!(folder.places(), [leaf, main, Place::Kernel(0xff)]);
+        assert_eq!(folder.places(), [leaf, main, inner, outer]);
         let in_file = Mapping {
             start: 0,
             limit: 0x100,
@@ -208,8 +209,10 @@ mod tests {
         assert_eq!(names, ["leaf", "inlined_by", "main"]);
         let stacks: Vec<_> =
             profile.samples.iter().map(|s| (&*s.stack, s.count, s.value_ns, s.truncated)).collect();
-        assert_eq!(stacks, [(&[0, 1][..], 4, 40, false), (&[2, 0], 2, 20, true)]);
-        assert_eq!(profile.locations[2], Location { mapping: None, address: 0xff, lines: Vec::new() });
+        assert_eq!(stacks, [(&[0, 1][..], 4, 40, false), (&[2, 3, 0], 2, 20, true)]);
+        // Where they are from the lowest one on.
+        let address = |address| Location { mapping: None, address, lines: Vec::new() };
+        assert_eq!(profile.locations[2..], [address(0x100), address(0)]);
         assert_eq!(profile.losses, Losses { samples: 6, truncated: 2, lost: 5 });
     }
 }
