@@ -110,10 +110,10 @@ pub(super) struct Spaces {
     numbers: HashMap<Vec<Mapped>, u32>,
     /// First row and rows of modules.
     rows: HashMap<ModuleId, (u32, u32)>,
-    /// Processes, each with what tells its address space from another program's.
-    told: HashMap<ProcessKey, (u64, u64)>,
-    /// When they were last looked at.
-    looked_at: HashMap<ProcessKey, Instant>,
+    /// Processes that it was told of, each with where its program's code begins.
+    told: HashMap<ProcessKey, u64>,
+    /// When they were last looked at, each with what tells its address space from another program's.
+    looked_at: HashMap<ProcessKey, (Instant, (u64, u64))>,
 }
 
 impl Spaces {
@@ -122,12 +122,13 @@ impl Spaces {
         let Some(identity) = readers.identity(pid) else { return };
         let (key, start_code, start_brk) = identity;
         // Who cannot be told of, or maps more and more, is asked for with every sample.
-        let now = Instant::now();
-        let looked_at = self.looked_at.get(&key).is_some_and(|at| now.duration_since(*at) < LOOK_AGAIN);
-        if start_brk == 0 || looked_at && self.told.get(&key) == Some(&(start_code, start_brk)) {
+        let (now, program) = (Instant::now(), (start_code, start_brk));
+        let is_recent =
+            |(at, of): &(Instant, (u64, u64))| now.duration_since(*at) < LOOK_AGAIN && *of == program;
+        if start_brk == 0 || self.looked_at.get(&key).is_some_and(is_recent) {
             return;
         }
-        self.looked_at.insert(key, now);
+        self.looked_at.insert(key, (now, program));
         let Ok(maps) = readers.modules.refresh(key) else { return };
         // If it called execve(2) in between it is met again.
         if readers.identity(pid) != Some(identity) {
@@ -137,7 +138,7 @@ impl Spaces {
         let python = readers.python_in(&maps);
         let space = Space { first, count: maps.mapped().len() as u32, start_code, start_brk, python };
         match sampler.set_space(pid, space) {
-            Ok(()) => drop(self.told.insert(key, (start_code, start_brk))),
+            Ok(()) => drop(self.told.insert(key, start_code)),
             Err(error) => tracing::debug!(pid, %error, "a process is sampled without its address space"),
         }
     }
@@ -182,7 +183,7 @@ impl Spaces {
         }
         // Found before its address space was known: as it was soon after, unless that was another program's.
         let key = key_of(stack);
-        let (start_code, _) = self.told.get(&key)?;
+        let start_code = self.told.get(&key)?;
         (*start_code == stack.start_code).then_some(modules.known(key)?)
     }
 }
