@@ -54,6 +54,7 @@ use self::cache::Cache;
 pub use self::error::Error;
 pub use self::reload::ReloadRequest;
 pub use self::server::{Connections, Limits, serve};
+use crate::profile::Kind;
 use crate::profiler::Profiler;
 use crate::render::prometheus::Groups;
 use crate::snapshot::Snapshot;
@@ -190,10 +191,10 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route("/api/v1/exits", get(api::exits))
         .route("/debug/pprof", get(pprof::index))
         .route("/debug/pprof/", get(pprof::index))
-        .route("/debug/pprof/profile", get(pprof::on_cpu))
-        .route("/debug/pprof/offcpu", get(pprof::off_cpu))
-        .route("/debug/pprof/runqueue", get(pprof::run_queue))
-        .route("/debug/pprof/wall", get(pprof::wall))
+        .route("/debug/pprof/profile", pprof::profile(Kind::OnCpu))
+        .route("/debug/pprof/offcpu", pprof::profile(Kind::OffCpu))
+        .route("/debug/pprof/runqueue", pprof::profile(Kind::RunQueue))
+        .route("/debug/pprof/wall", pprof::profile(Kind::Wall))
         .route("/debug/pprof/symbol", get(pprof::symbol).post(pprof::symbol))
         .route("/debug/pprof/cmdline", get(pprof::cmdline))
         .route("/debug/pprof/trace", get(pprof::trace))

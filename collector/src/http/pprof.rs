@@ -9,6 +9,7 @@ use axum::extract::{FromRequestParts, Query, State};
 use axum::http::header::{self, HeaderValue};
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get};
 use serde::Deserialize;
 
 use super::reload::is_foreign;
@@ -143,39 +144,14 @@ fn find(snapshot: &Snapshot, wanted: &Wanted) -> Result<(), Error> {
     Ok(())
 }
 
-pub(super) async fn on_cpu(
-    State(shared): State<Arc<Shared>>,
-    _: Allowed,
-    asked: Asked,
-) -> Result<Response, Error> {
-    capture(&shared, Kind::OnCpu, "profile", asked).await
+/// Takes a profile of this kind when it is asked for.
+pub(super) fn profile(kind: Kind) -> MethodRouter<Arc<Shared>> {
+    get(move |State(shared): State<Arc<Shared>>, _: Allowed, asked: Asked| async move {
+        capture(&shared, kind, asked).await
+    })
 }
 
-pub(super) async fn off_cpu(
-    State(shared): State<Arc<Shared>>,
-    _: Allowed,
-    asked: Asked,
-) -> Result<Response, Error> {
-    capture(&shared, Kind::OffCpu, "offcpu", asked).await
-}
-
-pub(super) async fn run_queue(
-    State(shared): State<Arc<Shared>>,
-    _: Allowed,
-    asked: Asked,
-) -> Result<Response, Error> {
-    capture(&shared, Kind::RunQueue, "runqueue", asked).await
-}
-
-pub(super) async fn wall(
-    State(shared): State<Arc<Shared>>,
-    _: Allowed,
-    asked: Asked,
-) -> Result<Response, Error> {
-    capture(&shared, Kind::Wall, "wall", asked).await
-}
-
-async fn capture(shared: &Shared, kind: Kind, name: &str, asked: Asked) -> Result<Response, Error> {
+async fn capture(shared: &Shared, kind: Kind, asked: Asked) -> Result<Response, Error> {
     let Query(parameters) = asked.map_err(|rejection| Error::BadRequest(rejection.body_text()))?;
     let (wanted, format) = (parameters.wanted(kind)?, parameters.format()?);
     let profiler = shared.profiler.as_ref().ok_or(Error::NoProfiles)?;
@@ -200,10 +176,13 @@ async fn capture(shared: &Shared, kind: Kind, name: &str, asked: Asked) -> Resul
     let mut response = ([(header::CONTENT_TYPE, format.content_type())], body).into_response();
     match format {
         Format::Proto => {
-            let attachment = format!("attachment; filename=\"{name}.pb.gz\"");
-            if let Ok(value) = HeaderValue::from_str(&attachment) {
-                response.headers_mut().insert(header::CONTENT_DISPOSITION, value);
-            }
+            let attachment = HeaderValue::from_static(match kind {
+                Kind::OnCpu => "attachment; filename=\"profile.pb.gz\"",
+                Kind::OffCpu => "attachment; filename=\"offcpu.pb.gz\"",
+                Kind::RunQueue => "attachment; filename=\"runqueue.pb.gz\"",
+                Kind::Wall => "attachment; filename=\"wall.pb.gz\"",
+            });
+            response.headers_mut().insert(header::CONTENT_DISPOSITION, attachment);
         }
         Format::FlameGraph => {
             let policy = HeaderValue::from_static(pprof::CONTENT_SECURITY_POLICY);
