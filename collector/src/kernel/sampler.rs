@@ -358,12 +358,4 @@ impl Sampler {
             tell(&stack, Frames { kernel, user, python });
         }
     }
-
-    /// What the programs cost: runs, and ns; zeros unless the kernel counts.
-    pub fn cost(&self) -> io::Result<(u64, u64)> {
-        self.programs.iter().try_fold((0, 0), |(runs, ns), (_, program)| {
-            let (more_runs, more_ns) = sys::program_cost(program.as_fd())?;
-            Ok((runs + more_runs, ns + more_ns))
-        })
-    }
 }

@@ -96,11 +96,11 @@ impl Module {
         })
     }
 
-    /// It has something at that virtual address.
-    pub(super) fn has(&self, address: u64) -> bool {
+    /// What it has at that virtual address, if it has something there.
+    pub fn segment_of(&self, address: u64) -> Option<&Segment> {
         let within =
-            |segment: &Segment| address.checked_sub(segment.address).is_some_and(|at| at < segment.size);
-        self.segments.iter().any(within)
+            |segment: &&Segment| address.checked_sub(segment.address).is_some_and(|at| at < segment.size);
+        self.segments.iter().find(within)
     }
 
     /// Where a virtual address of the file is in memory that has this offset of it mapped at this address. `None` if no code is

@@ -159,7 +159,9 @@ impl Symbols {
             self.texts = Texts::default();
         }
         let mut unknown: Vec<u64> = addresses.to_vec();
-        unknown.retain(|address| module.has(*address) && !self.known.contains_key(&(module.id, *address)));
+        unknown.retain(|address| {
+            module.segment_of(*address).is_some() && !self.known.contains_key(&(module.id, *address))
+        });
         unknown.sort_unstable();
         unknown.dedup();
         if !unknown.is_empty() {

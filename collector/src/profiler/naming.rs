@@ -110,10 +110,7 @@ fn are_named(found: &[Symbolized]) -> bool {
 
 /// The segment of a file that an address is in.
 fn mapping_of(module: &Module, address: u64, symbolized: bool) -> Option<Mapping> {
-    let segment = module
-        .segments
-        .iter()
-        .find(|segment| address.checked_sub(segment.address).is_some_and(|at| at < segment.size))?;
+    let segment = module.segment_of(address)?;
     Some(Mapping {
         start: segment.address,
         limit: segment.address.saturating_add(segment.size),
