@@ -20,7 +20,16 @@ pub(crate) const INTERIM: u32 = 0xff;
 /// The outcome that the bytes tell that the current system call sends, of the [current task](Current).
 #[inline(always)]
 pub(crate) fn told_outcome(task: Current) -> u32 {
-    let Some(line) = message(task).and_then(user_value::<[u32; STATUS_LINE / 4]>) else {
+    // What sendfile(2) sends is not looked at, and mostly follows what was.
+    named_bytes(task).map_or(ANSWERED, |(named, at)| outcome_at(named, at))
+}
+
+/// Global to the verifier, see [`crate::requests`]. With little on its stack: newer kernels give whoever has more a stack
+/// elsewhere, and then look at what is copied there for longer than the copy takes (`CONFIG_HARDENED_USERCOPY`).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn outcome_at(named: u32, at: u64) -> u32 {
+    let Some(line) = first_bytes(named, at).and_then(user_value::<[u32; STATUS_LINE / 4]>) else {
         return ANSWERED;
     };
     // By words: the compiler would compare byte by byte.
@@ -240,10 +249,17 @@ fn control_frame(header: &[u8; FRAME]) -> u32 {
     if length == expected { length + FRAME as u32 } else { 0 }
 }
 
-/// Where the first bytes are that the current system call sends or has received. `None` where it does not say them:
-/// sendfile(2), io_uring.
+/// Where the first bytes are that the current system call sends or has received. `None` where it does not say them.
 #[inline(always)]
 fn message(task: Current) -> Option<u64> {
+    let (named, at) = named_bytes(task)?;
+    first_bytes(named, at)
+}
+
+/// How the current system call names the first bytes that it sends or has received, and its second argument. `None` where it
+/// does not say them: sendfile(2), io_uring.
+#[inline(always)]
+fn named_bytes(task: Current) -> Option<(u32, u64)> {
     if offset!(regs_syscall) == ABSENT || offset!(regs_second) == ABSENT {
         return None;
     }
@@ -256,14 +272,16 @@ fn message(task: Current) -> Option<u64> {
     let named = (&raw const SYSCALL_BYTES).cast::<u8>();
     // SAFETY: an index below the length; volatile, because the loader replaces the values.
     let named = unsafe { named.add(number).read_volatile() };
-    let mut at: u64 = registers.get(offset!(regs_second));
-    if named == NO_BYTES {
-        return None;
-    }
-    if named == MESSAGE {
+    (named != NO_BYTES).then(|| (u32::from(named), registers.get(offset!(regs_second))))
+}
+
+/// Where the first bytes are that were named so.
+#[inline(always)]
+fn first_bytes(named: u32, mut at: u64) -> Option<u64> {
+    if named == u32::from(MESSAGE) {
         at = user_value::<u64>(at.wrapping_add(MESSAGE_VECTORS as u64))?;
     }
-    if named != BYTES {
+    if named != u32::from(BYTES) {
         at = user_value::<u64>(at)?;
     }
     Some(at)
