@@ -4,6 +4,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Child;
+use std::thread::JoinHandle;
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
@@ -37,6 +38,21 @@ impl Sidecar {
         Some(stats["pools"][0].take())
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A profile, as it is served.
+    pub(crate) fn profile(&self, what: &str) -> anyhow::Result<Vec<u8>> {
+        profile(self.address, what)
+    }
+
+    /// The same, asked for by a thread of its own.
+    pub(crate) fn begin_profile(&self, what: &str) -> JoinHandle<anyhow::Result<Vec<u8>>> {
+        let (address, what) = (self.address, what.to_owned());
+        std::thread::spawn(move || profile(address, &what))
+    }
+
     /// Fails if it has ended.
     pub(crate) fn alive(&mut self) -> anyhow::Result<()> {
         let status = self.child.try_wait()?;
@@ -48,6 +64,11 @@ impl Sidecar {
     pub(crate) fn cost(&self) -> anyhow::Result<Cost> {
         Cost::of(&self.child.id().to_string())
     }
+}
+
+fn profile(address: SocketAddr, what: &str) -> anyhow::Result<Vec<u8>> {
+    let mut answer = ureq::get(format!("http://{address}/debug/pprof/{what}")).call()?;
+    Ok(answer.body_mut().read_to_vec()?)
 }
 
 impl Drop for Sidecar {

@@ -177,7 +177,13 @@ impl Sampled {
     pub const COUNT: usize = 4;
 }
 
-/// The stack that is being looked at. One for each CPU and kind of program. 3,256 bytes.
+/// Words of a stack that are read at once.
+pub const WINDOW: usize = 64;
+
+/// [`Walk::window_at`] as long as none was read: no program has memory there.
+pub const NO_WINDOW: u64 = 1 << 63;
+
+/// The stack that is being looked at. One for each CPU and kind of program. 3,776 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Walk {
@@ -211,8 +217,12 @@ pub struct Walk {
     pub python_frame: [u64; FRAME_BYTES / 8],
     /// Frames of it so far.
     pub python_frames: u32,
-    /// Zero.
-    pub padding: u32,
+    /// Not zero when no more words are read than one at a time: more cannot be.
+    pub alone: u32,
+    /// Where `window` is in the stack, or [`NO_WINDOW`].
+    pub window_at: u64,
+    /// Words of the stack, as they were when it was first looked at.
+    pub window: [u64; WINDOW],
     /// Addresses of their code, and [`crate::python::ENTRY`].
     pub python_code: [u64; MAX_FRAMES + 1],
     /// Addresses of the frames of the program.
@@ -242,6 +252,6 @@ const _: () = {
     assert!(size_of::<Stack>() == 104);
     assert!(size_of::<Sampling>() == 1088);
     assert!(size_of::<Wait>() == 16);
-    assert!(size_of::<Walk>() == 3256);
+    assert!(size_of::<Walk>() == 3776);
     assert!(size_of::<Known>() == 16);
 };

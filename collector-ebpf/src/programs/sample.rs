@@ -9,8 +9,8 @@ use aya_ebpf::macros::{btf_tracepoint, perf_event};
 use aya_ebpf::programs::{BtfTracePointContext, PerfEventContext};
 use collector_ebpf::event::NONE;
 use collector_ebpf::sample::{
-    CODE_UNKNOWN, COMPLETE, MAX_FRAMES, MAX_STACKS, MAX_WORDS, NO_ROOM, PLACES, READY, STATE_BLOCKED,
-    STATE_ON_CPU, STATE_PREEMPTED, Sampled as Counter, Stack, Wait, Walk,
+    CODE_UNKNOWN, COMPLETE, MAX_FRAMES, MAX_STACKS, MAX_WORDS, NO_ROOM, NO_WINDOW, PLACES, READY,
+    STATE_BLOCKED, STATE_ON_CPU, STATE_PREEMPTED, Sampled as Counter, Stack, Wait, Walk,
 };
 use collector_ebpf::schedule::OTHER;
 use collector_ebpf::slot::ROLE_WORKER;
@@ -229,6 +229,8 @@ fn begin(walk: *mut Walk, kernel: Option<*mut c_void>) {
         (*walk).user_frames = 0;
         (*walk).kernel_frames = 0;
         (*walk).called = 0;
+        (*walk).alone = 0;
+        (*walk).window_at = NO_WINDOW;
     }
     let Some(ctx) = kernel else { return };
     // SAFETY: the buffer is as long as it is said to be.

@@ -1,12 +1,14 @@
 //! Callers of the code that a thread of a worker is in, frame by frame, by the rules that user space made of the modules
 //! that its process has mapped ([`collector_ebpf::unwind`]).
 //!
-//! One frame costs two reads of user memory at most, and looking up its rule: mostly one that is remembered, else two
-//! binary searches.
+//! One frame costs looking up its rule, mostly one that is remembered, else two binary searches; and two words of the stack.
+//! Of these many are read at once: reading user memory costs as much for 64 words as for two or three.
+
+use core::hint::black_box;
 
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use collector_ebpf::sample::{
-    CODE_UNKNOWN, COMPLETE, Code, KNOWN, Known, MAX_FRAMES, SPACE_UNKNOWN, Space, Walk,
+    CODE_UNKNOWN, COMPLETE, Code, KNOWN, Known, MAX_FRAMES, NO_WINDOW, SPACE_UNKNOWN, Space, WINDOW, Walk,
 };
 use collector_ebpf::unwind::{
     AT_RBP, AT_RSP, OUTERMOST, PLT, RBP, RSP, Rule, SAVED_AT_RBP, SIGNAL, SIGNAL_RBP, SIGNAL_RIP, SIGNAL_RSP,
@@ -105,12 +107,12 @@ extern "C" fn step(which: u32) -> u32 {
             RSP => sp.wrapping_add(distance),
             RBP => bp.wrapping_add(distance),
             PLT => sp.wrapping_add(if pc & 15 >= u64::from(rule.offset) { 16 } else { 8 }),
-            AT_RBP => read_user(bp.wrapping_sub(distance)),
-            AT_RSP => read_user(sp.wrapping_add(distance)).wrapping_add(8),
+            AT_RBP => word(which, walk, bp.wrapping_sub(distance)),
+            AT_RSP => word(which, walk, sp.wrapping_add(distance)).wrapping_add(8),
             SIGNAL => {
                 called = 0;
                 caller_at = sp.wrapping_add(SIGNAL_RIP);
-                read_user(sp.wrapping_add(SIGNAL_RSP))
+                word(which, walk, sp.wrapping_add(SIGNAL_RSP))
             }
             OUTERMOST => {
                 (*walk).flags |= u32::from(COMPLETE);
@@ -125,13 +127,13 @@ extern "C" fn step(which: u32) -> u32 {
             }
             caller_at = cfa.wrapping_sub(8);
         }
-        let caller = read_user(caller_at);
+        let caller = word(which, walk, caller_at);
         if rule.kind == SIGNAL {
-            (*walk).bp = read_user(sp.wrapping_add(SIGNAL_RBP));
+            (*walk).bp = word(which, walk, sp.wrapping_add(SIGNAL_RBP));
         } else if rule.saved == SAVED_AT_RBP {
-            (*walk).bp = read_user(bp);
+            (*walk).bp = word(which, walk, bp);
         } else if rule.saved != 0 {
-            (*walk).bp = read_user(cfa.wrapping_sub(u64::from(rule.saved) * 8));
+            (*walk).bp = word(which, walk, cfa.wrapping_sub(u64::from(rule.saved) * 8));
         }
         if caller == 0 {
             return ended(walk, rule);
@@ -158,6 +160,54 @@ fn ended(walk: *mut Walk, rule: Rule) -> u32 {
 
 /// In what [`look_up`] returns: the address is in no range of code.
 const NOWHERE: u32 = 1 << 31;
+
+/// A word of the stack that is looked at, which is above the stack pointer of the frame; 0 if it is not there.
+#[inline(always)]
+fn word(which: u32, walk: *mut Walk, address: u64) -> u64 {
+    // SAFETY: callers pass a pointer into the array; the index is below the length.
+    unsafe {
+        let distance = address.wrapping_sub((*walk).window_at);
+        if distance < (WINDOW * size_of::<u64>()) as u64 && distance.is_multiple_of(8) {
+            return windowed(walk, distance);
+        }
+        move_window(which, address, (*walk).sp)
+    }
+}
+
+/// The word at this distance from where the window begins.
+#[inline(always)]
+fn windowed(walk: *mut Walk, distance: u64) -> u64 {
+    // A value of its own, of which the compiler does not know that it needs no mask: the verifier does not know it either.
+    let index = black_box(distance) / 8 % WINDOW as u64;
+    // SAFETY: callers pass a pointer into the array; the index is below the length.
+    unsafe { (*walk).window[index as usize] }
+}
+
+/// The same of one that is not in the window, which is moved to where it is: from the stack pointer on, or a little below
+/// the word, as what is saved is next to it. Global to the verifier.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn move_window(which: u32, address: u64, sp: u64) -> u64 {
+    const BYTES: u64 = (WINDOW * size_of::<u64>()) as u64;
+    let Some(walk) = WALKS.get_ptr_mut(which) else { return 0 };
+    // SAFETY: a pointer into the array, which nobody else uses while this program runs.
+    unsafe {
+        if (*walk).alone != 0 {
+            return read_user(address);
+        }
+        let above = address.wrapping_sub(sp);
+        let from =
+            if above < BYTES && above.is_multiple_of(8) { sp } else { address.wrapping_sub(BYTES / 4) };
+        if bpf_probe_read_user((&raw mut (*walk).window).cast(), BYTES as u32, from as *const _) != 0 {
+            // Near the end of the stack, or of no stack.
+            (*walk).window_at = NO_WINDOW;
+            (*walk).alone = 1;
+            return read_user(address);
+        }
+        (*walk).window_at = from;
+        windowed(walk, address.wrapping_sub(from))
+    }
+}
 
 /// 8 bytes of the memory of who runs; 0 if they are not there, which the helper sees to: one value to the verifier.
 #[inline(always)]
