@@ -5,6 +5,7 @@
 
 use crate::limits::COMM_LEN;
 use crate::python::{FRAME_BYTES, Python};
+use crate::schedule::KINDS;
 
 /// Frames of a stack that are kept, of the kernel and of the program each (`PERF_MAX_STACK_DEPTH` of
 /// `include/uapi/linux/perf_event.h`).
@@ -141,7 +142,10 @@ pub struct Stack {
     pub start_code: u64,
 }
 
-/// What the sampling programs and user space share about the whole. 1,088 bytes.
+/// Kinds of waits, and more, so that a mask tells the verifier that a kind is one of them.
+pub const LEAST: usize = KINDS.next_power_of_two();
+
+/// What the sampling programs and user space share about the whole. 1,216 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Sampling {
@@ -151,12 +155,12 @@ pub struct Sampling {
     pub asked: u32,
     /// Zero, which the verifier does not know.
     pub zero: u64,
-    /// Waits that were shorter are in no count, ns. Set by user space.
-    pub least_ns: u64,
     /// Time from an event of a CPU to the next, ns. Set by user space.
     pub period_ns: u64,
     /// Zero: fills the cache line.
-    pub padding: [u64; 4],
+    pub padding: [u64; 5],
+    /// Waits that were shorter are in no count, by kind of [`crate::schedule`], ns. Set by user space.
+    pub least_ns: [u64; LEAST],
     /// Thread group ids whose address space is not known, by order of asking modulo the length.
     pub unknown: [u32; MAX_UNKNOWN],
 }
@@ -250,7 +254,7 @@ const _: () = {
     assert!(size_of::<Space>() == 56);
     assert!(size_of::<Code>() == 32);
     assert!(size_of::<Stack>() == 104);
-    assert!(size_of::<Sampling>() == 1088);
+    assert!(size_of::<Sampling>() == 1216);
     assert!(size_of::<Wait>() == 16);
     assert!(size_of::<Walk>() == 3776);
     assert!(size_of::<Known>() == 16);

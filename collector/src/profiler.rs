@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use collector_ebpf::python::ENTRY;
 use collector_ebpf::sample::{COMPLETE, NO_ROOM, STATE_ON_CPU, Stack};
+use collector_ebpf::schedule::KINDS;
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 
@@ -67,8 +68,8 @@ pub struct Wanted {
     pub duration: Duration,
     /// Samples a second, of each CPU. Not zero.
     pub hz: u32,
-    /// Of waits, those that are as long as that at least, ns.
-    pub least_ns: u64,
+    /// Of waits, those that are as long as that at least, ns, by kind of time ([`crate::input::TIME_KINDS`]).
+    pub least_ns: [u64; KINDS],
 }
 
 impl Wanted {

@@ -1,6 +1,7 @@
 //! Stacks of workers' threads, counted where they are found. Loaded and attached only while somebody asks for a profile.
 
 use core::ffi::c_void;
+use core::hint::black_box;
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
 
 use aya_ebpf::EbpfContext;
@@ -9,10 +10,10 @@ use aya_ebpf::macros::{btf_tracepoint, perf_event};
 use aya_ebpf::programs::{BtfTracePointContext, PerfEventContext};
 use collector_ebpf::event::NONE;
 use collector_ebpf::sample::{
-    CODE_UNKNOWN, COMPLETE, MAX_FRAMES, MAX_STACKS, MAX_WORDS, NO_ROOM, NO_WINDOW, PLACES, READY,
+    CODE_UNKNOWN, COMPLETE, LEAST, MAX_FRAMES, MAX_STACKS, MAX_WORDS, NO_ROOM, NO_WINDOW, PLACES, READY,
     STATE_BLOCKED, STATE_ON_CPU, STATE_PREEMPTED, Sampled as Counter, Stack, Wait, Walk,
 };
-use collector_ebpf::schedule::OTHER;
+use collector_ebpf::schedule::{OTHER, RUNNABLE};
 use collector_ebpf::slot::ROLE_WORKER;
 
 use crate::blocked::{NO_USER_SIDE, reason};
@@ -181,7 +182,8 @@ fn end_blocked(wait: *mut Wait, now: u64) {
     // SAFETY: callers pass a pointer into the map.
     let (stack, waited_ns) = unsafe { ((*wait).stack, now.wrapping_sub((*wait).since_ns)) };
     if let Some(stack) = STACKS.get_ptr_mut(stack.wrapping_sub(1))
-        && is_long_enough(waited_ns)
+        // SAFETY: a pointer into the array; who wrote it was this program.
+        && is_long_enough(waited_ns, unsafe { (*stack).reason })
     {
         // SAFETY: a pointer into the array.
         unsafe {
@@ -202,7 +204,7 @@ fn end_queued(wait: *mut Wait, now: u64) {
     // SAFETY: callers pass a pointer into the map.
     let (stack, waited_ns) = unsafe { ((*wait).stack, now.wrapping_sub((*wait).since_ns)) };
     if let Some(stack) = STACKS.get_ptr_mut(stack.wrapping_sub(1))
-        && is_long_enough(waited_ns)
+        && is_long_enough(waited_ns, RUNNABLE)
     {
         // SAFETY: a pointer into the array.
         unsafe {
@@ -215,9 +217,11 @@ fn end_queued(wait: *mut Wait, now: u64) {
 }
 
 #[inline(always)]
-fn is_long_enough(waited_ns: u64) -> bool {
-    // SAFETY: a pointer into the array; user space sets it.
-    SAMPLING.get_ptr(0).is_some_and(|sampling| waited_ns >= unsafe { (*sampling).least_ns })
+fn is_long_enough(waited_ns: u64, kind: u32) -> bool {
+    let Some(sampling) = SAMPLING.get_ptr(0) else { return false };
+    let kind = black_box(kind) as usize % LEAST;
+    // SAFETY: a pointer into the array, and an index below the length; user space sets it.
+    waited_ns >= unsafe { (&raw const (*sampling).least_ns[kind]).read_volatile() }
 }
 
 /// A walk begins: at the frames of the kernel, if it is in there.

@@ -47,6 +47,11 @@ pub enum Error {
          measured when one of these is gone, or wants `scheduler: counters` or `work: spans`"
     )]
     NoWaterfallLeft(String),
+    /// Lengths of waits are not recorded.
+    #[error(
+        "how long waits of pool {0:?} are is not measured: that takes eBPF and `scheduler: histograms`; min= takes a time, too"
+    )]
+    NoIntervals(String),
     /// No worker has the pid.
     #[error("no worker has pid {0} now; /api/v1/stats lists them")]
     NoWorkerWithPid(u32),
@@ -120,6 +125,7 @@ impl Error {
             | Self::NoWorkerWithPid(_)
             | Self::UnknownWorker { .. }
             | Self::NoSlowRequests(_)
+            | Self::NoIntervals(_)
             | Self::NoWaterfallLeft(_) => StatusCode::NOT_FOUND,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,

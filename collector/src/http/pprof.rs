@@ -10,6 +10,7 @@ use axum::http::header::{self, HeaderValue};
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
+use collector_ebpf::schedule::KINDS;
 use serde::Deserialize;
 
 use super::reload::is_foreign;
@@ -18,7 +19,8 @@ use super::{Error, Shared};
 use crate::profile::Kind;
 use crate::profiler::{CaptureError, Wanted};
 use crate::render::pprof::{self, Format};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Pool, Snapshot, WindowQuantiles};
+use crate::units::NANOS_PER_SECOND;
 
 /// Seconds of a capture, unless given: as Go has it.
 const SECONDS: f64 = 30.0;
@@ -53,7 +55,7 @@ pub(super) struct Parameters {
 }
 
 impl Parameters {
-    fn wanted(&self, kind: Kind) -> Result<Wanted, Error> {
+    fn wanted(&self, kind: Kind, snapshot: &Snapshot) -> Result<Wanted, Error> {
         let seconds = self.seconds.unwrap_or(SECONDS);
         if !(LEAST_SECONDS..=MOST_SECONDS).contains(&seconds) {
             let text = format!("seconds={seconds} is not from {LEAST_SECONDS} to {MOST_SECONDS}");
@@ -66,27 +68,24 @@ impl Parameters {
         if self.slot.is_some() && self.pool.is_none() {
             return Err(Error::BadRequest("slot= is a place in a pool, which pool= has to name".into()));
         }
-        let least = match &self.min {
-            None => Duration::ZERO,
-            Some(_) if kind == Kind::OnCpu => {
-                return Err(Error::BadRequest("min= is of waits, and here is none".into()));
-            }
-            Some(text) => match text.parse::<jiff::SignedDuration>().map(Duration::try_from) {
-                Ok(Ok(least)) => least,
-                _ => {
-                    return Err(Error::BadRequest(format!("min={text:?} is no time like 500us, 10ms or 1s")));
-                }
-            },
-        };
-        Ok(Wanted {
+        let wanted = Wanted {
             kind,
-            least_ns: u64::try_from(least.as_nanos()).unwrap_or(u64::MAX),
+            least_ns: [0; KINDS],
             pool: self.pool.clone(),
             slot: self.slot,
             pid: self.pid,
             duration: Duration::from_secs_f64(seconds),
             hz,
-        })
+        };
+        let pool = find(snapshot, &wanted)?;
+        let least_ns = match &self.min {
+            None => wanted.least_ns,
+            Some(_) if kind == Kind::OnCpu => {
+                return Err(Error::BadRequest("min= is of waits, and here is none".into()));
+            }
+            Some(text) => least_ns(text, pool)?,
+        };
+        Ok(Wanted { least_ns, ..wanted })
     }
 
     fn format(&self) -> Result<Format, Error> {
@@ -124,8 +123,38 @@ impl FromRequestParts<Arc<Shared>> for Allowed {
     }
 }
 
-/// Whoever is asked for has to be there now.
-fn find(snapshot: &Snapshot, wanted: &Wanted) -> Result<(), Error> {
+/// The shortest wait that is to count, by kind of time, ns. A time, the same for all; or, as `p99`, for each reason as long as
+/// but 1 % of the pool's waits for it are. Where it has not waited for something in the last minutes, there is no such.
+fn least_ns(text: &str, pool: Option<&Pool>) -> Result<[u64; KINDS], Error> {
+    let quantile: fn(&WindowQuantiles) -> f64 = match text {
+        "p50" => |window| window.p50,
+        "p90" => |window| window.p90,
+        "p95" => |window| window.p95,
+        "p99" => |window| window.p99,
+        "p999" => |window| window.p999,
+        _ => {
+            let Ok(Ok(least)) = text.parse::<jiff::SignedDuration>().map(Duration::try_from) else {
+                let text = format!(
+                    "min={text:?} is no time like 500us, 10ms or 1s, and none of p50, p90, p95, p99 and p999"
+                );
+                return Err(Error::BadRequest(text));
+            };
+            return Ok([u64::try_from(least.as_nanos()).unwrap_or(u64::MAX); KINDS]);
+        }
+    };
+    let pool =
+        pool.ok_or_else(|| Error::BadRequest(format!("min={text} is of a pool, which pool= has to name")))?;
+    let measured = pool.schedule.as_ref().and_then(|schedule| schedule.intervals.as_ref());
+    let intervals = measured.ok_or_else(|| Error::NoIntervals(pool.name.to_string()))?;
+    Ok(intervals.each_ref().map(|interval| {
+        // The shortest window that has any.
+        interval.windows.first().map_or(0, |window| (quantile(window) * NANOS_PER_SECOND as f64) as u64)
+    }))
+}
+
+/// Whoever is asked for has to be there now. The pool, if one is named.
+fn find<'a>(snapshot: &'a Snapshot, wanted: &Wanted) -> Result<Option<&'a Pool>, Error> {
+    let mut named = None;
     if let Some(name) = &wanted.pool {
         let Some(pool) = snapshot.pools.iter().find(|pool| *pool.name == **name) else {
             return Err(Error::UnknownPool(name.clone()));
@@ -135,13 +164,14 @@ fn find(snapshot: &Snapshot, wanted: &Wanted) -> Result<(), Error> {
         {
             return Err(Error::UnknownWorker { pool: name.clone(), slot });
         }
+        named = Some(pool);
     }
     if let Some(pid) = wanted.pid
         && !snapshot.pools.iter().any(|pool| pool.workers.iter().any(|worker| worker.pid == pid))
     {
         return Err(Error::NoWorkerWithPid(pid));
     }
-    Ok(())
+    Ok(named)
 }
 
 /// Takes a profile of this kind when it is asked for.
@@ -153,9 +183,9 @@ pub(super) fn profile(kind: Kind) -> MethodRouter<Arc<Shared>> {
 
 async fn capture(shared: &Shared, kind: Kind, asked: Asked) -> Result<Response, Error> {
     let Query(parameters) = asked.map_err(|rejection| Error::BadRequest(rejection.body_text()))?;
-    let (wanted, format) = (parameters.wanted(kind)?, parameters.format()?);
+    let format = parameters.format()?;
+    let wanted = parameters.wanted(kind, &*shared.snapshot()?)?;
     let profiler = shared.profiler.as_ref().ok_or(Error::NoProfiles)?;
-    find(&*shared.snapshot()?, &wanted)?;
     // Dropped when the client goes away, which ends the capture.
     let answer_by = wanted.duration + MOST_LATE;
     let profile = tokio::time::timeout(answer_by, profiler.capture(wanted)).await;
@@ -211,7 +241,7 @@ pub(super) async fn index(_: Allowed) -> Response {
     let mut page = String::from(
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>/debug/pprof/</title></head><body>\n\
          <h1>/debug/pprof/</h1>\n<p>Profiles of workers: <code>go tool pprof \'http://HOST/debug/pprof/profile?pool=NAME\'</code></p>\n\
-         <p>seconds= (30), pool=, slot=, pid=, hz= (99, of what runs), min= (of what waits, e.g. 10ms), \
+         <p>seconds= (30), pool=, slot=, pid=, hz= (99, of what runs), min= (of what waits, e.g. 10ms, or p99 of the pool's waits for the same reason), \
          format=proto|text|folded|flamegraph or debug=1</p>\n<dl>\n",
     );
     for (name, text) in PROFILES {

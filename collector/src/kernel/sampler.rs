@@ -16,6 +16,7 @@ use collector_ebpf::sample::{
     Code, MAX_CODE, MAX_FRAMES, MAX_ROWS, MAX_STACKS, MAX_UNKNOWN, MAX_WORDS, READY, Sampled, Sampling,
     Space, Stack,
 };
+use collector_ebpf::schedule::KINDS;
 use collector_ebpf::unwind::Row;
 use collector_ebpf::{maps, programs};
 
@@ -76,7 +77,7 @@ impl Samplers {
 
     /// Loads one of each kind, and lets go of it: whether the kernel takes them.
     pub fn try_all(&self) -> Result<(), LoadError> {
-        let kinds = [What::OnCpu { period_ns: 1 }, What::OffCpu { least_ns: 0 }];
+        let kinds = [What::OnCpu { period_ns: 1 }, What::OffCpu { least_ns: [0; KINDS] }];
         kinds.into_iter().try_for_each(|what| self.load(what, 0).map(drop))
     }
 
@@ -136,7 +137,11 @@ impl Samplers {
         sys::let_go_of_pages(OBJECT);
         match what {
             What::OnCpu { period_ns } => sampler.say(offset_of!(Sampling, period_ns), period_ns),
-            What::OffCpu { least_ns } => sampler.say(offset_of!(Sampling, least_ns), least_ns),
+            What::OffCpu { least_ns } => {
+                for (kind, least_ns) in least_ns.into_iter().enumerate() {
+                    sampler.say(offset_of!(Sampling, least_ns) + kind * size_of::<u64>(), least_ns);
+                }
+            }
         }
         Ok(sampler)
     }
@@ -152,8 +157,8 @@ pub enum What {
     },
     /// What waits, for as long as that at least.
     OffCpu {
-        /// Nanoseconds; of being blocked, and of waiting for a CPU.
-        least_ns: u64,
+        /// Nanoseconds, by kind of time ([`crate::input::TIME_KINDS`]): of being blocked for a reason, and of waiting for a CPU.
+        least_ns: [u64; KINDS],
     },
 }
 

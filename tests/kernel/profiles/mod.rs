@@ -47,13 +47,25 @@ impl Pprof {
 
     /// Shares of each function, flat and cumulative, by name, as `-top` has them, in percent.
     pub(crate) fn top(&self, arguments: &[&str]) -> HashMap<String, (f64, f64)> {
+        let percent = |word: &str| word.trim_end_matches('%').parse::<f64>().expect("a share");
+        let shares = |words: &[String]| (percent(&words[1]), percent(&words[4]));
+        self.rows(arguments).into_iter().map(|(name, words)| (name, shares(&words))).collect()
+    }
+
+    /// How many waits functions and what they call are in.
+    pub(crate) fn counts(&self) -> HashMap<String, f64> {
+        let rows = self.rows(&["-sample_index=contentions"]);
+        rows.into_iter().map(|(name, words)| (name, words[3].parse::<f64>().expect("a count"))).collect()
+    }
+
+    /// Names of functions, each with its row of `-top`.
+    fn rows(&self, arguments: &[&str]) -> Vec<(String, Vec<String>)> {
         let text = self.run(&[&["-top", "-nodecount=1000000", "-nodefraction=0"], arguments].concat());
         let rows = text.lines().skip_while(|line| !line.trim_start().starts_with("flat")).skip(1);
-        let percent = |word: &str| word.trim_end_matches('%').parse::<f64>().expect("a share");
         rows.map(|row| {
             // flat flat% sum% cum cum% name
-            let words: Vec<&str> = row.split_whitespace().collect();
-            (words[5..].join(" "), (percent(words[1]), percent(words[4])))
+            let words: Vec<String> = row.split_whitespace().map(str::to_owned).collect();
+            (words[5..].join(" "), words)
         })
         .collect()
     }
