@@ -18,6 +18,9 @@ const MAX_SEGMENTS: u16 = 1024;
 const MAX_SECTIONS: u16 = 4096;
 /// Names of sections, bytes.
 const MAX_NAMES: u64 = 1 << 20;
+/// Bytes of a name of a section that are kept. Those that are looked for are shorter; in a table without an end of any name,
+/// all of it would be the name of each section.
+const MAX_NAME: usize = 64;
 /// Notes of a segment, bytes. The build id is among the first.
 const MAX_NOTES: u64 = 64 << 10;
 /// Bytes of a build id. SHA-1 has 20; a longer one is none.
@@ -116,6 +119,7 @@ impl Elf {
         let names: Vec<u8> = piece(file, offset, usize::try_from(size).ok()?)?;
         let name = |header: &SectionHeader64<NativeEndian>| {
             let name = names.get(usize::try_from(header.sh_name.get(NativeEndian)).ok()?..)?;
+            let name = &name[..name.len().min(MAX_NAME)];
             Some(name.split(|byte| *byte == 0).next()?.to_vec())
         };
         let named = |header: SectionHeader64<NativeEndian>| Section {
@@ -174,6 +178,26 @@ mod tests {
     fn what_is_no_program_is_none() {
         assert!(Elf::read(&File::open("/proc/self/maps").unwrap()).is_none());
         assert!(Elf::read(&File::open("/etc/passwd").unwrap()).is_none());
+    }
+
+    #[test]
+    fn names_of_sections_without_an_end_are_cut() {
+        // A header, as many sections as are read with the same name, and a table of names without an end of any.
+        const HEADER: usize = 64;
+        let mut bytes = vec![b'n'; HEADER + usize::from(MAX_SECTIONS) * HEADER + MAX_NAMES as usize];
+        bytes[..HEADER + usize::from(MAX_SECTIONS) * HEADER].fill(0);
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        put(0, b"\x7fELF\x02\x01\x01");
+        put(16, &ET_DYN.to_le_bytes());
+        put(40, &(HEADER as u64).to_le_bytes());
+        put(60, &MAX_SECTIONS.to_le_bytes());
+        put(HEADER + 24, &(HEADER as u64 * (1 + u64::from(MAX_SECTIONS))).to_le_bytes());
+        put(HEADER + 32, &MAX_NAMES.to_le_bytes());
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&bytes, 0).unwrap();
+        let sections = Elf::read(&file).unwrap().sections(&file).unwrap();
+        assert_eq!(sections.len(), usize::from(MAX_SECTIONS));
+        assert!(sections.iter().all(|section| section.name == [b'n'; MAX_NAME]));
     }
 
     #[test]
