@@ -15,6 +15,9 @@ use crate::procfs::root::ProcessDirectory;
 
 /// Of a longer one the beginning is read: a machine that compiles without end writes without end.
 const MAX_BYTES: u64 = 64 << 20;
+/// Lines that are read, each of which takes some 200 bytes while they are put into order. Large programs have some 100,000
+/// functions; 64 MiB of the shortest lines would be ten million.
+const MAX_SYMBOLS: usize = 512 << 10;
 /// `/proc/PID/status` is shorter, but for thousands of groups.
 const MAX_STATUS: u64 = 1 << 20;
 
@@ -85,10 +88,10 @@ impl PerfMap {
 }
 
 /// The symbols in ascending order, without overlaps: where several are at an address the last one of the file is there, as
-/// memory is used again. Lines that say nothing are left out.
+/// memory is used again. Lines that say nothing are left out, and what is behind as many as are read.
 pub fn parse(text: &[u8]) -> Vec<Symbol<'_>> {
     let lines = text.split(|byte| *byte == b'\n').filter_map(line);
-    let mut symbols: Vec<(usize, Symbol<'_>)> = lines.enumerate().collect();
+    let mut symbols: Vec<(usize, Symbol<'_>)> = lines.take(MAX_SYMBOLS).enumerate().collect();
     symbols.sort_unstable_by_key(|(number, symbol)| (symbol.start, *number));
     // A sweep over the addresses; on top of the heap is the last of those that have begun.
     let mut begun: BinaryHeap<(usize, Reverse<u64>, &[u8])> = BinaryHeap::new();
@@ -162,6 +165,12 @@ mod tests {
         check("14 4 b\n10 10 a\n", &[(0x10, 0x20, "a")]);
         check("10 10 a\n18 10 b\n", &[(0x10, 0x18, "a"), (0x18, 0x28, "b")]);
         check("18 10 b\n10 10 a\n", &[(0x10, 0x20, "a"), (0x20, 0x28, "b")]);
+    }
+
+    #[test]
+    fn there_is_a_limit_to_lines() {
+        let text = "1 1 a\n".repeat(MAX_SYMBOLS) + "5 1 b\n";
+        check(&text, &[(1, 2, "a")]);
     }
 
     #[test]
