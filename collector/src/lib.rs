@@ -94,6 +94,9 @@ pub mod collect;
 pub mod config;
 pub mod doctor;
 pub mod files;
+#[cfg(any(test, feature = "fuzz"))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod governor;
 pub mod heap;
 pub mod histogram;

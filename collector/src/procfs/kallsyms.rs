@@ -65,7 +65,7 @@ impl Kallsyms {
 
 /// The last symbol at or before each address, of lines `ADDRESS TYPE NAME [MODULE]` (proc(5)) in any order. Addresses are
 /// ascending. `None` for one before all symbols, and for all where the kernel shows zeros.
-fn look_up(addresses: &[u64], mut symbols: impl BufRead) -> io::Result<Vec<Option<KernelSymbol>>> {
+pub(super) fn look_up(addresses: &[u64], mut symbols: impl BufRead) -> io::Result<Vec<Option<KernelSymbol>>> {
     // Nearest symbols, each found for the first address that is not before it.
     let mut nearest: Vec<(u64, String)> = vec![(0, String::new()); addresses.len()];
     let mut line = Vec::new();

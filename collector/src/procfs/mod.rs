@@ -7,6 +7,8 @@ pub mod cgroup;
 mod connector;
 mod doing;
 pub mod facts;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 pub mod kallsyms;
 mod netlink;
 pub mod own;

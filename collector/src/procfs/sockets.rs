@@ -67,7 +67,7 @@ enum SockDiagError {
 
 /// What there is after a piece of a listing.
 #[derive(Debug, PartialEq, Eq)]
-enum Progress {
+pub(super) enum Progress {
     /// More.
     More,
     /// Nothing: this was the last piece.
@@ -78,7 +78,7 @@ enum Progress {
 
 /// Takes one piece of the listing that was asked for with this number. `None` unless every length in it agrees with
 /// what was received.
-fn parse(piece: &[u8], number: u32, out: &mut dyn FnMut(ListeningSocket<'_>)) -> Option<Progress> {
+pub(super) fn parse(piece: &[u8], number: u32, out: &mut dyn FnMut(ListeningSocket<'_>)) -> Option<Progress> {
     let mut rest = piece;
     while !rest.is_empty() {
         let header = Fields(rest);

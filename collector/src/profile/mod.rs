@@ -6,6 +6,8 @@
 mod debug_file;
 mod elf;
 pub mod fold;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod image;
 pub mod modules;
 mod names;

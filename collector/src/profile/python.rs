@@ -53,6 +53,13 @@ impl Version {
 }
 
 impl Runtime {
+    /// Of each version, at no address.
+    #[cfg(any(test, feature = "fuzz"))]
+    pub(super) fn of_all_versions() -> [Self; 3] {
+        let of = |version| Self { address: 0, interpreter: 0..0, version };
+        [Version::V3_11, Version::V3_12, Version::V3_13].map(of)
+    }
+
     /// Of a file with one; `None` if it has none that we know.
     pub fn of(file: &File) -> Option<Self> {
         let elf = Elf::read(file)?;

@@ -48,7 +48,7 @@ impl Rules {
 }
 
 /// The file, where it tells of frames, and zeros elsewhere.
-fn pieces(file: &File) -> Option<Vec<u8>> {
+pub(super) fn pieces(file: &File) -> Option<Vec<u8>> {
     let length = file.metadata().ok()?.len().min(MAX_FILE);
     let elf = Elf::read(file)?;
     let table =

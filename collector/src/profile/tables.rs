@@ -150,6 +150,14 @@ impl<'a> Module<'a> {
     }
 }
 
+/// The rules of a section alone, of a file whose code is all that is below it.
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) fn table_of_section(bytes: &[u8]) -> Result<Table, TableError> {
+    const AT: u64 = 1 << 30;
+    let segment = Segment { address: 0, file_offset: 0, size: AT };
+    cfi::table(Frames { address: AT, bytes }, 0, &[segment])
+}
+
 /// The header of a file that can be of use.
 fn header(file: &[u8]) -> Result<&FileHeader64<LittleEndian>, TableError> {
     let [0x7f, b'E', b'L', b'F', class, order, ..] = *file else {
