@@ -6,6 +6,7 @@
 
 mod command;
 mod ebpf;
+mod fuzz;
 mod lint;
 mod packages;
 mod test;
@@ -25,6 +26,8 @@ Usage: cargo xtask <command>
   build-ebpf    build the BPF object, and put it and its manifest in collector-ebpf/prebuilt
   verify-ebpf   prove that the committed object is what its source gives
   vm            load the programs and run the portable kernel tests in each kernel of the matrix
+  fuzz [target] [seconds]
+                give parsers and decoders what libFuzzer makes up; each target for 150 s, unless told otherwise
   packages      install what builds, tests and benchmarks need (Debian, as root)
 ";
 
@@ -49,6 +52,7 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         ["build-ebpf"] => ebpf::build()?,
         ["verify-ebpf"] => drop(ebpf::verify()?),
         ["vm"] => vm::run()?,
+        ["fuzz", arguments @ ..] => fuzz::run(arguments)?,
         ["packages"] => packages::run()?,
         [command, ..] => bail!("cannot do `{command}` with these arguments; see `cargo xtask --help`"),
     }

@@ -1,0 +1,3 @@
+#![no_main]
+
+collector_fuzz::target!("config");
