@@ -1,6 +1,7 @@
 //! Profiles of workers, as `go tool pprof` shows them, against programs that are known to spend their time in known parts.
 
 mod burner;
+mod hostile;
 mod waiter;
 
 use std::collections::HashMap;
