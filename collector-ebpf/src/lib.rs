@@ -127,6 +127,8 @@ pub mod programs {
     pub const ALL_PROCESSES: &str = "all_processes";
     /// `iter/task`: one row per thread of the process that [`crate::slot::Control::stacks_of`] names.
     pub const TASK_STACKS: &str = "task_stacks";
+    /// `iter/task`: one row per thread of a worker: what it does, and where. Loaded when somebody asks.
+    pub const WORKER_THREADS: &str = "worker_threads";
     /// `perf_event`: counts the stack of the worker's thread that runs on a CPU.
     pub const ON_CPU: &str = "on_cpu";
     /// `tp_btf/sched_switch`: a worker's thread leaves its CPU at a stack, or comes back.

@@ -146,8 +146,53 @@ pub struct StackRow {
     pub addresses: [u64; STACK_FRAMES],
 }
 
+/// Functions of the kernel that are told of a thread at most: what fits on the stack of a program beside the rest.
+pub const THREAD_FRAMES: usize = 40;
+
+/// In [`ThreadRow::flags`]: it is on a CPU.
+pub const THREAD_ON_CPU: u32 = 1;
+/// In [`ThreadRow::flags`]: its registers are those with which it goes on in its program.
+pub const THREAD_HAS_REGISTERS: u32 = 2;
+
+/// Where a thread of a worker is. 408 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ThreadRow {
+    /// Thread group id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// Start of the process's main thread, `CLOCK_BOOTTIME` ns.
+    pub start_ns: u64,
+    /// Pool number.
+    pub pool: u32,
+    /// `THREAD_…` bits.
+    pub flags: u32,
+    /// `task_struct::__state`.
+    pub state: u32,
+    /// `task_struct::exit_state`.
+    pub exit_state: u32,
+    /// What it goes on with in its program; this and those below with [`THREAD_HAS_REGISTERS`].
+    pub ip: u64,
+    /// Its stack pointer.
+    pub sp: u64,
+    /// Its frame pointer, or whatever it has in that register.
+    pub bp: u64,
+    /// What `pthread_self` tells it; 0 if that is not known.
+    pub thread_id: u64,
+    /// Thread name.
+    pub comm: [u8; COMM_LEN],
+    /// Number of the system call that it is in; negative for one that was interrupted outside any.
+    pub syscall: i32,
+    /// Number of addresses, none for a thread that runs; or the kernel's error, which is negative.
+    pub frames: i32,
+    /// Return addresses in the kernel, the innermost first.
+    pub addresses: [u64; THREAD_FRAMES],
+}
+
 const _: () = {
     assert!(size_of::<StackRow>() == 392);
+    assert!(size_of::<ThreadRow>() == 408);
     assert!(size_of::<RowHeader>() == 16);
     assert!(size_of::<TaskRow>() == 168);
     assert!(size_of::<Told>() == 64);

@@ -30,6 +30,7 @@ mod sockets;
 mod syscalls;
 mod tags;
 mod tasks;
+mod threads;
 mod unwind;
 mod walk;
 mod waterfall;

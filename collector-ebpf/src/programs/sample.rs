@@ -35,15 +35,15 @@ const IP: usize = 128;
 const CS: usize = 136;
 const SP: usize = 152;
 
-/// A thread of a worker, which runs.
-struct Sampled {
+/// A thread of a worker.
+pub(crate) struct Sampled {
     task: Task,
-    pool: u32,
+    pub(crate) pool: u32,
 }
 
 /// If it is one.
 #[inline(always)]
-fn sampled(task: Task) -> Option<Sampled> {
+pub(crate) fn sampled(task: Task) -> Option<Sampled> {
     let tag = task.leader().tag()?;
     let owner = Followed::by(tag);
     // SAFETY: the tag lives as long as its task.
@@ -103,7 +103,7 @@ fn passed(walk: *mut Walk) -> u64 {
 }
 
 #[inline(always)]
-fn user_registers(registers: Registers) -> [u64; 3] {
+pub(crate) fn user_registers(registers: Registers) -> [u64; 3] {
     [registers.get(offset!(regs_ip)), registers.get(offset!(regs_sp)), registers.get(offset!(regs_bp))]
 }
 

@@ -34,18 +34,18 @@ struct Meta {
 
 /// `struct bpf_iter__task`
 #[repr(C)]
-struct IterTask {
+pub(crate) struct IterTask {
     meta: *const Meta,
-    task: *const u8,
+    pub(crate) task: *const u8,
 }
 
-/// False if the buffer is full: the kernel empties it and calls the program for the same task again.
+/// False if the buffer is full: the kernel empties it and calls the program for the same task again. Rows are records
+/// without padding.
 #[inline(always)]
-fn write(ctx: &IterTask, row: &TaskRow) -> bool {
+pub(crate) fn write<T>(ctx: &IterTask, row: &T) -> bool {
     // SAFETY: `meta` and `seq` are never null in an iterator program; the row is initialised and without padding.
     unsafe {
-        bpf_seq_write((*ctx.meta).seq.cast(), core::ptr::from_ref(row).cast(), size_of::<TaskRow>() as u32)
-            == 0
+        bpf_seq_write((*ctx.meta).seq.cast(), core::ptr::from_ref(row).cast(), size_of::<T>() as u32) == 0
     }
 }
 
@@ -140,10 +140,7 @@ extern "C" fn task_stacks(ctx: &IterTask) -> i32 {
     if length > 0 {
         row.frames = length as u32 / size_of::<u64>() as u32;
     }
-    // SAFETY: as in `write`.
-    unsafe {
-        bpf_seq_write((*ctx.meta).seq.cast(), core::ptr::from_ref(row).cast(), size_of::<StackRow>() as u32);
-    }
+    write(ctx, row);
     0
 }
 

@@ -513,7 +513,9 @@ fn samplers(
                     .into(),
         },
     };
-    let parts = Parts { constants, kernel_functions, tracepoints, shared, events: Mutex::new(events) };
+    let task_iterator = targets.task_iterator;
+    let events = Mutex::new(events);
+    let parts = Parts { constants, kernel_functions, tracepoints, task_iterator, shared, events };
     Ok((Some(Samplers::new(parts)), feature))
 }
 
@@ -547,7 +549,11 @@ fn attach(
     Ok(Attached { name, program, link })
 }
 
-fn iterator(object: &Object, name: &'static str, target: Option<u32>) -> Result<Attached, LoadError> {
+pub(super) fn iterator(
+    object: &Object,
+    name: &'static str,
+    target: Option<u32>,
+) -> Result<Attached, LoadError> {
     let target = target.ok_or_else(|| LoadError::NoTarget("task iterator".into()))?;
     let program = object.load(name, RunBy::Iterator(target))?;
     let link =

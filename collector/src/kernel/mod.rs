@@ -21,9 +21,11 @@ mod sys;
 mod syscalls;
 mod tags;
 mod tasks;
+mod threads;
 mod waterfall;
 
 pub use load::{LoadError, RequestsBy};
 pub use sampler::{Counts, Frames, Sampler, Samplers, What};
 pub use source::KernelSource;
 pub use sys::run_time_statistics;
+pub use threads::Threads;

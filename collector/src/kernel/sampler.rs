@@ -20,10 +20,11 @@ use collector_ebpf::schedule::KINDS;
 use collector_ebpf::unwind::Row;
 use collector_ebpf::{maps, programs};
 
-use super::load::{Constants, LoadError, OBJECT};
+use super::load::{self, Constants, LoadError, OBJECT};
 use super::object::{Made, Object};
 use super::shared::Shared;
 use super::sys::{self, RunBy};
+use super::threads::Threads;
 use crate::units::NANOS_PER_SECOND;
 
 /// Rows for which there is room at most, 64 MiB.
@@ -39,6 +40,8 @@ pub(super) struct Parts {
     pub(super) kernel_functions: [Option<u32>; kfunc::NAMES.len()],
     /// `sched_switch` and `sched_wakeup`, with their BTF ids.
     pub(super) tracepoints: [(&'static str, Option<u32>); 2],
+    /// The BTF id of the iterator over tasks.
+    pub(super) task_iterator: Option<u32>,
     /// Maps of theirs, by name.
     pub(super) shared: Vec<(&'static str, OwnedFd)>,
     /// Sets of events that no sampler has, one event for each CPU: opened before rights are dropped.
@@ -78,12 +81,28 @@ impl Samplers {
     /// Loads one of each kind, and lets go of it: whether the kernel takes them.
     pub fn try_all(&self) -> Result<(), LoadError> {
         let kinds = [What::OnCpu { period_ns: 1 }, What::OffCpu { least_ns: [0; KINDS] }];
-        kinds.into_iter().try_for_each(|what| self.load(what, 0).map(drop))
+        kinds.into_iter().try_for_each(|what| self.load(what, 0).map(drop))?;
+        self.threads().map(drop)
+    }
+
+    /// Loads what tells where all threads of workers are.
+    pub fn threads(&self) -> Result<Threads, LoadError> {
+        let Parts { constants, kernel_functions, task_iterator, shared, .. } = &*self.0;
+        let made = |name: &str| match shared.iter().find(|(shared, _)| *shared == name) {
+            Some((_, map)) => Made::Given(map.as_fd()),
+            None if name.starts_with('.') => Made::New(None),
+            None => Made::Not,
+        };
+        let object = Object::open(OBJECT, constants.globals(), kernel_functions, made)?;
+        let iterator = load::iterator(&object, programs::WORKER_THREADS, *task_iterator)?;
+        drop(object);
+        sys::let_go_of_pages(OBJECT);
+        Ok(Threads::new(iterator))
     }
 
     /// Loads one with room for so many rows of rules, at least.
     pub fn load(&self, what: What, rows: usize) -> Result<Sampler, LoadError> {
-        let Parts { constants, kernel_functions, tracepoints, shared, events } = &*self.0;
+        let Parts { constants, kernel_functions, tracepoints, shared, events, .. } = &*self.0;
         let rows = rows.clamp(MAX_ROWS, MOST_ROWS);
         let made = |name: &str| match shared.iter().find(|(shared, _)| *shared == name) {
             Some((_, map)) => Made::Given(map.as_fd()),

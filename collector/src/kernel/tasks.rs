@@ -10,7 +10,8 @@ use collector_ebpf::limits::{PASS_ROWS, TOLD_PLACES};
 use collector_ebpf::programs;
 use collector_ebpf::task::{
     Pass, RSS_ANON, RSS_FILE, RSS_KINDS, RSS_SHMEM, RSS_SWAP, RowHeader, StackRow, TASK_HAS_MEMORY,
-    TASK_HAS_PLACE, TASK_KERNEL_THREAD, TASK_MAIN_THREAD, TASK_WHOLE_PROCESS, TaskRow, Told, place_of,
+    TASK_HAS_PLACE, TASK_KERNEL_THREAD, TASK_MAIN_THREAD, TASK_WHOLE_PROCESS, TaskRow, ThreadRow, Told,
+    place_of,
 };
 
 use super::events;
@@ -353,6 +354,8 @@ pub(super) unsafe trait Row: Copy {}
 unsafe impl Row for TaskRow {}
 // SAFETY: as above.
 unsafe impl Row for StackRow {}
+// SAFETY: as above.
+unsafe impl Row for ThreadRow {}
 
 /// Copies a record out of the front of some bytes; `None` if there are too few.
 fn front<T: Row>(bytes: &[u8]) -> Option<T> {
