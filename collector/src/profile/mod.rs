@@ -16,6 +16,7 @@ pub mod python;
 pub mod rules;
 pub mod symbols;
 pub mod tables;
+pub mod unwind;
 
 use std::sync::Arc;
 

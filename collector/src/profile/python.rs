@@ -9,7 +9,8 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
-use collector_ebpf::python::{DIRECT, IS_ENTRY, OF_C, Python};
+use collector_ebpf::python::{DIRECT, ENTRY, FRAME_BYTES, IS_ENTRY, MAX_THREADS, OF_C, Python};
+use collector_ebpf::sample::MAX_FRAMES;
 use object::NativeEndian;
 use object::elf::{SHT_DYNSYM, SHT_SYMTAB, Sym64};
 
@@ -198,6 +199,42 @@ impl Runtime {
         };
         Some(text)
     }
+}
+
+/// The frames of a thread that does not run, as the sampling programs tell them: addresses of code, the innermost first, and
+/// [`ENTRY`]. `thread_id` is what `pthread_self` tells it.
+pub fn frames(python: &Python, thread_id: u64, memory: &File) -> Vec<u64> {
+    let mut frames = Vec::new();
+    let mut at = first_frame(python, thread_id, memory);
+    while let Some(address) = at.filter(|address| *address != 0 && frames.len() < MAX_FRAMES) {
+        let Some(words) = piece::<u64>(memory, address, FRAME_BYTES / 8) else { break };
+        let word = |distance: u16| words.get(usize::from(distance) / 8).copied().unwrap_or(0);
+        let entry = word(python.entry) >> (python.entry % 8 * 8) & 0xff;
+        let code = word(python.code) & !ENTRY;
+        frames.push(match python.entry_is {
+            OF_C if entry == u64::from(OF_C) => ENTRY,
+            IS_ENTRY if entry != 0 => code | ENTRY,
+            _ => code,
+        });
+        at = Some(word(python.previous));
+    }
+    frames
+}
+
+fn first_frame(python: &Python, thread_id: u64, memory: &File) -> Option<u64> {
+    let at = |from: u64, distance: u16| read::<u64>(memory, from.checked_add(distance.into())?);
+    let mut thread = at(read(memory, python.interpreters)?, python.threads)?;
+    for _ in 0..MAX_THREADS {
+        if thread == 0 {
+            return None;
+        }
+        if at(thread, python.thread_id)? == thread_id {
+            let frame = at(thread, python.frame)?;
+            return if python.current == DIRECT { Some(frame) } else { at(frame, python.current) };
+        }
+        thread = at(thread, python.next)?;
+    }
+    None
 }
 
 fn read<T: object::Pod>(memory: &File, at: u64) -> Option<T> {

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 
-use collector_ebpf::unwind::Row;
+use collector_ebpf::unwind::{Row, Rule};
 use object::NativeEndian;
 use object::elf::{ProgramHeader64, SHT_NOBITS, SectionHeader64};
 
@@ -44,6 +44,15 @@ impl Rules {
                 Self::default()
             }
         }
+    }
+
+    /// The one for an address, so many bytes above the lowest.
+    pub fn at(&self, address: u64) -> Rule {
+        if self.rows.is_empty() {
+            return Rule::FRAME_POINTER;
+        }
+        let after = self.rows.partition_point(|row| u64::from(row.address) <= address);
+        self.rows[..after].last().map_or(Rule::UNKNOWN, |row| Rule::decode(row.rule))
     }
 }
 
@@ -114,6 +123,15 @@ mod tests {
             assert!(rows(&whole) == rows(&some), "{path}");
             assert!(rows(&whole).len() > 10_000, "{path}");
         }
+    }
+
+    #[test]
+    fn a_rule_holds_until_the_next() {
+        let row = |address, kind| Row { address, rule: Rule { kind, offset: 1, saved: 0 }.encode() };
+        let rules = Rules { lowest: 0, rows: vec![row(16, 2), row(32, 3)] };
+        let kinds = [15, 16, 31, 32, 1 << 40].map(|address| rules.at(address).kind);
+        assert_eq!(kinds, [0, 2, 2, 3, 3]);
+        assert_eq!(Rules::default().at(7), Rule::FRAME_POINTER);
     }
 
     #[test]
