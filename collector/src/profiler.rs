@@ -1,10 +1,11 @@
-//! The profiling thread: takes what is asked for, samples, and answers with profiles.
+//! The profiling thread: takes what is asked for, samples, and answers with profiles; and with where all threads are.
 //!
 //! A thread of its own, because reading the files of what is profiled and looking up names occupies a CPU. While nobody asks
 //! it sleeps, and nothing of it is in the kernel. Captures of the same things at the same rate share their samples.
 
 mod naming;
 mod spaces;
+mod threads;
 mod workers;
 
 use std::collections::HashMap;
@@ -14,7 +15,6 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use collector_ebpf::python::ENTRY;
 use collector_ebpf::sample::{COMPLETE, NO_ROOM, STATE_ON_CPU, Stack};
 use collector_ebpf::schedule::KINDS;
 use thiserror::Error;
@@ -23,13 +23,14 @@ use tokio::sync::{oneshot, watch};
 use self::naming::Interpreters;
 use self::spaces::{Readers, Spaces};
 use self::workers::Workers;
-use crate::kernel::{Counts, Frames, LoadError, Sampler, Samplers, What};
+use crate::kernel::{Counts, Frames, LoadError, Sampler, Samplers, Threads, What};
 use crate::procfs::ProcfsError;
 use crate::procfs::kallsyms::Kallsyms;
 use crate::procfs::root::{Buffer, Root};
-use crate::profile::fold::{Folder, Place};
-use crate::profile::modules::{Limits, Mapped, ModuleId, Modules};
+use crate::profile::fold::Folder;
+use crate::profile::modules::{Limits, ModuleId, Modules};
 use crate::profile::symbols::{self, Symbols};
+use crate::profile::threads::Dump;
 use crate::profile::{Kind, Labels, Profile};
 use crate::snapshot::Snapshot;
 use crate::units::{NANOS_PER_SECOND, NANOS_PER_TICK, Pid, ProcessKey, unix_ns};
@@ -53,17 +54,36 @@ const JITTER: std::ops::Range<u64> = 60..400;
 /// What was read of the files of processes is kept for so long after the last capture.
 const FORGET_AFTER: Duration = Duration::from_secs(120);
 
+/// Whose profile is asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Whom {
+    /// The workers of this pool; those of all, unless given.
+    pub pool: Option<String>,
+    /// The worker in this slot.
+    pub slot: Option<u32>,
+    /// The worker with this pid.
+    pub pid: Option<Pid>,
+}
+
+impl Whom {
+    fn has_pool(&self, pool: &str) -> bool {
+        self.pool.as_ref().is_none_or(|wanted| *wanted == *pool)
+    }
+
+    fn has(&self, pool: &str, slot: Option<u32>, pid: Pid) -> bool {
+        self.has_pool(pool)
+            && self.slot.is_none_or(|wanted| slot == Some(wanted))
+            && self.pid.is_none_or(|wanted| wanted == pid)
+    }
+}
+
 /// What is asked for.
 #[derive(Clone, Debug)]
 pub struct Wanted {
-    /// What is to be measured.
+    /// What is to be measured. Not [`Kind::Threads`], which nothing is measured for.
     pub kind: Kind,
-    /// Of the workers of this pool; of all, unless given.
-    pub pool: Option<String>,
-    /// Of the worker in this slot.
-    pub slot: Option<u32>,
-    /// Of the worker with this pid.
-    pub pid: Option<Pid>,
+    /// Of whom.
+    pub whom: Whom,
     /// For how long.
     pub duration: Duration,
     /// Samples a second, of each CPU. Not zero.
@@ -81,17 +101,8 @@ impl Wanted {
             Kind::OnCpu => vec![on_cpu],
             Kind::OffCpu | Kind::RunQueue => vec![off_cpu],
             Kind::Wall => vec![on_cpu, off_cpu],
+            Kind::Threads => Vec::new(),
         }
-    }
-
-    fn wants_pool(&self, pool: &str) -> bool {
-        self.pool.as_ref().is_none_or(|wanted| *wanted == *pool)
-    }
-
-    fn wants(&self, pool: &str, slot: Option<u32>, pid: Pid) -> bool {
-        self.wants_pool(pool)
-            && self.slot.is_none_or(|wanted| slot == Some(wanted))
-            && self.pid.is_none_or(|wanted| wanted == pid)
     }
 }
 
@@ -104,8 +115,8 @@ pub enum CaptureError {
     /// The kernel refused.
     #[error("the kernel refuses to sample: {0}")]
     Load(LoadError),
-    /// Counters could not be read.
-    #[error("reading what was counted: {0}")]
+    /// Counters, or where threads are, could not be read.
+    #[error("reading what the kernel tells: {0}")]
     Read(#[from] io::Error),
 }
 
@@ -120,10 +131,16 @@ impl From<LoadError> for CaptureError {
 
 type Answer = oneshot::Sender<Result<Profile, CaptureError>>;
 
+/// What the thread is asked for.
+enum Request {
+    Capture(Wanted, Answer),
+    Threads(Whom, oneshot::Sender<Result<Dump, CaptureError>>),
+}
+
 /// Where captures are asked for.
 #[derive(Clone, Debug)]
 pub struct Profiler {
-    wanted: mpsc::Sender<(Wanted, Answer)>,
+    requests: mpsc::Sender<Request>,
 }
 
 impl Profiler {
@@ -131,7 +148,14 @@ impl Profiler {
     /// thread has ended.
     pub fn capture(&self, wanted: Wanted) -> oneshot::Receiver<Result<Profile, CaptureError>> {
         let (answer, answered) = oneshot::channel();
-        let _ = self.wanted.send((wanted, answer));
+        let _ = self.requests.send(Request::Capture(wanted, answer));
+        answered
+    }
+
+    /// What all threads of workers do now. As for captures, there is no answer if the thread has ended.
+    pub fn threads(&self, whom: Whom) -> oneshot::Receiver<Result<Dump, CaptureError>> {
+        let (answer, answered) = oneshot::channel();
+        let _ = self.requests.send(Request::Threads(whom, answer));
         answered
     }
 }
@@ -139,7 +163,7 @@ impl Profiler {
 /// What the thread is given.
 #[derive(Debug)]
 pub struct Profiling {
-    wanted: mpsc::Receiver<(Wanted, Answer)>,
+    requests: mpsc::Receiver<Request>,
     samplers: Samplers,
     snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
     kallsyms: Kallsyms,
@@ -153,17 +177,17 @@ pub fn new(
     snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
     procfs: &Path,
 ) -> Result<(Profiler, Profiling), ProcfsError> {
-    let (sender, wanted) = mpsc::channel();
+    let (sender, requests) = mpsc::channel();
     let roots = [Root::open(procfs)?, Root::open(procfs)?, Root::open(procfs)?];
     let profiling =
-        Profiling { wanted, samplers, snapshots, kallsyms: Kallsyms::open(procfs), procfs: roots };
-    Ok((Profiler { wanted: sender }, profiling))
+        Profiling { requests, samplers, snapshots, kallsyms: Kallsyms::open(procfs), procfs: roots };
+    Ok((Profiler { requests: sender }, profiling))
 }
 
 impl Profiling {
     /// Works until all other ends are dropped.
     pub fn run(self) {
-        let Self { wanted, samplers, snapshots, kallsyms, procfs: [for_stat, for_maps, for_names] } = self;
+        let Self { requests, samplers, snapshots, kallsyms, procfs: [for_stat, for_maps, for_names] } = self;
         let mut work = Work {
             samplers,
             snapshots,
@@ -175,6 +199,7 @@ impl Profiling {
                 pythons: HashMap::new(),
             },
             symbols: Symbols::new(symbols::Config::default(), for_names, kallsyms),
+            threads: None,
             samplings: Vec::new(),
             captures: Vec::new(),
             next_sampling: 0,
@@ -182,12 +207,16 @@ impl Profiling {
         };
         loop {
             let next = match (work.captures.is_empty(), work.idle_since) {
-                (false, _) => wanted.recv_timeout(TICK),
-                (true, Some(since)) => wanted.recv_timeout(FORGET_AFTER.saturating_sub(since.elapsed())),
-                (true, None) => wanted.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                (false, _) => requests.recv_timeout(TICK),
+                (true, Some(since)) => requests.recv_timeout(FORGET_AFTER.saturating_sub(since.elapsed())),
+                (true, None) => requests.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match next {
-                Ok((wanted, answer)) => work.begin(wanted, answer),
+                Ok(Request::Capture(wanted, answer)) => work.begin(wanted, answer),
+                Ok(Request::Threads(whom, answer)) if !answer.is_closed() => {
+                    let _ = answer.send(work.threads(&whom));
+                }
+                Ok(Request::Threads(..)) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) if work.captures.is_empty() => {
                     work.forget();
@@ -206,6 +235,8 @@ struct Work {
     snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
     readers: Readers,
     symbols: Symbols,
+    /// What tells where threads are, once somebody has asked.
+    threads: Option<Threads>,
     samplings: Vec<Sampling>,
     captures: Vec<Capture>,
     next_sampling: u64,
@@ -292,10 +323,11 @@ impl Work {
         let mut pids = Vec::new();
         if let Some(snapshot) = self.snapshots.borrow().as_deref() {
             let workers = workers::listed(snapshot);
-            let workers = workers.filter(|(pool, worker)| wanted.wants(pool, Some(worker.slot), worker.pid));
+            let workers =
+                workers.filter(|(pool, worker)| wanted.whom.has(pool, Some(worker.slot), worker.pid));
             pids.extend(workers.map(|(_, worker)| worker.pid));
             // Who is forked meanwhile has their address space, until it calls execve(2).
-            let pools = snapshot.pools.iter().filter(|pool| wanted.wants_pool(&pool.name));
+            let pools = snapshot.pools.iter().filter(|pool| wanted.whom.has_pool(&pool.name));
             pids.extend(pools.flat_map(|pool| &pool.masters).map(|master| master.pid));
         }
         let sampling = &mut self.samplings[index];
@@ -397,6 +429,7 @@ impl Work {
     /// Lets go of all that was read.
     fn forget(&mut self) {
         self.idle_since = None;
+        self.threads = None;
         self.readers.clear();
         self.symbols.clear();
         crate::heap::trim();
@@ -439,12 +472,15 @@ impl Fold<'_> {
             return;
         }
         let labels = self.workers.labels(stack);
-        if !self.capture.wanted.wants(&labels.pool, labels.slot.map(|(slot, _)| slot), stack.pid) {
+        if !self.capture.wanted.whom.has(&labels.pool, labels.slot.map(|(slot, _)| slot), stack.pid) {
             return;
         }
         let skipped =
             if stack.state == STATE_ON_CPU { 0 } else { naming::frames_of_ours(frames.kernel, symbols) };
-        let frames = self.places(stack, Frames { kernel: &frames.kernel[skipped..], ..frames });
+        let frames = Frames { kernel: &frames.kernel[skipped..], ..frames };
+        let maps = self.sampling.spaces.maps_of(stack, &self.readers.modules);
+        let interrupted = stack.state == STATE_ON_CPU;
+        let frames = self.readers.places(key_of(stack), maps, frames, interrupted, self.interpreters);
         let truncated = stack.flags & COMPLETE == 0 || stack.flags & NO_ROOM != 0;
         for (count, value_ns, in_queue) in measured {
             let labels = if in_queue {
@@ -454,47 +490,6 @@ impl Fold<'_> {
             };
             folder.add(labels, frames.iter().copied(), truncated, count, value_ns);
         }
-    }
-
-    /// Where the frames are. One of the interpreter's own stands for those of the functions that it runs, the innermost of
-    /// which comes first until the one that it was called for.
-    fn places(&mut self, stack: &Stack, frames: Frames<'_>) -> Vec<Place<ModuleId>> {
-        let modules = &self.readers.modules;
-        let maps = self.sampling.spaces.maps_of(stack, modules);
-        let process = key_of(stack);
-        // Of a call, but for the innermost frame of who was interrupted: what it is to go on with.
-        let interrupted = stack.state == STATE_ON_CPU;
-        let kernel = frames.kernel.iter().enumerate();
-        let kernel = kernel.map(|(frame, address)| address - u64::from(frame > 0 || !interrupted));
-        let mut places: Vec<Place<ModuleId>> = kernel.map(Place::Kernel).collect();
-        let mut python = frames.python.iter().peekable();
-        for address in frames.user {
-            let in_module = maps.and_then(|maps| maps.find(*address)).and_then(|mapped| {
-                let Mapped { start, file_offset, module: Some(id), .. } = *mapped else { return None };
-                Some((id, modules.get(id)?.address(file_offset + (address - start))?))
-            });
-            let Some((id, virtual_address)) = in_module else {
-                places.push(Place::Memory(process, *address));
-                continue;
-            };
-            let runtime = self.readers.pythons.get(&id).and_then(Option::as_ref);
-            let Some(runtime) = runtime
-                .filter(|runtime| python.peek().is_some() && runtime.interpreter.contains(&virtual_address))
-            else {
-                places.push(Place::Module(id, virtual_address));
-                continue;
-            };
-            self.interpreters.entry(process).or_insert_with(|| Arc::clone(runtime));
-            for code in python.by_ref() {
-                if code & !ENTRY != 0 {
-                    places.push(Place::Interpreted(process, code & !ENTRY));
-                }
-                if code & ENTRY != 0 {
-                    break;
-                }
-            }
-        }
-        places
     }
 }
 

@@ -5,6 +5,8 @@ use std::process::Command;
 use collector::profile::{Function, Kind, Labels, Line, Location, Losses, Mapping, Profile, Sample};
 use collector::render::pprof::{Format, render};
 
+use crate::support::Collector;
+
 const SECOND: u64 = 1_000_000_000;
 
 /// `main` calls `serve`, which `parse` was inlined into; `vfs_read` was called by nobody knows whom.
@@ -133,6 +135,7 @@ fn go_counts_what_was_counted() {
         check(kind, &["-top", "-contentions"], &["80 80.00% 80.00% 80 80.00% parse (inline)"]);
     }
     check(Kind::Wall, &["-top"], &["Type: wall", "8s 80.00% 80.00% 8s 80.00% parse (inline)"]);
+    check(Kind::Threads, &["-top"], &["Type: threads", "80 80.00% 80.00% 80 80.00% parse (inline)"]);
 }
 
 #[test]
@@ -177,4 +180,20 @@ fn go_finds_workers_by_their_labels() {
         &["0 0% 100% 10s 100% web", "0 0% 100% 6s 60.00% 0", "0 0% 100% 4s 40.00% 3"],
     );
     check(Kind::OnCpu, &["-tags"], &["6.0s (60.00%): 0", "6.0s (60.00%): 100", "4.0s (40.00%): 103"]);
+}
+
+/// What `/debug/pprof/threads` says where there is no eBPF to tell of threads.
+#[test]
+fn threads_need_ebpf_and_sound_questions() {
+    let collector = Collector::start(&["--source=procfs"]);
+    let status = |query: &str| {
+        let path = format!("/debug/pprof/threads{query}");
+        collector.request(&path, &[]).unwrap().status().as_u16()
+    };
+    assert_eq!(["", "?debug=1", "?format=proto", "?pid=1"].map(status), [501; 4]);
+    assert_eq!(["?seconds=1", "?slot=0", "?format=html", "?debug=1&format=proto"].map(status), [400; 4]);
+    let foreign = [("sec-fetch-site", "cross-site")];
+    assert_eq!(collector.request("/debug/pprof/threads", &foreign).unwrap().status(), 403);
+    let index = collector.text("/debug/pprof/", "*/*");
+    assert!(index.contains("<a href=\"threads\">"), "{index}");
 }

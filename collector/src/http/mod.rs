@@ -13,6 +13,7 @@
 //! | `GET /api/v1/exits?pool=&limit=` | the last deaths, of one pool or of all, newest first; 404 for a pool that neither is there nor has certificates |
 //! | `GET /debug/pprof/` | what there is below it |
 //! | `GET /debug/pprof/{profile,offcpu,runqueue,wall}?seconds=&pool=&slot=&pid=&hz=&min=&format=&debug=` | a profile of workers, when it is taken; 403 over the network from those who were not asked who they are; 404 for a worker that is not there; 429 while as many are taken as can be; 501 without eBPF |
+//! | `GET /debug/pprof/threads?pool=&slot=&pid=&format=&debug=` | what all threads of workers do now, with their stacks; statuses as of a profile |
 //! | `GET`, `POST /debug/pprof/symbol` | that there are no names to ask for |
 //! | `GET /debug/pprof/cmdline` | our command line |
 //! | `GET /debug/pprof/trace` | 501, with what there is instead |
@@ -60,7 +61,7 @@ use crate::render::prometheus::Groups;
 use crate::snapshot::Snapshot;
 
 /// Every path but that of the metrics, which can be configured.
-const PATHS: [&str; 20] = [
+const PATHS: [&str; 21] = [
     "/",
     "/api/v1/summary",
     "/api/v1/stats",
@@ -73,6 +74,7 @@ const PATHS: [&str; 20] = [
     "/debug/pprof/offcpu",
     "/debug/pprof/runqueue",
     "/debug/pprof/wall",
+    "/debug/pprof/threads",
     "/debug/pprof/symbol",
     "/debug/pprof/cmdline",
     "/debug/pprof/trace",
@@ -195,6 +197,7 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route("/debug/pprof/offcpu", pprof::profile(Kind::OffCpu))
         .route("/debug/pprof/runqueue", pprof::profile(Kind::RunQueue))
         .route("/debug/pprof/wall", pprof::profile(Kind::Wall))
+        .route("/debug/pprof/threads", get(pprof::threads))
         .route("/debug/pprof/symbol", get(pprof::symbol).post(pprof::symbol))
         .route("/debug/pprof/cmdline", get(pprof::cmdline))
         .route("/debug/pprof/trace", get(pprof::trace))

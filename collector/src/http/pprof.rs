@@ -17,7 +17,7 @@ use super::reload::is_foreign;
 use super::server::Reached;
 use super::{Error, Shared};
 use crate::profile::Kind;
-use crate::profiler::{CaptureError, Wanted};
+use crate::profiler::{CaptureError, Wanted, Whom};
 use crate::render::pprof::{self, Format};
 use crate::snapshot::{Pool, Snapshot, WindowQuantiles};
 use crate::units::NANOS_PER_SECOND;
@@ -65,19 +65,14 @@ impl Parameters {
         if !(1..=MOST_HZ).contains(&hz) {
             return Err(Error::BadRequest(format!("hz={hz} is not from 1 to {MOST_HZ}")));
         }
-        if self.slot.is_some() && self.pool.is_none() {
-            return Err(Error::BadRequest("slot= is a place in a pool, which pool= has to name".into()));
-        }
         let wanted = Wanted {
             kind,
+            whom: whom(self.pool.clone(), self.slot, self.pid)?,
             least_ns: [0; KINDS],
-            pool: self.pool.clone(),
-            slot: self.slot,
-            pid: self.pid,
             duration: Duration::from_secs_f64(seconds),
             hz,
         };
-        let pool = find(snapshot, &wanted)?;
+        let pool = find(snapshot, &wanted.whom)?;
         let least_ns = match &self.min {
             None => wanted.least_ns,
             Some(_) if kind == Kind::OnCpu => {
@@ -103,6 +98,53 @@ impl Parameters {
 }
 
 type Asked = Result<Query<Parameters>, QueryRejection>;
+
+fn whom(pool: Option<String>, slot: Option<u32>, pid: Option<u32>) -> Result<Whom, Error> {
+    if slot.is_some() && pool.is_none() {
+        return Err(Error::BadRequest("slot= is a place in a pool, which pool= has to name".into()));
+    }
+    Ok(Whom { pool, slot, pid })
+}
+
+/// What threads are asked for with.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OfThreads {
+    pool: Option<String>,
+    slot: Option<u32>,
+    pid: Option<u32>,
+    debug: Option<u32>,
+    format: Option<String>,
+}
+
+/// How threads are told.
+#[derive(Clone, Copy, Debug)]
+enum Told {
+    Listed,
+    Collapsed,
+    Profile(Format),
+}
+
+impl OfThreads {
+    /// The numbers are Go's for its goroutines; unless one is given, threads are for humans, who ask for them when something
+    /// is wrong.
+    fn told(&self) -> Result<Told, Error> {
+        match (self.format.as_deref(), self.debug) {
+            (None, Some(0)) | (Some("proto"), None | Some(0)) => Ok(Told::Profile(Format::Proto)),
+            (None | Some("text"), Some(1)) => Ok(Told::Collapsed),
+            (None | Some("text"), None | Some(2..)) => Ok(Told::Listed),
+            (Some("folded"), None | Some(1)) => Ok(Told::Profile(Format::Folded)),
+            (Some("flamegraph"), None) => Ok(Told::Profile(Format::FlameGraph)),
+            (Some(format @ ("proto" | "text" | "folded" | "flamegraph")), Some(debug)) => {
+                Err(Error::BadRequest(format!("format={format} and debug={debug} contradict each other")))
+            }
+            (Some(other), _) => {
+                let text = format!("format={other:?} is none of text, proto, folded and flamegraph");
+                Err(Error::BadRequest(text))
+            }
+        }
+    }
+}
 
 /// Somebody who may see profiles. They show what runs inside workers, and taking them costs something: over the network only
 /// those may who have shown who they are, and pages of other sites may not at all.
@@ -153,7 +195,7 @@ fn least_ns(text: &str, pool: Option<&Pool>) -> Result<[u64; KINDS], Error> {
 }
 
 /// Whoever is asked for has to be there now. The pool, if one is named.
-fn find<'a>(snapshot: &'a Snapshot, wanted: &Wanted) -> Result<Option<&'a Pool>, Error> {
+fn find<'a>(snapshot: &'a Snapshot, wanted: &Whom) -> Result<Option<&'a Pool>, Error> {
     let mut named = None;
     if let Some(name) = &wanted.pool {
         let Some(pool) = snapshot.pools.iter().find(|pool| *pool.name == **name) else {
@@ -190,15 +232,27 @@ async fn capture(shared: &Shared, kind: Kind, asked: Asked) -> Result<Response, 
     let answer_by = wanted.duration + MOST_LATE;
     let profile = tokio::time::timeout(answer_by, profiler.capture(wanted)).await;
     let profile = profile.map_err(|_| Error::ProfilesBusy)?.map_err(|_| Error::ShuttingDown)?;
-    let profile = profile.map_err(|error| match error {
+    let profile = profile.map_err(failed)?;
+    answer(kind, format, move || pprof::render(&profile, format)).await
+}
+
+fn failed(error: CaptureError) -> Error {
+    match error {
         CaptureError::Busy => Error::ProfilesBusy,
         other => {
             tracing::warn!(error = %other, "a capture failed");
             Error::CaptureFailed(other.to_string())
         }
-    })?;
-    let rendered = tokio::task::spawn_blocking(move || pprof::render(&profile, format)).await;
-    let body = match rendered {
+    }
+}
+
+/// What is rendered where it keeps nobody waiting.
+async fn answer(
+    kind: Kind,
+    format: Format,
+    render: impl FnOnce() -> Result<Vec<u8>, pprof::Error> + Send + 'static,
+) -> Result<Response, Error> {
+    let body = match tokio::task::spawn_blocking(render).await {
         Ok(Ok(body)) => body,
         Ok(Err(error)) => return Err(Error::CaptureFailed(error.to_string())),
         Err(_) => return Err(Error::ShuttingDown),
@@ -211,6 +265,7 @@ async fn capture(shared: &Shared, kind: Kind, asked: Asked) -> Result<Response, 
                 Kind::OffCpu => "attachment; filename=\"offcpu.pb.gz\"",
                 Kind::RunQueue => "attachment; filename=\"runqueue.pb.gz\"",
                 Kind::Wall => "attachment; filename=\"wall.pb.gz\"",
+                Kind::Threads => "attachment; filename=\"threads.pb.gz\"",
             });
             response.headers_mut().insert(header::CONTENT_DISPOSITION, attachment);
         }
@@ -223,12 +278,42 @@ async fn capture(shared: &Shared, kind: Kind, asked: Asked) -> Result<Response, 
     Ok(response)
 }
 
+/// What all threads of workers do now.
+pub(super) async fn threads(
+    State(shared): State<Arc<Shared>>,
+    _: Allowed,
+    asked: Result<Query<OfThreads>, QueryRejection>,
+) -> Result<Response, Error> {
+    let Query(parameters) = asked.map_err(|rejection| Error::BadRequest(rejection.body_text()))?;
+    let told = parameters.told()?;
+    let whom = whom(parameters.pool, parameters.slot, parameters.pid)?;
+    let profiler = shared.profiler.as_ref().ok_or(Error::NoProfiles)?;
+    find(&*shared.snapshot()?, &whom)?;
+    let dump = tokio::time::timeout(MOST_LATE, profiler.threads(whom)).await;
+    let dump = dump.map_err(|_| Error::ProfilesBusy)?.map_err(|_| Error::ShuttingDown)?.map_err(failed)?;
+    let format = match told {
+        Told::Profile(format) => format,
+        Told::Listed | Told::Collapsed => Format::Text,
+    };
+    answer(Kind::Threads, format, move || match told {
+        Told::Listed => Ok(pprof::listed(&dump).into_bytes()),
+        Told::Collapsed => Ok(pprof::collapsed(&dump).into_bytes()),
+        Told::Profile(format) => pprof::render(&dump.profile, format),
+    })
+    .await
+}
+
 /// What is served under `/debug/pprof/`, and what it is.
-const PROFILES: [(&str, &str); 7] = [
+const PROFILES: [(&str, &str); 8] = [
     ("profile", "What workers run on CPUs, by samples."),
     ("offcpu", "What workers wait for: every wait off CPU that begins and ends meanwhile, with its reason."),
     ("runqueue", "What workers were about to do while they waited for a CPU."),
     ("wall", "All of these, told apart by the label state."),
+    (
+        "threads",
+        "What all threads of workers do now, each with its stack in the kernel and in its program. Takes pool=, slot=, pid=; \
+         debug=1 puts those at the same stack together, format=proto|folded|flamegraph is for programs.",
+    ),
     ("symbol", "Names of addresses: none, as profiles have them already."),
     ("cmdline", "Command line of the collector, its arguments separated by zero bytes."),
     (

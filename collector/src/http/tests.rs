@@ -611,7 +611,8 @@ async fn get_locally(router: &Router, uri: &str) -> Answer {
 #[tokio::test]
 async fn profiles_are_for_this_host_or_for_those_who_say_who_they_are() {
     let site = site();
-    for path in ["/debug/pprof/", "/debug/pprof/profile", "/debug/pprof/offcpu", "/debug/pprof/cmdline"] {
+    for path in ["", "profile", "offcpu", "threads", "cmdline"].map(|name| format!("/debug/pprof/{name}")) {
+        let path = &*path;
         let refused = get(&site.router, path).await;
         assert_eq!(refused.status, StatusCode::FORBIDDEN, "{path}");
         assert!(refused.error().contains("loopback"), "{}", refused.error());
@@ -657,5 +658,32 @@ async fn nonsense_is_refused_before_anything_is_sampled() {
     for path in ["profile?seconds=1", "offcpu?min=10ms", "runqueue", "wall?debug=1&gc=1", "trace"] {
         let answer = get_locally(&site.router, &format!("/debug/pprof/{path}")).await;
         assert_eq!(answer.status, StatusCode::NOT_IMPLEMENTED, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn threads_are_asked_for_by_what_they_know() {
+    let site = site();
+    for (query, hint) in [
+        ("seconds=1", "unknown field"),
+        ("hz=99", "unknown field"),
+        ("slot=1", "pool="),
+        ("pid=x", "pid"),
+        ("pid=-1", "pid"),
+        ("debug=x", "debug"),
+        ("debug=1&format=proto", "contradict"),
+        ("debug=0&format=text", "contradict"),
+        ("format=json", "flamegraph"),
+    ] {
+        let refused = get_locally(&site.router, &format!("/debug/pprof/threads?{query}")).await;
+        assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{query}");
+        assert!(refused.error().contains(hint), "{query}: {}", refused.error());
+    }
+    // What is asked for is sound, but nobody can do it here.
+    for query in
+        ["", "debug=0", "debug=1", "debug=2", "format=proto", "format=folded", "pool=web&slot=1", "pid=1"]
+    {
+        let answer = get_locally(&site.router, &format!("/debug/pprof/threads?{query}")).await;
+        assert_eq!(answer.status, StatusCode::NOT_IMPLEMENTED, "{query}");
     }
 }

@@ -70,7 +70,12 @@ fn thread(process: &ProcessDirectory, tid: Pid, buffer: &mut Buffer) -> Result<T
 /// blocked outside any (-1).
 fn syscall_name(line: &str) -> Option<String> {
     let number: usize = line.split(' ').next()?.trim_end().parse().ok()?;
-    Some(syscalls::Sysno::new(number).map_or_else(|| number.to_string(), |call| call.name().to_owned()))
+    Some(call_name(number))
+}
+
+/// What the system call with this number is called.
+pub(crate) fn call_name(number: usize) -> String {
+    syscalls::Sysno::new(number).map_or_else(|| number.to_string(), |call| call.name().to_owned())
 }
 
 /// State and addresses of a socket, by its inode number.

@@ -5,7 +5,7 @@
 
 pub mod cgroup;
 mod connector;
-mod doing;
+pub(crate) mod doing;
 pub mod facts;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;

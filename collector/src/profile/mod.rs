@@ -1,4 +1,4 @@
-//! Profiles: how often, or for how long, threads of workers were found at which stack.
+//! Profiles: how often, or for how long, threads of workers were found at which stack; and where they all are at one moment.
 //!
 //! The types here are plain data, what [`crate::render`] turns into bytes; they know nothing of how it was gathered.
 //! [`modules`] says what code processes have mapped, [`symbols`] what is at an address of it.
@@ -16,6 +16,7 @@ pub mod python;
 pub mod rules;
 pub mod symbols;
 pub mod tables;
+pub mod threads;
 pub mod unwind;
 
 use std::sync::Arc;
@@ -31,6 +32,8 @@ pub enum Kind {
     RunQueue,
     /// All of these, told apart by [`Labels::state`].
     Wall,
+    /// Threads at one moment, each once: how many, whatever they do.
+    Threads,
 }
 
 /// One profile. Indices are into the tables of the same profile.
@@ -134,7 +137,7 @@ pub struct Labels {
     pub tid: u32,
     /// Name of the thread. Any bytes but for those that are no UTF-8, which are replaced.
     pub thread: Arc<str>,
-    /// `on_cpu`, `runnable` or `blocked`.
+    /// `on_cpu`, `runnable` or `blocked`; of [`Kind::Threads`] in the words of `/proc/PID/status`.
     pub state: &'static str,
     /// Why it was blocked, in the words of `worker_pool_off_cpu_seconds`; `None` if it was not.
     pub reason: Option<&'static str>,
@@ -149,7 +152,7 @@ pub struct Sample {
     pub labels: u32,
     /// How many.
     pub count: u64,
-    /// CPU time or waiting time, altogether.
+    /// CPU time or waiting time, altogether; of [`Kind::Threads`] 0.
     pub value_ns: u64,
     /// The stack ends before its outermost frame.
     pub truncated: bool,

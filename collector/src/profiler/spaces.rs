@@ -5,12 +5,15 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use collector_ebpf::python::Python;
+use collector_ebpf::python::{ENTRY, Python};
 use collector_ebpf::sample::{Code, Space, Stack};
+use collector_ebpf::unwind::Rule;
 
 use super::key_of;
-use crate::kernel::Sampler;
+use super::naming::Interpreters;
+use crate::kernel::{Frames, Sampler};
 use crate::procfs::root::{Buffer, Root};
+use crate::profile::fold::Place;
 use crate::profile::modules::{Mapped, Module, ModuleId, Modules, ProcessMaps};
 use crate::profile::python::Runtime;
 use crate::profile::rules::Rules;
@@ -74,8 +77,63 @@ impl Readers {
         (stat.starttime == key.start_ticks()).then(|| directory.file("mem").ok()).flatten()
     }
 
+    /// The rule for an address of a process; `None` where it has no code. Where nothing is known of code it has frame pointers,
+    /// or so it is hoped.
+    pub(super) fn rule_at(&mut self, maps: &ProcessMaps, pc: u64) -> Option<Rule> {
+        let Mapped { start, file_offset, module, .. } = *maps.find(pc)?;
+        let module = module.and_then(|id| self.modules.get(id).cloned());
+        let Some(module) = module else { return Some(Rule::FRAME_POINTER) };
+        let rules = self.rules_of(&module);
+        let base = module.mapped_at(rules.lowest, start, file_offset);
+        Some(base.map_or(Rule::FRAME_POINTER, |base| rules.at(pc.wrapping_sub(base))))
+    }
+
+    /// Where frames of a process are. One of the interpreter's own stands for those of the functions that it runs, the innermost of
+    /// which comes first until the one that it was called for. `interrupted`: it is to go on with its innermost frame, which is not
+    /// of a call.
+    pub(super) fn places(
+        &self,
+        process: ProcessKey,
+        maps: Option<&ProcessMaps>,
+        frames: Frames<'_>,
+        interrupted: bool,
+        interpreters: &mut Interpreters,
+    ) -> Vec<Place<ModuleId>> {
+        let kernel = frames.kernel.iter().enumerate();
+        let kernel = kernel.map(|(frame, address)| address - u64::from(frame > 0 || !interrupted));
+        let mut places: Vec<Place<ModuleId>> = kernel.map(Place::Kernel).collect();
+        let mut python = frames.python.iter().peekable();
+        for address in frames.user {
+            let in_module = maps.and_then(|maps| maps.find(*address)).and_then(|mapped| {
+                let Mapped { start, file_offset, module: Some(id), .. } = *mapped else { return None };
+                Some((id, self.modules.get(id)?.address(file_offset + (address - start))?))
+            });
+            let Some((id, virtual_address)) = in_module else {
+                places.push(Place::Memory(process, *address));
+                continue;
+            };
+            let runtime = self.pythons.get(&id).and_then(Option::as_ref);
+            let Some(runtime) = runtime
+                .filter(|runtime| python.peek().is_some() && runtime.interpreter.contains(&virtual_address))
+            else {
+                places.push(Place::Module(id, virtual_address));
+                continue;
+            };
+            interpreters.entry(process).or_insert_with(|| Arc::clone(runtime));
+            for code in python.by_ref() {
+                if code & !ENTRY != 0 {
+                    places.push(Place::Interpreted(process, code & !ENTRY));
+                }
+                if code & ENTRY != 0 {
+                    break;
+                }
+            }
+        }
+        places
+    }
+
     /// Where the frames of the interpreter are in a process that has mapped one.
-    fn python_in(&mut self, maps: &ProcessMaps) -> Python {
+    pub(super) fn python_in(&mut self, maps: &ProcessMaps) -> Python {
         let found = maps.mapped().iter().find_map(|mapped| {
             let module = self.modules.get(mapped.module?)?;
             let runtime = self.pythons.entry(module.id).or_insert_with(|| interpreter(module).map(Arc::new));

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use collector_ebpf::sample::{STATE_ON_CPU, Stack};
+use collector_ebpf::task::ThreadRow;
 
 use crate::input::TIME_KINDS;
 use crate::profile::Labels;
@@ -55,22 +56,39 @@ impl Workers {
         self.by_pid.entry(pid).or_default().push(Known { started_unix_ns, pool: Arc::clone(pool), slot });
     }
 
-    /// Who was found at a stack. The slot of a worker that came and went between two collections is not known, but its pool is.
-    pub(super) fn labels(&self, stack: &Stack) -> Labels {
-        let started = i128::from(stack.start_ns) + self.unix_minus_boottime;
+    /// Pool and slot, with its generation, of a worker. The slot of one that came and went between two collections is not known, but its
+    /// pool is.
+    fn place(&self, pid: Pid, start_ns: u64, pool: u32) -> (Arc<str>, Option<(u32, u64)>) {
+        let started = i128::from(start_ns) + self.unix_minus_boottime;
         let same = |worker: &&Known| (i128::from(worker.started_unix_ns) - started).abs() <= SAME_START_NS;
-        let worker = self.by_pid.get(&stack.pid).and_then(|workers| workers.iter().find(same));
-        let pool = worker.map(|worker| &worker.pool).or_else(|| self.pools.get(&stack.pool));
-        let length = stack.comm.iter().position(|byte| *byte == 0).unwrap_or(stack.comm.len());
+        let worker = self.by_pid.get(&pid).and_then(|workers| workers.iter().find(same));
+        let pool = worker.map(|worker| &worker.pool).or_else(|| self.pools.get(&pool));
+        (pool.map_or_else(|| "".into(), Arc::clone), worker.map(|worker| worker.slot))
+    }
+
+    /// Whose thread this is.
+    pub(super) fn labels_of(&self, row: &ThreadRow, state: &'static str) -> Labels {
+        let (pool, slot) = self.place(row.pid, row.start_ns, row.pool);
+        Labels { pool, slot, pid: row.pid, tid: row.tid, thread: name(&row.comm), state, reason: None }
+    }
+
+    /// Who was found at a stack.
+    pub(super) fn labels(&self, stack: &Stack) -> Labels {
+        let (pool, slot) = self.place(stack.pid, stack.start_ns, stack.pool);
         let on_cpu = stack.state == STATE_ON_CPU;
         Labels {
-            pool: pool.map_or_else(|| "".into(), Arc::clone),
-            slot: worker.map(|worker| worker.slot),
+            pool,
+            slot,
             pid: stack.pid,
             tid: stack.tid,
-            thread: String::from_utf8_lossy(&stack.comm[..length]).into(),
+            thread: name(&stack.comm),
             state: if on_cpu { "on_cpu" } else { "blocked" },
             reason: if on_cpu { None } else { TIME_KINDS.get(stack.reason as usize).copied() },
         }
     }
+}
+
+fn name(comm: &[u8]) -> Arc<str> {
+    let length = comm.iter().position(|byte| *byte == 0).unwrap_or(comm.len());
+    String::from_utf8_lossy(&comm[..length]).into()
 }

@@ -65,6 +65,23 @@ fn waits_are_counted_and_their_stacks_are_whole() {
 }
 
 #[test]
+fn all_threads_are_told_and_their_stacks_are_whole() {
+    let mut master = Workload::start();
+    let sleeper = master.spawn("sleep");
+    master.spawn("sleep");
+    let collector = Collector::start(&["--source=ebpf"]);
+    collector.pool_of(master.pid(), 2);
+    let text = eventually("it sleeps", || {
+        let text = collector.text(&format!("/debug/pprof/threads?pid={sleeper}"), "*/*");
+        text.contains("[sleeping]").then_some(text)
+    });
+    println!("{text}");
+    assert!(text.contains(&format!("\nthread {sleeper} [sleeping]: pool=")), "{text}");
+    assert!(text.contains(" wchan=") && text.contains(" syscall=") && text.contains("\n#\t[k] "), "{text}");
+    assert!(text.contains("main") && !text.contains("truncated"), "{text}");
+}
+
+#[test]
 fn who_is_forked_during_a_capture_has_whole_stacks() {
     let mut master = Workload::start();
     master.spawn("sleep");

@@ -2,6 +2,7 @@
 
 mod burner;
 mod hostile;
+mod threads;
 mod waiter;
 
 use std::collections::HashMap;

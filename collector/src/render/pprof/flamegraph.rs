@@ -63,7 +63,7 @@ fn options(profile: &Profile, narrowest: f64) -> Options<'static> {
     options.subtitle = (!subtitle.is_empty()).then(|| subtitle.join(", "));
     options.count_name = folded::unit(profile.kind).to_owned();
     options.colors = match profile.kind {
-        Kind::OnCpu | Kind::Wall => Palette::Multi(MultiPalette::Java),
+        Kind::OnCpu | Kind::Wall | Kind::Threads => Palette::Multi(MultiPalette::Java),
         Kind::OffCpu | Kind::RunQueue => Palette::Basic(BasicPalette::Blue),
     };
     options.deterministic = true;
@@ -81,7 +81,11 @@ fn title(profile: &Profile) -> String {
         [pool] => format!("{}: ", clipped(pool).replace(acts, "\u{fffd}")),
         _ => format!("{} pools: ", pools.len()),
     };
-    format!("{whose}{}, {:?}", Measure::of(profile.kind).name, duration(profile.duration_ns))
+    let name = Measure::of(profile.kind).name;
+    match profile.kind {
+        Kind::Threads => format!("{whose}{name}"),
+        _ => format!("{whose}{name}, {:?}", duration(profile.duration_ns)),
+    }
 }
 
 /// A graph without frames, which inferno takes for a mistake.

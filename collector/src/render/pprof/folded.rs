@@ -1,10 +1,10 @@
 //! Folded stacks: a line per stack, outermost frame first, with semicolons between them and a number behind.
 //!
 //! The outermost is the pool, where bcc's tools have the name of the process: workers of a pool do the same work, so
-//! their stacks are added up, and who wants them apart asks for `profile.proto`. In a wall clock profile the second is
-//! the state, which is the first question there: running, waiting for a CPU, or blocked?
+//! their stacks are added up, and who wants them apart asks for `profile.proto`. In a wall clock profile and in one of
+//! threads the second is the state, which is the first question there: running, waiting for a CPU, or blocked?
 //!
-//! The number is that of samples on CPU, as `profile` of bcc has it, and microseconds otherwise, as its `offcputime`.
+//! The number is that of threads, or of samples on CPU, as `profile` of bcc has it, and microseconds otherwise, as its `offcputime`.
 //! A function of the kernel ends in `_[k]` and an inlined one in `_[i]`, as `stackcollapse-perf.pl --all` writes them:
 //! flame graphs colour frames by it and leave it out of what they show. Where there is no name there is
 //! `file+0xaddress`.
@@ -16,8 +16,8 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::ROOM;
 use super::frames::{self, Frame};
+use super::{Measure, ROOM};
 use crate::profile::{Kind, Labels, Profile};
 
 /// What there is no room for, as a stack of its pool.
@@ -37,11 +37,11 @@ pub(super) fn render(profile: &Profile) -> String {
 
 /// What the numbers are.
 pub(super) fn unit(kind: Kind) -> &'static str {
-    if of_time(kind) { "us" } else { "samples" }
+    if of_time(kind) { "us" } else { Measure::of(kind).count }
 }
 
 fn of_time(kind: Kind) -> bool {
-    kind != Kind::OnCpu
+    !matches!(kind, Kind::OnCpu | Kind::Threads)
 }
 
 /// Stacks and their numbers, each stack once and in order. Numbers do not add up to more than one can be.
@@ -88,7 +88,7 @@ fn root(profile: &Profile, labels: &Labels) -> String {
     if root.starts_with('#') {
         root.replace_range(..1, "_");
     }
-    if profile.kind == Kind::Wall {
+    if matches!(profile.kind, Kind::Wall | Kind::Threads) {
         root.push(';');
         root.push_str(labels.state);
     }

@@ -55,7 +55,7 @@ pub(super) fn walk<'a>(profile: &'a Profile, sample: &Sample, mut each: impl FnM
     for index in &sample.stack {
         let Some(location) = profile.locations.get(*index as usize) else { continue };
         let mapping = mapping(profile, location);
-        let kernel = mapping.is_some_and(|mapping| mapping.path.starts_with("[kernel"));
+        let kernel = mapping.is_some_and(is_kernel);
         let mut named = false;
         for (at, line) in location.lines.iter().enumerate() {
             let Some(function) = profile.functions.get(line.function as usize) else { continue };
@@ -77,6 +77,11 @@ pub(super) fn walk<'a>(profile: &'a Profile, sample: &Sample, mut each: impl FnM
     if truncated(sample) {
         each(Frame::Truncated);
     }
+}
+
+/// It is the kernel's code.
+pub(super) fn is_kernel(mapping: &Mapping) -> bool {
+    mapping.path.starts_with("[kernel")
 }
 
 /// The mapping of a location.

@@ -1,7 +1,7 @@
 //! A profile as `profile.proto` of google/pprof, as text to read, as folded stacks, and as a flame graph.
 //!
 //! `frames` says which frames a sample has and how they are called; `proto`, `text`, `folded` and `flamegraph` write
-//! them. What all of them keep to:
+//! them, `threads` those of one moment with what else is known of each thread. What all of them keep to:
 //!
 //! - A stack that ends before its outermost frame gets `[truncated]` as that frame, so that what is missing below `main`
 //!   stands beside `main` and not nowhere. An empty stack counts as one of these.
@@ -18,11 +18,13 @@ mod proto;
 #[cfg(test)]
 mod tests;
 mod text;
+mod threads;
 
 use std::io;
 use std::time::Duration;
 
 pub use self::flamegraph::CONTENT_SECURITY_POLICY;
+pub use self::threads::{collapsed, listed};
 use crate::profile::{Kind, Profile};
 
 /// A format for profiles.
@@ -84,7 +86,8 @@ struct Measure {
     name: &'static str,
     /// In the words of Go's profiles, which are what readers know.
     count: &'static str,
-    time: &'static str,
+    /// `None` for what takes no time.
+    time: Option<&'static str>,
     /// The same for humans.
     counted: &'static str,
 }
@@ -92,10 +95,11 @@ struct Measure {
 impl Measure {
     fn of(kind: Kind) -> Self {
         let (name, count, time, counted) = match kind {
-            Kind::OnCpu => ("on-CPU", "samples", "cpu", "samples"),
-            Kind::OffCpu => ("off-CPU", "contentions", "delay", "waits"),
-            Kind::RunQueue => ("run queue", "contentions", "delay", "waits"),
-            Kind::Wall => ("wall clock", "samples", "wall", "samples"),
+            Kind::OnCpu => ("on-CPU", "samples", Some("cpu"), "samples"),
+            Kind::OffCpu => ("off-CPU", "contentions", Some("delay"), "waits"),
+            Kind::RunQueue => ("run queue", "contentions", Some("delay"), "waits"),
+            Kind::Wall => ("wall clock", "samples", Some("wall"), "samples"),
+            Kind::Threads => ("threads", "threads", None, "threads"),
         };
         Self { name, count, time, counted }
     }
@@ -115,7 +119,8 @@ fn remarks(profile: &Profile) -> Vec<String> {
         remarks.push(format!("{what} truncated: {} of {}", losses.truncated, losses.samples));
     }
     if losses.lost > 0 {
-        remarks.push(format!("{what} lost: {}", losses.lost));
+        let how = if profile.kind == Kind::Threads { "left out, as they are too many" } else { "lost" };
+        remarks.push(format!("{what} {how}: {}", losses.lost));
     }
     if damaged > 0 {
         remarks.push(format!("{what} left out, as they refer to what is not in the profile: {damaged}"));

@@ -7,7 +7,8 @@
 //! Identifiers are indices plus one, which Parca insists on (its `ValidatePprofProfile`): what has none is 0.
 //!
 //! Types of values are those of Go's profiles, as readers go by them: Parca and Pyroscope name a profile after its types
-//! of values and its type of period, so profiles of waits have the period of Go's mutex profile, which is one contention.
+//! of values and its type of period, so profiles of waits have the period of Go's mutex profile, which is one contention, and
+//! those of threads that of its goroutine profile.
 //!
 //! # Labels
 //!
@@ -46,19 +47,20 @@ pub(super) fn render(profile: &Profile) -> io::Result<Vec<u8>> {
     let mut out = Out { gzip: GzEncoder::new(Vec::new(), Compression::fast()), message: Message::default() };
 
     let measure = Measure::of(profile.kind);
-    let [count, time] = [(measure.count, "count"), (measure.time, "nanoseconds")];
-    for (kind, unit) in [count, time] {
+    let count = (measure.count, "count");
+    let time = measure.time.map(|time| (time, "nanoseconds"));
+    for (kind, unit) in std::iter::once(count).chain(time) {
         out.put(PROFILE_SAMPLE_TYPE, |m| put_value_type(m, &mut strings, kind, unit))?;
     }
-    let (period_type, period) = match profile.kind {
-        Kind::OnCpu | Kind::Wall => (time, profile.period_ns),
-        Kind::OffCpu | Kind::RunQueue => (count, 1),
+    let (period_type, period) = match (profile.kind, time) {
+        (Kind::OnCpu | Kind::Wall, Some(time)) => (time, profile.period_ns),
+        _ => (count, 1),
     };
     out.put(PROFILE_PERIOD_TYPE, |m| put_value_type(m, &mut strings, period_type.0, period_type.1))?;
     out.put_number(PROFILE_PERIOD, period)?;
     out.put_number(PROFILE_TIME_NANOS, profile.started_unix_ns)?;
     out.put_number(PROFILE_DURATION_NANOS, profile.duration_ns)?;
-    out.put_number(PROFILE_DEFAULT_SAMPLE_TYPE, strings.index(measure.time))?;
+    out.put_number(PROFILE_DEFAULT_SAMPLE_TYPE, strings.index(time.unwrap_or(count).0))?;
     for remark in &remarks {
         out.put_number(PROFILE_COMMENT, strings.index(remark))?;
     }
@@ -72,7 +74,8 @@ pub(super) fn render(profile: &Profile) -> io::Result<Vec<u8>> {
         any_truncated |= truncated;
         let labels = labels.get(sample.labels as usize).map_or(&[][..], Vec::as_slice);
         out.put(PROFILE_SAMPLE, |m| {
-            put_sample(m, sample, truncated.then_some(profile.locations.len()), labels)
+            let values = [Some(sample.count), time.map(|_| sample.value_ns)];
+            put_sample(m, sample, truncated.then_some(profile.locations.len()), values, labels)
         })?;
     }
     put_tables(profile, any_truncated, &mut strings, &mut out)?;
@@ -149,12 +152,18 @@ fn put_value_type<'a>(message: &mut Message, strings: &mut Strings<'a>, kind: &'
 }
 
 /// Writes the fields of a sample, whose last location stands for missing frames if it is given.
-fn put_sample(message: &mut Message, sample: &Sample, missing: Option<usize>, labels: &[u8]) {
+fn put_sample(
+    message: &mut Message,
+    sample: &Sample,
+    missing: Option<usize>,
+    values: [Option<u64>; 2],
+    labels: &[u8],
+) {
     let stack = sample.stack.iter().map(|index| *index as usize).chain(missing);
     message.packed(SAMPLE_LOCATION_ID, stack.map(id));
     // They are signed there.
-    let values = [sample.count, sample.value_ns].map(|value| value.min(i64::MAX.cast_unsigned()));
-    message.packed(SAMPLE_VALUE, values.into_iter());
+    let values = values.into_iter().flatten().map(|value| value.min(i64::MAX.cast_unsigned()));
+    message.packed(SAMPLE_VALUE, values);
     message.bytes.extend_from_slice(labels);
 }
 

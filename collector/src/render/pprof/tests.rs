@@ -11,6 +11,7 @@ use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
 use super::*;
+use crate::profile::threads::{Dump, Thread};
 use crate::profile::{Function, Labels, Line, Location, Losses, Mapping, Sample};
 
 mod model;
@@ -392,7 +393,7 @@ fn the_flame_graph_says_what_it_shows() {
 #[test]
 fn the_policy_knows_the_script_of_the_flame_graph() {
     let hash = |text: &str| format!("'sha256-{}'", BASE64_STANDARD.encode(Sha256::digest(text)));
-    for kind in [Kind::OnCpu, Kind::OffCpu, Kind::RunQueue, Kind::Wall] {
+    for kind in [Kind::OnCpu, Kind::OffCpu, Kind::RunQueue, Kind::Wall, Kind::Threads] {
         let graph = text(&profile(kind), Format::FlameGraph);
         let (_, script) = graph.split_once("<script type=\"text/ecmascript\">").unwrap();
         let (script, _) = script.split_once("</script>").unwrap();
@@ -559,4 +560,112 @@ proptest! {
             prop_assert!(last.is_none_or(|last| last.bytes().any(|byte| !byte.is_ascii_digit() && byte != b'.')));
         }
     }
+}
+
+/// Two threads that wait alike, one that runs, and one that the kernel does not tell of.
+fn dump() -> Dump {
+    let labels = |tid, state| Labels { tid, ..labels("web", 0, state, None) };
+    let sample = |stack: &[u32], labels, truncated| Sample {
+        stack: stack.into(),
+        labels,
+        count: 1,
+        value_ns: 0,
+        truncated,
+    };
+    let waits = Thread {
+        wait_channel: Some("vfs_read".into()),
+        syscall: Some("read".into()),
+        no_kernel_frames: None,
+        no_user_frames: None,
+    };
+    let runs = Thread { no_user_frames: Some("it runs".into()), ..Thread::default() };
+    let refused = Thread { no_kernel_frames: Some("not\nsupported".into()), ..Thread::default() };
+    Dump {
+        profile: Profile {
+            duration_ns: 0,
+            labels: vec![
+                labels(1, "sleeping"),
+                labels(2, "running"),
+                labels(3, "sleeping"),
+                labels(4, "disk sleep"),
+            ],
+            // In another order than the threads.
+            samples: vec![
+                sample(&[4], 3, true),
+                sample(&[2, 1, 0], 0, false),
+                sample(&[], 1, false),
+                sample(&[2, 1, 0], 2, false),
+            ],
+            losses: Losses { samples: 4, truncated: 1, lost: 7 },
+            ..profile(Kind::Threads)
+        },
+        threads: vec![waits.clone(), runs, waits, refused],
+    }
+}
+
+#[test]
+fn threads_are_listed_each_with_its_stack() {
+    let stack = "\
+#\t[k] vfs_read
+#\tparse (inlined)\t/src/parse.h:5
+#\tserve\t/src/serve.c:30
+#\tmain\t/src/main.c:12
+";
+    let who = "pool=\"web\" slot=0 generation=3 pid=4711 thread=\"worker\"";
+    let header = "\
+--- threads: 4 of 1 processes @
+taken 2023-11-14T22:13:20Z
+threads truncated: 1 of 4
+threads left out, as they are too many: 7
+pool=, slot= and pid= ask for fewer
+";
+    let expected = format!(
+        "{header}
+thread 1 [sleeping]: {who} wchan=vfs_read syscall=read
+{stack}
+thread 2 [running]: {who}
+#\t[no frames of the program: it runs]
+
+thread 3 [sleeping]: {who} wchan=vfs_read syscall=read
+{stack}
+thread 4 [disk sleep]: {who}
+#\t[no frames of the kernel: not\\nsupported]
+#\t0x7f00
+#\t[truncated]
+"
+    );
+    assert_eq!(listed(&dump()), expected);
+    let expected = format!(
+        "{header}
+2 @ pool=\"web\" state=\"sleeping\" wchan=vfs_read syscall=read
+# threads 1 3
+{stack}
+1 @ pool=\"web\" state=\"running\"
+# threads 2
+#\t[no frames of the program: it runs]
+
+1 @ pool=\"web\" state=\"disk sleep\"
+# threads 4
+#\t[no frames of the kernel: not\\nsupported]
+#\t0x7f00
+#\t[truncated]
+"
+    );
+    assert_eq!(collapsed(&dump()), expected);
+}
+
+#[test]
+fn a_profile_of_threads_counts_them_and_nothing_else() {
+    let read = read(&dump().profile);
+    let threads = ("threads", "count");
+    assert_eq!(read.sample_type.iter().map(|of| read.value_type(of)).collect::<Vec<_>>(), [threads]);
+    assert_eq!((read.value_type(&read.period_type.unwrap()), read.period), (threads, 1));
+    assert_eq!(read.text(read.default_sample_type), "threads");
+    assert!(read.sample.iter().all(|sample| sample.value == [1]));
+    assert_eq!(
+        text(&dump().profile, Format::Folded),
+        "web;disk sleep;[truncated];0x7f00 1\n\
+         web;running;[truncated] 1\n\
+         web;sleeping;main;serve;parse_[i];vfs_read_[k] 2\n"
+    );
 }

@@ -44,11 +44,12 @@ fn write(profile: &Profile, out: &mut String) -> fmt::Result {
 fn write_header(profile: &Profile, samples: &[(&Sample, &Labels)], out: &mut String) -> fmt::Result {
     let measure = Measure::of(profile.kind);
     let total = |of: fn(&Sample) -> u64| samples.iter().fold(0, |sum: u64, (s, _)| sum.saturating_add(of(s)));
-    writeln!(out, "--- {} profile: {}/count {}/nanoseconds @", measure.name, measure.count, measure.time)?;
-    match Timestamp::from_nanosecond(profile.started_unix_ns.into()) {
-        Ok(started) => writeln!(out, "started {started}")?,
-        Err(_) => writeln!(out, "started {} ns after 1970", profile.started_unix_ns)?,
+    write!(out, "--- {} profile: {}/count", measure.name, measure.count)?;
+    if let Some(time) = measure.time {
+        write!(out, " {time}/nanoseconds")?;
     }
+    writeln!(out, " @")?;
+    writeln!(out, "started {}", when(profile.started_unix_ns))?;
     writeln!(out, "measured for {:?}", duration(profile.duration_ns))?;
     if profile.period_ns > 0 {
         writeln!(out, "a sample every {:?} of CPU time", duration(profile.period_ns))?;
@@ -56,6 +57,14 @@ fn write_header(profile: &Profile, samples: &[(&Sample, &Labels)], out: &mut Str
     let (count, time) = (total(|sample| sample.count), total(|sample| sample.value_ns));
     writeln!(out, "{count} {}, {:?}", measure.counted, duration(time))?;
     remarks(profile).iter().try_for_each(|remark| writeln!(out, "{remark}"))
+}
+
+/// A moment.
+pub(super) fn when(unix_ns: u64) -> String {
+    match Timestamp::from_nanosecond(unix_ns.into()) {
+        Ok(moment) => moment.to_string(),
+        Err(_) => format!("{unix_ns} ns after 1970"),
+    }
 }
 
 fn write_labels(labels: &Labels, out: &mut String) -> fmt::Result {
@@ -72,9 +81,15 @@ fn write_labels(labels: &Labels, out: &mut String) -> fmt::Result {
 }
 
 fn write_frame(frame: &Frame<'_>, out: &mut String) -> fmt::Result {
+    write!(out, "#\t")?;
+    write_place(frame, out)
+}
+
+/// Where a frame is, to the end of its line.
+pub(super) fn write_place(frame: &Frame<'_>, out: &mut String) -> fmt::Result {
     match frame {
         Frame::Function { function, line, inlined, .. } => {
-            write!(out, "#\t{}", Shown(frames::name(function), false))?;
+            write!(out, "{}", Shown(frames::name(function), false))?;
             if *inlined {
                 write!(out, " (inlined)")?;
             }
@@ -87,15 +102,15 @@ fn write_frame(frame: &Frame<'_>, out: &mut String) -> fmt::Result {
             writeln!(out)
         }
         Frame::Address { mapping: Some(mapping), address } => {
-            writeln!(out, "#\t{}+{address:#x}", Shown(&mapping.path, false))
+            writeln!(out, "{}+{address:#x}", Shown(&mapping.path, false))
         }
-        Frame::Address { mapping: None, address } => writeln!(out, "#\t{address:#x}"),
-        Frame::Truncated => writeln!(out, "#\t{}", frames::TRUNCATED),
+        Frame::Address { mapping: None, address } => writeln!(out, "{address:#x}"),
+        Frame::Truncated => writeln!(out, "{}", frames::TRUNCATED),
     }
 }
 
 /// A name as it is shown, within quotes or not.
-struct Shown<'a>(&'a str, bool);
+pub(super) struct Shown<'a>(pub(super) &'a str, pub(super) bool);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
