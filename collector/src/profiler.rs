@@ -38,8 +38,12 @@ use crate::units::{NANOS_PER_SECOND, NANOS_PER_TICK, Pid, ProcessKey, unix_ns};
 /// Captures at a time.
 const MAX_CAPTURES: usize = 4;
 
-/// How often the thread looks after what it samples: for processes that it does not know, and captures that end.
-const TICK: Duration = Duration::from_millis(20);
+/// How often the thread looks after what it samples, for processes that it does not know: to be woken up is most of what it
+/// costs while it samples.
+const TICK: Duration = Duration::from_millis(100);
+
+/// The same after one was met: there may be more, which do not live for long.
+const TICK_OF_STRANGERS: Duration = Duration::from_millis(20);
 
 /// How long a period lasts, or as long as ten of it. The next one is another, so that no load keeps in step with the samples.
 const PERIOD_LASTS: Duration = Duration::from_millis(500);
@@ -204,10 +208,11 @@ impl Profiling {
             captures: Vec::new(),
             next_sampling: 0,
             idle_since: None,
+            met_strangers: false,
         };
         loop {
             let next = match (work.captures.is_empty(), work.idle_since) {
-                (false, _) => requests.recv_timeout(TICK),
+                (false, _) => requests.recv_timeout(work.next_look()),
                 (true, Some(since)) => requests.recv_timeout(FORGET_AFTER.saturating_sub(since.elapsed())),
                 (true, None) => requests.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
@@ -242,6 +247,8 @@ struct Work {
     next_sampling: u64,
     /// When the last capture ended.
     idle_since: Option<Instant>,
+    /// At the last look.
+    met_strangers: bool,
 }
 
 /// A sampler at work.
@@ -355,9 +362,18 @@ impl Work {
         Ok(before)
     }
 
+    /// How long until the next look: until the next capture is over, at most.
+    fn next_look(&self) -> Duration {
+        let tick = if self.met_strangers { TICK_OF_STRANGERS } else { TICK };
+        let left = |capture: &Capture| capture.wanted.duration.saturating_sub(capture.began.elapsed());
+        self.captures.iter().map(left).min().map_or(tick, |left| left.min(tick))
+    }
+
     fn look_after(&mut self) {
+        self.met_strangers = false;
         for sampling in &mut self.samplings {
             for pid in sampling.sampler.unknown() {
+                self.met_strangers = true;
                 sampling.spaces.tell(pid, &mut self.readers, &mut sampling.sampler);
             }
             sampling.change_period();

@@ -53,7 +53,7 @@ impl Stacks {
 
 /// As `function+0x1b`, or `function+0x1b [module]`.
 fn name(symbol: &KernelSymbol, address: u64) -> String {
-    let KernelSymbol { name, module, start } = symbol;
+    let KernelSymbol { name, module, start, .. } = symbol;
     let offset = address - start;
     if module.is_empty() { format!("{name}+{offset:#x}") } else { format!("{name}+{offset:#x} [{module}]") }
 }
@@ -64,8 +64,12 @@ mod tests {
 
     #[test]
     fn a_place_is_said_as_the_kernel_does() {
-        let symbol =
-            |module: &str| KernelSymbol { name: "nf_hook".into(), module: module.into(), start: 0x10 };
+        let symbol = |module: &str| KernelSymbol {
+            name: "nf_hook".into(),
+            module: module.into(),
+            start: 0x10,
+            end: 0x20,
+        };
         assert_eq!(name(&symbol("nf_tables"), 0x1b), "nf_hook+0xb [nf_tables]");
         assert_eq!(name(&symbol(""), 0x10), "nf_hook+0x0");
     }

@@ -1,16 +1,19 @@
 //! `/proc/kallsyms`: names of addresses in the kernel.
 //!
 //! The file is some 10 MB, which the kernel prints in tens of milliseconds, so it is gone through once for all
-//! addresses that were not met before, and nothing of it is kept but what was asked for.
+//! addresses in functions that were not met before, and nothing of it is kept but what was asked for.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Seek};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Addresses whose names are kept.
+/// Addresses, and functions, whose names are kept.
 const KEPT: usize = 16_384;
+
+/// What is further from the begin of a function is not of it for certain: what comes next may have no name.
+const LONGEST: u64 = 64 << 10;
 
 /// A function of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,12 +24,17 @@ pub struct KernelSymbol {
     pub module: Arc<str>,
     /// Where it begins.
     pub start: u64,
+    /// Where the next one begins.
+    pub end: u64,
 }
 
 /// Names of kernel addresses.
 #[derive(Debug)]
 pub struct Kallsyms {
     file: Option<File>,
+    /// Of the kernel itself, by where they begin: they stay where they are.
+    functions: BTreeMap<u64, KernelSymbol>,
+    /// Addresses that are elsewhere: of modules and of BPF programs, which come and go, and of nobody knows what.
     known: HashMap<u64, Option<KernelSymbol>>,
 }
 
@@ -34,25 +42,40 @@ impl Kallsyms {
     /// To be made before rights are dropped: whether the kernel shows its addresses is decided by the rights of who
     /// opens the file. Without one there are no names.
     pub fn open(procfs: &Path) -> Self {
-        Self { file: File::open(procfs.join("kallsyms")).ok(), known: HashMap::new() }
+        let file = File::open(procfs.join("kallsyms")).ok();
+        Self { file, functions: BTreeMap::new(), known: HashMap::new() }
     }
 
     /// The last function at or before each address, for all of them in one reading. Must be called before
     /// [`Self::symbol`].
     pub fn learn(&mut self, addresses: impl Iterator<Item = u64>) -> io::Result<()> {
-        let mut wanted: Vec<u64> = addresses.filter(|address| !self.known.contains_key(address)).collect();
+        let is_new = |address: &u64| self.function(*address).is_none() && !self.known.contains_key(address);
+        let mut wanted: Vec<u64> = addresses.filter(is_new).collect();
         wanted.sort_unstable();
         wanted.dedup();
         let Some(file) = self.file.as_mut().filter(|_| !wanted.is_empty()) else { return Ok(()) };
         file.rewind()?;
         let symbols = look_up(&wanted, BufReader::with_capacity(64 << 10, file))?;
-        self.known.extend(wanted.into_iter().zip(symbols));
+        for (address, symbol) in wanted.into_iter().zip(symbols) {
+            match symbol {
+                Some(symbol) if symbol.module.is_empty() && address < symbol.limit() => {
+                    self.functions.insert(symbol.start, symbol);
+                }
+                other => drop(self.known.insert(address, other)),
+            }
+        }
         Ok(())
+    }
+
+    /// The function of the kernel itself that an address is in, if it was met.
+    fn function(&self, address: u64) -> Option<&KernelSymbol> {
+        let (_, symbol) = self.functions.range(..=address).next_back()?;
+        (address < symbol.limit()).then_some(symbol)
     }
 
     /// What was learnt of an address. `None` for one before all functions, and for all where the kernel shows zeros.
     pub fn symbol(&self, address: u64) -> Option<&KernelSymbol> {
-        self.known.get(&address)?.as_ref()
+        self.function(address).or_else(|| self.known.get(&address)?.as_ref())
     }
 
     /// Gives up names when there are too many. Between the uses of what was learnt together.
@@ -60,35 +83,56 @@ impl Kallsyms {
         if self.known.len() > KEPT {
             self.known = HashMap::new();
         }
+        if self.functions.len() > KEPT {
+            self.functions = BTreeMap::new();
+        }
+    }
+}
+
+impl KernelSymbol {
+    /// What is before it is of this function.
+    fn limit(&self) -> u64 {
+        self.end.min(self.start.saturating_add(LONGEST))
     }
 }
 
 /// The last symbol at or before each address, of lines `ADDRESS TYPE NAME [MODULE]` (proc(5)) in any order. Addresses are
 /// ascending. `None` for one before all symbols, and for all where the kernel shows zeros.
 pub(super) fn look_up(addresses: &[u64], mut symbols: impl BufRead) -> io::Result<Vec<Option<KernelSymbol>>> {
-    // Nearest symbols, each found for the first address that is not before it.
+    // Nearest symbols, each found for the first address that is not before it; and the next ones, each for the last address
+    // that is before it.
     let mut nearest: Vec<(u64, String)> = vec![(0, String::new()); addresses.len()];
+    let mut next: Vec<u64> = vec![u64::MAX; addresses.len()];
     let mut line = Vec::new();
     while symbols.read_until(b'\n', &mut line)? > 0 {
-        if let Some((start, rest)) = std::str::from_utf8(&line).ok().and_then(symbol)
-            && let Some(best) = nearest.get_mut(addresses.partition_point(|address| *address < start))
-            && start > best.0
-        {
-            best.0 = start;
-            best.1.clear();
-            best.1.push_str(rest);
+        if let Some((start, rest)) = std::str::from_utf8(&line).ok().and_then(symbol) {
+            let after = addresses.partition_point(|address| *address < start);
+            if let Some(best) = nearest.get_mut(after).filter(|best| start > best.0) {
+                best.0 = start;
+                best.1.clear();
+                best.1.push_str(rest);
+            }
+            if let Some(end) = after.checked_sub(1).and_then(|before| next.get_mut(before)) {
+                *end = start.min(*end);
+            }
         }
         line.clear();
+    }
+    // No symbol begins between two addresses: they have the same next one.
+    let mut end = u64::MAX;
+    for next in next.iter_mut().rev() {
+        end = end.min(*next);
+        *next = end;
     }
     let none: Arc<str> = Arc::from("");
     let mut last: Option<KernelSymbol> = None;
     let mut found = Vec::with_capacity(addresses.len());
-    for (start, text) in &nearest {
+    for ((start, text), end) in nearest.iter().zip(next) {
         if *start > last.as_ref().map_or(0, |symbol| symbol.start) {
             let (name, module) = text.split_once('\t').unwrap_or((text, ""));
             let module = module.strip_prefix('[').and_then(|m| m.strip_suffix(']')).unwrap_or(module);
             let module = if module.is_empty() { none.clone() } else { module.into() };
-            last = Some(KernelSymbol { name: name.into(), module, start: *start });
+            last = Some(KernelSymbol { name: name.into(), module, start: *start, end });
         }
         found.push(last.clone());
     }
@@ -161,6 +205,15 @@ mod tests {
             .unwrap();
         assert_eq!(&*kallsyms.symbol(0xffff_ffff_8100_0101).unwrap().name, "do_poll");
         assert_eq!(&*kallsyms.symbol(0xffff_ffff_8100_0301).unwrap().name, "schedule");
+        // Others in the same functions need no reading.
+        std::fs::remove_file(directory.path().join("kallsyms")).unwrap();
+        kallsyms.file = None;
+        kallsyms.learn([0xffff_ffff_8100_0155].into_iter()).unwrap();
+        assert_eq!(&*kallsyms.symbol(0xffff_ffff_8100_0155).unwrap().name, "do_poll");
+        // Of what is behind the last one, that is not certain.
+        assert_eq!(kallsyms.symbol(0xffff_ffff_8100_0251), None);
+        std::fs::write(directory.path().join("kallsyms"), SYMBOLS).unwrap();
+        let mut kallsyms = Kallsyms::open(directory.path());
         kallsyms.learn(0..=KEPT as u64).unwrap();
         kallsyms.shrink();
         assert!(kallsyms.known.is_empty());
@@ -179,7 +232,8 @@ mod tests {
             let symbols = look_up(&addresses, text.as_slice()).unwrap();
             prop_assert_eq!(symbols.len(), addresses.len());
             for (symbol, address) in symbols.iter().zip(&addresses) {
-                prop_assert!(symbol.as_ref().is_none_or(|symbol| symbol.start <= *address));
+                let is_in = |symbol: &KernelSymbol| symbol.start <= *address && *address <= symbol.end;
+                prop_assert!(symbol.as_ref().is_none_or(is_in));
             }
         }
     }
