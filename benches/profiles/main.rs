@@ -162,7 +162,10 @@ fn load(table: &mut Table, plan: &Plan, rounds: &Rounds) -> anyhow::Result<()> {
         let mut spent = lost.clone();
         for round in 0..rounds.number {
             eprintln!("load at {hz} Hz, round {} of {}", round + 1, rounds.number);
+            // It watches them all the while, which is not what this is about.
+            let before = cpu_of(sidecar.pid())?;
             let alone = cost_of_rounds(&burners, rounds.time)?;
+            let watching = cpu_of(sidecar.pid())? - before;
             // Ours, the minimal program, and peers.
             for which in 0..lost.len() {
                 let (cost, cpu) = match which {
@@ -172,7 +175,7 @@ fn load(table: &mut Table, plan: &Plan, rounds: &Rounds) -> anyhow::Result<()> {
                         std::thread::sleep(Duration::from_secs(1));
                         let before = cpu_of(sidecar.pid())?;
                         let cost = cost_of_rounds(&burners, rounds.time)?;
-                        let cpu = cpu_of(sidecar.pid())? - before;
+                        let cpu = (cpu_of(sidecar.pid())? - before).saturating_sub(watching);
                         capture.join().ok().context("a capture ends")??;
                         (cost, cpu)
                     }
