@@ -10,6 +10,7 @@ pub mod free_list;
 pub mod histogram;
 pub mod kfunc;
 pub mod limits;
+pub mod names;
 pub mod offsets;
 pub mod python;
 pub mod request;
@@ -56,6 +57,8 @@ pub mod maps {
     pub const FLYING: &str = "FLYING";
     /// Array of [`crate::waterfall::Answered`].
     pub const ANSWERED: &str = "ANSWERED";
+    /// Mappable array of [`crate::names::Named`].
+    pub const NAMED: &str = "NAMED";
     /// Mappable array of [`crate::waterfall::Slowest`].
     pub const SLOWEST_REQUESTS: &str = "SLOWEST_REQUESTS";
     /// Mappable array of one [`crate::sample::Sampling`]. It and those that follow exist only while somebody asks for a
@@ -129,6 +132,8 @@ pub mod programs {
     pub const TASK_STACKS: &str = "task_stacks";
     /// `iter/task`: one row per thread of a worker: what it does, and where. Loaded when somebody asks.
     pub const WORKER_THREADS: &str = "worker_threads";
+    /// `syscall`: names addresses in the kernel ([`crate::names`]). Loaded when somebody asks.
+    pub const NAME_ADDRESSES: &str = "name_addresses";
     /// `perf_event`: counts the stack of the worker's thread that runs on a CPU.
     pub const ON_CPU: &str = "on_cpu";
     /// `tp_btf/sched_switch`: a worker's thread leaves its CPU at a stack, or comes back.

@@ -23,7 +23,7 @@ use tokio::sync::{oneshot, watch};
 use self::naming::Interpreters;
 use self::spaces::{Readers, Spaces};
 use self::workers::Workers;
-use crate::kernel::{Counts, Frames, LoadError, Sampler, Samplers, Threads, What};
+use crate::kernel::{Counts, Frames, LoadError, Names, Sampler, Samplers, Threads, What};
 use crate::procfs::ProcfsError;
 use crate::procfs::kallsyms::Kallsyms;
 use crate::procfs::root::{Buffer, Root};
@@ -204,6 +204,7 @@ impl Profiling {
             },
             symbols: Symbols::new(symbols::Config::default(), for_names, kallsyms),
             threads: None,
+            names: None,
             samplings: Vec::new(),
             captures: Vec::new(),
             next_sampling: 0,
@@ -242,6 +243,8 @@ struct Work {
     symbols: Symbols,
     /// What tells where threads are, once somebody has asked.
     threads: Option<Threads>,
+    /// What names addresses in the kernel.
+    names: Option<Names>,
     samplings: Vec<Sampling>,
     captures: Vec<Capture>,
     next_sampling: u64,
@@ -415,12 +418,12 @@ impl Work {
                 let fired = counts.fired.saturating_sub(before.counts.fired);
                 period_ns = sampled_ns.checked_div(fired).unwrap_or(asked_ns);
             }
-            // All at once: names of the kernel are looked for in one go through all that it has.
+            // All at once, and of frames that made a call what is named: the call.
             let mut kernel = Vec::new();
-            sampling.sampler.read(|_, frames| kernel.extend_from_slice(frames.kernel));
-            kernel.sort_unstable();
-            kernel.dedup();
-            self.symbols.kernel(&kernel);
+            sampling.sampler.read(|_, frames| {
+                kernel.extend(frames.kernel.iter().flat_map(|address| [*address, address - 1]));
+            });
+            naming::learn_kernel(&kernel, &mut self.names, &self.samplers, &mut self.symbols);
             folder.add_lost(counts.lost.saturating_sub(before.counts.lost));
             let mut fold = Fold {
                 sampling,
@@ -446,6 +449,7 @@ impl Work {
     fn forget(&mut self) {
         self.idle_since = None;
         self.threads = None;
+        self.names = None;
         self.readers.clear();
         self.symbols.clear();
         crate::heap::trim();

@@ -21,6 +21,7 @@ mod free_list;
 mod histograms;
 mod kernel;
 mod lifecycle;
+mod names;
 mod python;
 mod requests;
 mod sample;
@@ -49,6 +50,7 @@ use collector_ebpf::limits::{
     ASIDE, EVENT_RING_BYTES, FLIGHTS, MAX_CHUNKS, MAX_SLOTS, MAX_WATERFALLS, PASS_ROWS, REQUEST_SETS,
     THREAD_SETS, TOLD_PLACES,
 };
+use collector_ebpf::names::{NAMES, Named};
 use collector_ebpf::offsets::Offsets;
 use collector_ebpf::request::{Connections, REQUEST_WAYS, Request};
 use collector_ebpf::sample::{
@@ -127,6 +129,9 @@ static STACKS: Array<Stack, MAX_STACKS, { BPF_F_MMAPABLE as usize }> = Array::ne
 
 #[btf_map]
 static STACK_WORDS: Array<u64, MAX_WORDS, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+#[btf_map]
+static NAMED: Array<Named, NAMES, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map]
 static SPACES: HashMap<u32, Space, MAX_SPACES> = HashMap::new();

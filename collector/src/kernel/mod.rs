@@ -7,6 +7,7 @@ pub mod btf;
 mod events;
 mod free_list;
 mod load;
+mod names;
 mod object;
 pub mod offsets;
 mod requests;
@@ -25,6 +26,7 @@ mod threads;
 mod waterfall;
 
 pub use load::{LoadError, RequestsBy};
+pub use names::Names;
 pub use sampler::{Counts, Frames, Sampler, Samplers, What};
 pub use source::KernelSource;
 pub use sys::run_time_statistics;

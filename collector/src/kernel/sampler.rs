@@ -21,6 +21,7 @@ use collector_ebpf::unwind::Row;
 use collector_ebpf::{maps, programs};
 
 use super::load::{self, Constants, LoadError, OBJECT};
+use super::names::Names;
 use super::object::{Made, Object};
 use super::shared::Shared;
 use super::sys::{self, RunBy};
@@ -83,6 +84,20 @@ impl Samplers {
         let kinds = [What::OnCpu { period_ns: 1 }, What::OffCpu { least_ns: [0; KINDS] }];
         kinds.into_iter().try_for_each(|what| self.load(what, 0).map(drop))?;
         self.threads().map(drop)
+    }
+
+    /// Loads what names addresses in the kernel. 5.14+; without it names are looked for in another way.
+    pub fn names(&self) -> Result<Names, LoadError> {
+        let Parts { constants, kernel_functions, .. } = &*self.0;
+        let made = |name: &str| {
+            if name == maps::NAMED || name.starts_with('.') { Made::New(None) } else { Made::Not }
+        };
+        let mut object = Object::open(OBJECT, constants.globals(), kernel_functions, made)?;
+        let program = object.load(programs::NAME_ADDRESSES, RunBy::Us)?;
+        let named = object.take_map_data(maps::NAMED)?;
+        drop(object);
+        sys::let_go_of_pages(OBJECT);
+        Names::new(program, named).map_err(LoadError::Shared)
     }
 
     /// Loads what tells where all threads of workers are.

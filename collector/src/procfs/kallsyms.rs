@@ -49,20 +49,12 @@ impl Kallsyms {
     /// The last function at or before each address, for all of them in one reading. Must be called before
     /// [`Self::symbol`].
     pub fn learn(&mut self, addresses: impl Iterator<Item = u64>) -> io::Result<()> {
-        let is_new = |address: &u64| self.function(*address).is_none() && !self.known.contains_key(address);
-        let mut wanted: Vec<u64> = addresses.filter(is_new).collect();
-        wanted.sort_unstable();
-        wanted.dedup();
+        let wanted = self.unknown(&addresses.collect::<Vec<u64>>());
         let Some(file) = self.file.as_mut().filter(|_| !wanted.is_empty()) else { return Ok(()) };
         file.rewind()?;
         let symbols = look_up(&wanted, BufReader::with_capacity(64 << 10, file))?;
         for (address, symbol) in wanted.into_iter().zip(symbols) {
-            match symbol {
-                Some(symbol) if symbol.module.is_empty() && address < symbol.limit() => {
-                    self.functions.insert(symbol.start, symbol);
-                }
-                other => drop(self.known.insert(address, other)),
-            }
+            self.tell(address, symbol);
         }
         Ok(())
     }
@@ -71,6 +63,25 @@ impl Kallsyms {
     fn function(&self, address: u64) -> Option<&KernelSymbol> {
         let (_, symbol) = self.functions.range(..=address).next_back()?;
         (address < symbol.limit()).then_some(symbol)
+    }
+
+    /// Those of these addresses that nothing was learnt of, ascending, each once.
+    pub fn unknown(&self, addresses: &[u64]) -> Vec<u64> {
+        let is_new = |address: &u64| self.function(*address).is_none() && !self.known.contains_key(address);
+        let mut unknown: Vec<u64> = addresses.iter().copied().filter(is_new).collect();
+        unknown.sort_unstable();
+        unknown.dedup();
+        unknown
+    }
+
+    /// What somebody else has found out.
+    pub fn tell(&mut self, address: u64, symbol: Option<KernelSymbol>) {
+        match symbol {
+            Some(symbol) if symbol.module.is_empty() && address < symbol.limit() => {
+                self.functions.insert(symbol.start, symbol);
+            }
+            other => drop(self.known.insert(address, other)),
+        }
     }
 
     /// What was learnt of an address. `None` for one before all functions, and for all where the kernel shows zeros.

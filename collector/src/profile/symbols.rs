@@ -26,7 +26,7 @@ use super::image::{Image, Supplement, has_debug};
 use super::modules::{Module, ModuleId};
 use super::names::{cut, demangle};
 use super::perf_map::{self, PerfMap, Version};
-use crate::procfs::kallsyms::Kallsyms;
+use crate::procfs::kallsyms::{Kallsyms, KernelSymbol};
 use crate::procfs::root::{Buffer, ProcessDirectory, Root};
 use crate::units::ProcessKey;
 
@@ -174,6 +174,18 @@ impl Symbols {
         }
         let known = |address: &u64| self.known.get(&(module.id, *address)).cloned().unwrap_or_default();
         addresses.iter().map(known).collect()
+    }
+
+    /// Those of these addresses of the kernel that are not known, ascending, each once. Whoever knows them may
+    /// [tell](Self::tell_kernel); else all that the kernel has is gone through.
+    pub fn unknown_of_kernel(&mut self, addresses: &[u64]) -> Vec<u64> {
+        self.kallsyms.shrink();
+        self.kallsyms.unknown(addresses)
+    }
+
+    /// What is at addresses of the kernel.
+    pub fn tell_kernel(&mut self, found: impl Iterator<Item = (u64, KernelSymbol)>) {
+        found.for_each(|(address, symbol)| self.kallsyms.tell(address, Some(symbol)));
     }
 
     /// What is at addresses of the kernel. As many answers as addresses, in their order.

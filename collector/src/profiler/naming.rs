@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::CaptureError;
 use super::spaces::Readers;
+use crate::kernel::{Names, Samplers};
 use crate::profile::fold::{Named, Place};
 use crate::profile::modules::{Module, ModuleId};
 use crate::profile::python::Runtime;
@@ -70,6 +72,25 @@ pub(super) fn named(
         }
     }
     named
+}
+
+/// Learns what is at addresses of the kernel: of those that are not known it is asked, all at once. What it does not say is
+/// looked for in a listing of all that it has, when names are needed.
+pub(super) fn learn_kernel(
+    addresses: &[u64],
+    names: &mut Option<Names>,
+    samplers: &Samplers,
+    symbols: &mut Symbols,
+) {
+    let unknown = symbols.unknown_of_kernel(addresses);
+    if unknown.is_empty() {
+        return;
+    }
+    let loaded = names.take().map_or_else(|| samplers.names(), Ok).map_err(CaptureError::from);
+    match loaded.and_then(|loaded| Ok(names.insert(loaded).look_up(&unknown)?)) {
+        Ok(found) => symbols.tell_kernel(found.into_iter()),
+        Err(error) => tracing::debug!(%error, "the kernel does not name its addresses one by one"),
+    }
 }
 
 /// Its process has ended, or let go of it.

@@ -57,9 +57,9 @@ impl Work {
             let order = |labels: &Labels| (labels.slot, labels.pid, labels.tid);
             a.pool.cmp(&b.pool).then_with(|| order(a).cmp(&order(b)))
         });
-        // All at once: names of the kernel are looked for in one go through all that it has.
         let kernel: Vec<u64> =
             found.iter().flat_map(|(_, row)| kernel_frames(row)).map(|address| address - 1).collect();
+        naming::learn_kernel(&kernel, &mut self.names, &self.samplers, &mut self.symbols);
         let symbols = self.symbols.kernel(&kernel).into_iter();
         let functions = symbols.map(|found| found.lines.first().map(|line| Arc::clone(&line.name)));
         let functions: HashMap<u64, Option<Arc<str>>> = kernel.into_iter().zip(functions).collect();

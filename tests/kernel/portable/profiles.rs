@@ -51,7 +51,7 @@ fn waits_are_counted_and_their_stacks_are_whole() {
     let mut master = Workload::start();
     let sleeper = master.spawn("duty 10 600000");
     master.spawn("sleep");
-    let collector = Collector::start(&["--source=ebpf"]);
+    let collector = Collector::start(&["--source=ebpf", "--log.level=debug"]);
     collector.pool_of(master.pid(), 2);
     let text = eventually("it has waited", || {
         let text = collector.text(&format!("/debug/pprof/offcpu?pid={sleeper}&seconds=2&debug=1"), "*/*");
@@ -62,6 +62,9 @@ fn waits_are_counted_and_their_stacks_are_whole() {
     assert!((1.0..=2.1).contains(&seconds), "{text}");
     assert_eq!(truncated, 0, "{text}");
     assert!(text.contains("reason=\"sleep\"") || text.contains("reason=sleep"), "{text}");
+    // Functions of the kernel have names, of which it was asked.
+    assert!(text.contains("do_nanosleep"), "{text}");
+    assert!(!collector.log().contains("does not name its addresses"), "{}", collector.log());
 }
 
 #[test]
