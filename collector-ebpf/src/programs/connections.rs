@@ -45,13 +45,6 @@ impl Connection {
         Self { key, sock }
     }
 
-    /// By the inode of its socket.
-    #[inline(always)]
-    pub(crate) fn of_inode(key: u64) -> Self {
-        let socket = key.wrapping_sub(u64::from(offset!(socket_inode)));
-        Self { key, sock: peek(socket, offset!(socket_sock)) }
-    }
-
     /// A connection that somebody else has opened to this side, and on which this side has not said that it sends no more:
     /// what comes after that is read away.
     ///

@@ -67,15 +67,11 @@ pub(crate) fn received<const HERE: bool>(serving: &mut Serving, connection: Conn
     let provisional = asks == Asks::Perhaps;
     match found(index) {
         Some(index) => continued(connection, index, thread, length, provisional, at_ns),
-        None if length > 0 => {
-            let (is_socket, provisional) = (u32::from(connection.sock != 0), u32::from(provisional));
-            let mut begun = begin(key, is_socket, thread.tid, provisional, at_ns);
-            if begun == NO_PLACE && make_room(set_of(key), at_ns) != 0 {
-                begun = begin(key, is_socket, thread.tid, provisional, at_ns);
+        None if length > 0 && connection.asks() => {
+            if let Some(ns) = connection.accept_wait_ns() {
+                record_or_discard(Thread::slot_of(thread.place), ACCEPT_WAIT, ns);
             }
-            if begun == NO_PLACE {
-                count(Counter::NO_REQUEST);
-            }
+            begin(connection, thread, times, provisional, at_ns);
         }
         None => {}
     }
@@ -209,18 +205,10 @@ fn request_of(key: u64, index: u32, at_ns: u64) -> Option<u32> {
     if unsafe { (&raw const (*request).inode).read_volatile() } == number_of(key) {
         return Some(index);
     }
-    end_stale(key, index, at_ns);
-    None
-}
-
-/// Ends the request of a connection that is no more. Rare, and therefore not in place, as is [`next_answer`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn end_stale(key: u64, index: u32, at_ns: u64) -> u32 {
     if lock_to_end(key, index).is_some() {
         end(key, index, at_ns);
     }
-    0
+    None
 }
 
 /// The last answer on a connection was one of HTTP/1 in clear text: nobody says there what asks for nothing.
@@ -409,39 +397,31 @@ fn fly(times: *mut Times, at_ns: u64) {
     rise(times, IN_FLIGHT, at_ns);
 }
 
-/// The first byte of a request, on a connection that has none, if that is one on which this thread is asked. [`NO_PLACE`] if
-/// there is none for it. Rare where connections stay open, and therefore not in place.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn begin(key: u64, is_socket: u32, tid: u32, provisional: u32, at_ns: u64) -> u32 {
-    // Whoever has the address of a socket has it as a pointer, which is no number to the verifier.
-    let connection = if is_socket != 0 { Connection::of_inode(key) } else { Connection { key, sock: 0 } };
-    if !connection.asks() {
-        return 0;
+/// The first byte of a request.
+#[inline(always)]
+fn begin(connection: Connection, thread: &mut Thread, times: *mut Times, provisional: bool, at_ns: u64) {
+    let Connection { key, sock } = connection;
+    let set = set_of(key);
+    let mut index = free_place(set);
+    if index == NOWHERE && make_room(set, at_ns) != 0 {
+        index = free_place(set);
     }
-    let Some(thread) = find(tid) else { return 0 };
-    let slot = Thread::slot_of(thread.place);
-    let Some(times) = TIMES.get_ptr_mut(slot) else { return 0 };
-    let Some(index) = found(free_place(set_of(key))) else { return NO_PLACE };
-    if let Some(ns) = connection.accept_wait_ns() {
-        record_or_discard(slot, ACCEPT_WAIT, ns);
-    }
-    let (Some(request), Some(place)) = (REQUESTS.get_ptr_mut(index), key_place(index)) else { return 0 };
+    let Some(index) = found(index) else {
+        count(Counter::NO_REQUEST);
+        return;
+    };
+    let (Some(request), Some(place)) = (REQUESTS.get_ptr_mut(index), key_place(index)) else { return };
     // SAFETY: pointers into the arrays; locked, and nobody finds it until its key is written.
     unsafe {
-        (&raw mut (*request).sock).write_volatile(connection.sock);
+        (&raw mut (*request).sock).write_volatile(sock);
         (&raw mut (*request).inode).write_volatile(number_of(key));
         add_u32(&raw mut (*times).open, 1);
     }
-    ask(request, thread, times, provisional != 0, at_ns);
+    ask(request, thread, times, provisional, at_ns);
     // SAFETY: as above.
     unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(place, key) };
     unlock(key, index, request);
-    0
 }
-
-/// What [`begin`] returns if all places are taken.
-const NO_PLACE: u32 = 1;
 
 /// A locked request begins, be it the first one of its connection or the next. Provisional, it is not in flight.
 #[inline(always)]
@@ -542,8 +522,12 @@ fn answered(connection: Connection, index: u32, serving: &Serving, length: i32, 
                 fly_no_more(times, place, at_ns);
             }
         } else if told < ANSWERED {
-            next_answer(index, at_ns);
+            // The answer to the next of several requests that came together: begun when the last one was done with.
+            account(index, outcome, answer_ns);
+            leave_thread(index, request, at_ns);
             outcome = told;
+            // SAFETY: as above.
+            unsafe { (&raw mut (*request).begin_ns).write_volatile(answer_ns) };
         }
     }
     let left = if connection.has_more() { REQUEST_LEFT } else { 0 };
@@ -560,20 +544,6 @@ fn answered(connection: Connection, index: u32, serving: &Serving, length: i32, 
         (&raw mut (*request).answer_ns).write_volatile(at_ns);
     }
     unlock(key, index, request);
-}
-
-/// The answer to the next of several requests that came together, which is locked: begun when the last one was done with.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn next_answer(index: u32, at_ns: u64) -> u32 {
-    let Some(request) = REQUESTS.get_ptr_mut(index) else { return 0 };
-    // SAFETY: a pointer into the array; locked.
-    let (place, answer_ns) = unsafe { ((*request).place, (*request).answer_ns) };
-    account(index, Request::outcome_of(place), answer_ns);
-    leave_thread(index, request, at_ns);
-    // SAFETY: as above.
-    unsafe { (&raw mut (*request).begin_ns).write_volatile(answer_ns) };
-    0
 }
 
 /// The index of a place that nobody has, locked; [`NOWHERE`] if there is none.
