@@ -1,6 +1,7 @@
 //! What the benches share.
 #![allow(dead_code, reason = "each bench uses its part")]
 
+pub(crate) mod bpf;
 pub(crate) mod cost;
 pub(crate) mod empty;
 pub(crate) mod launch;

@@ -106,6 +106,16 @@ fn watch(plan: &Plan, burners: &[Burner]) -> anyhow::Result<Sidecar> {
     }
 }
 
+/// Waits until the collector has its sampling program.
+fn until_it_samples(sidecar: &Sidecar) -> anyhow::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(3);
+    while sampler_of(sidecar.pid())?.is_none() {
+        ensure!(Instant::now() < deadline, "the collector does not sample");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
 /// Run time of the sampling program for a sample.
 fn samples(table: &mut Table, plan: &Plan, rounds: &Rounds, frame_pointers: bool) -> anyhow::Result<()> {
     const RATE: u32 = 999;
@@ -121,11 +131,7 @@ fn samples(table: &mut Table, plan: &Plan, rounds: &Rounds, frame_pointers: bool
         let minimal = Minimal::attach(RATE, &burners)?;
         let path = format!("profile?seconds={}&hz={RATE}", rounds.time.as_secs() + 4);
         let capture = sidecar.begin_profile(&path);
-        let deadline = Instant::now() + Duration::from_secs(3);
-        while sampler_of(sidecar.pid())?.is_none() {
-            ensure!(Instant::now() < deadline, "the collector does not sample");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        until_it_samples(&sidecar)?;
         let sampler = || sampler_of(sidecar.pid())?.context("the collector samples no more");
         let before = (sampler()?, minimal.runs()?);
         // Who else runs is quickly done with, and would be in the mean.
@@ -171,8 +177,8 @@ fn load(table: &mut Table, plan: &Plan, rounds: &Rounds) -> anyhow::Result<()> {
                 let (cost, cpu) = match which {
                     0 => {
                         let capture =
-                            sidecar.begin_profile(&format!("profile?seconds={}&hz={hz}", seconds + 2));
-                        std::thread::sleep(Duration::from_secs(1));
+                            sidecar.begin_profile(&format!("profile?seconds={}&hz={hz}", seconds + 4));
+                        until_it_samples(&sidecar)?;
                         let before = cpu_of(sidecar.pid())?;
                         let cost = cost_of_rounds(&burners, rounds.time)?;
                         let cpu = (cpu_of(sidecar.pid())? - before).saturating_sub(watching);

@@ -2,15 +2,15 @@
 //! `profile` of libbpf-tools, without telling processes apart by more than their number.
 
 use std::fs;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use anyhow::{Context, ensure};
 
 use crate::burner::Burner;
+use crate::common::bpf;
 
 /// Of `enum bpf_cmd`, `enum bpf_map_type` and `enum bpf_prog_type` of `include/uapi/linux/bpf.h`.
 const BPF_MAP_CREATE: libc::c_long = 0;
-const BPF_PROG_LOAD: libc::c_long = 5;
 const HASH: u32 = 1;
 const STACK_TRACE: u32 = 7;
 const PERF_EVENT: u32 = 7;
@@ -32,15 +32,6 @@ struct Map {
     key_size: u32,
     value_size: u32,
     max_entries: u32,
-}
-
-/// The first fields of the attributes of `BPF_PROG_LOAD`; the kernel takes the rest as zero.
-#[repr(C)]
-struct Load {
-    kind: u32,
-    instructions: u32,
-    instruction: *const u64,
-    license: *const libc::c_char,
 }
 
 /// `struct perf_event_attr` as long as it was first (`PERF_ATTR_SIZE_VER0`).
@@ -71,13 +62,7 @@ impl Minimal {
         let stacks = map(STACK_TRACE, 4, DEPTH * 8)?;
         let counts = map(HASH, 24, 8)?;
         let instructions = program(stacks.as_raw_fd(), counts.as_raw_fd());
-        let load = Load {
-            kind: PERF_EVENT,
-            instructions: instructions.len() as u32,
-            instruction: instructions.as_ptr(),
-            license: c"GPL".as_ptr(),
-        };
-        let program = bpf(BPF_PROG_LOAD, &load).context("loading the minimal program")?;
+        let program = bpf::load(PERF_EVENT, &instructions).context("loading the minimal program")?;
         let mut others = vec![stacks, counts];
         for burner in burners {
             let event = Event {
@@ -98,7 +83,7 @@ impl Minimal {
                     PERF_FLAG_FD_CLOEXEC,
                 )
             };
-            let event = owned(fd).context("opening a clock of a process")?;
+            let event = bpf::owned(fd).context("opening a clock of a process")?;
             for (request, argument) in
                 [(PERF_EVENT_IOC_SET_BPF, program.as_raw_fd()), (PERF_EVENT_IOC_ENABLE, 0)]
             {
@@ -156,7 +141,8 @@ fn field(fdinfo: &str, name: &str) -> Option<u64> {
 }
 
 fn map(kind: u32, key_size: u32, value_size: u32) -> anyhow::Result<OwnedFd> {
-    bpf(BPF_MAP_CREATE, &Map { kind, key_size, value_size, max_entries: ENTRIES }).context("making a map")
+    bpf::command(BPF_MAP_CREATE, &Map { kind, key_size, value_size, max_entries: ENTRIES })
+        .context("making a map")
 }
 
 /// A `struct bpf_insn`: opcode, destination, source, offset, immediate.
@@ -196,18 +182,4 @@ fn program(stacks: RawFd, counts: RawFd) -> Vec<u64> {
     program.extend([copy(2, FRAME), add(2, -24), copy(3, FRAME), add(3, -32), set(4, 0), update]);
     program.extend(end);
     program
-}
-
-/// A command that gives a descriptor.
-fn bpf<T>(command: libc::c_long, attributes: &T) -> anyhow::Result<OwnedFd> {
-    // SAFETY: both commands here read their attributes, which live until it returns with all that they point to, and
-    // write nothing.
-    owned(unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) })
-}
-
-fn owned(fd: libc::c_long) -> anyhow::Result<OwnedFd> {
-    let fd = i32::try_from(fd)?;
-    nix::errno::Errno::result(fd)?;
-    // SAFETY: a descriptor that the kernel just made for us alone.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
