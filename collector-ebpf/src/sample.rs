@@ -155,7 +155,7 @@ pub struct Sampling {
     pub asked: u32,
     /// Zero, which the verifier does not know.
     pub zero: u64,
-    /// Time from an event of a CPU to the next, ns. Set by user space.
+    /// Time from an event of a CPU to the next, ns, as it was asked for. Set by user space.
     pub period_ns: u64,
     /// Zero: fills the cache line.
     pub padding: [u64; 5],

@@ -88,17 +88,18 @@ fn on_cpu(ctx: PerfEventContext) -> u32 {
 }
 
 /// The time that a sample stands for: since the last event of this CPU, whoever ran. It is not always a period: an event
-/// comes late where interrupts are off, and begins anew with each period. Longer than two is what a hypervisor took.
+/// comes late where interrupts are off, and begins anew with each period. Periods are up to twice as long as what was asked for;
+/// what is longer is time that a hypervisor took.
 #[inline(always)]
 fn passed(walk: *mut Walk) -> u64 {
     let Some(sampling) = SAMPLING.get_ptr(0) else { return 0 };
     let at_ns = now();
-    // SAFETY: pointers into arrays; user space writes the period.
+    // SAFETY: pointers into arrays; user space has written the period.
     unsafe {
         let (period_ns, last_ns) = ((*sampling).period_ns, (*walk).last_ns);
         (*walk).last_ns = at_ns;
         let passed_ns = at_ns.wrapping_sub(last_ns);
-        if passed_ns < 2 * period_ns { passed_ns } else { period_ns }
+        if passed_ns < 3 * period_ns { passed_ns } else { period_ns }
     }
 }
 

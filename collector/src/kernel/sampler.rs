@@ -49,6 +49,9 @@ pub(super) struct Parts {
     pub(super) events: Mutex<Vec<Vec<OwnedFd>>>,
 }
 
+/// CPUs whose period is changed at a time.
+const PERIODS_CHANGED: usize = 16;
+
 /// Rates that can be sampled at a time.
 const EVENT_SETS: usize = 2;
 
@@ -165,6 +168,7 @@ impl Samplers {
             next_code: 1,
             next_row: 0,
             row_capacity: rows,
+            next_changed: 0,
             answered: 0,
         };
         drop(object);
@@ -239,6 +243,8 @@ pub struct Sampler {
     next_code: usize,
     next_row: usize,
     row_capacity: usize,
+    /// The CPU whose period changes next, modulo their number.
+    next_changed: usize,
     /// Of [`Sampling::asked`].
     answered: u32,
 }
@@ -304,10 +310,14 @@ impl Sampler {
         }
     }
 
-    /// From here on, once in so many nanoseconds.
-    pub fn set_period(&self, period_ns: u64) -> io::Result<()> {
-        self.say(offset_of!(Sampling, period_ns), period_ns);
-        self.events.iter().try_for_each(|event| sys::perf_event_set_period(event.as_fd(), period_ns))
+    /// From here on, once in so many nanoseconds, which is not twice what was asked for, or more: on all CPUs, or if there are
+    /// many on the next [`PERIODS_CHANGED`] of them, as each has to be interrupted for it.
+    pub fn change_period(&mut self, period_ns: u64) -> io::Result<()> {
+        let count = self.events.len().min(PERIODS_CHANGED);
+        let first = self.next_changed % self.events.len().max(1);
+        self.next_changed = first + count;
+        let mut cpus = self.events.iter().cycle().skip(first).take(count);
+        cpus.try_for_each(|event| sys::perf_event_set_period(event.as_fd(), period_ns))
     }
 
     /// What was counted.

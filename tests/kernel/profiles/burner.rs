@@ -63,6 +63,11 @@ fn check(name: &str, command: &mut Command, file: &Path, functions: [&str; 3]) -
     let profile = Pprof::take(&collector, &format!("profile?pool={name}&seconds=10&hz={HZ}"));
     let after = spent(file);
     let spent: Vec<f64> = before.iter().zip(after).map(|(before, after)| after - before).collect();
+    println!(
+        "{}{}",
+        profile.text(&["-comments"]),
+        profile.text(&["-top", "-sample_index=samples", "-nodecount=8"])
+    );
     compare(&profile.top(&[]), &functions, &spent);
     profile
 }
