@@ -311,7 +311,7 @@ impl Sampler {
     }
 
     /// From here on, once in so many nanoseconds, which is not twice what was asked for, or more: on all CPUs, or if there are
-    /// many on the next [`PERIODS_CHANGED`] of them, as each has to be interrupted for it.
+    /// many on the next `PERIODS_CHANGED` of them, as each has to be interrupted for it.
     pub fn change_period(&mut self, period_ns: u64) -> io::Result<()> {
         let count = self.events.len().min(PERIODS_CHANGED);
         let first = self.next_changed % self.events.len().max(1);
