@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Pprof, in_pool};
+use super::{Pprof, cpu_seconds, in_pool};
 use crate::servers::{Server, command_in, compile};
 use crate::support::eventually;
 
@@ -151,12 +151,6 @@ int main(int argc, char **argv) {
 
 /// Samples a second.
 const HZ: u32 = 999;
-
-/// CPU time of a process so far, s.
-fn cpu_seconds(pid: Pid) -> f64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap();
-    text.split_whitespace().next().unwrap().parse::<f64>().unwrap() / 1e9
-}
 
 /// Compiled with these names for its functions, each in a directory of its own, so that both programs have the same name.
 fn turner(directory: &Path, name: &str) -> PathBuf {

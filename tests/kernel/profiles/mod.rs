@@ -2,12 +2,16 @@
 
 mod burner;
 mod hostile;
+mod raw;
+mod stock;
 mod threads;
 mod waiter;
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::process::Command;
+
+use nix::unistd::Pid;
 
 use crate::support::{Collector, eventually};
 
@@ -88,6 +92,12 @@ fn in_pool(directory: &Path, name: &str) -> Collector {
         (pool["workers"].as_array()?.len() == 1).then_some(())
     });
     collector
+}
+
+/// CPU time of a process so far, s.
+fn cpu_seconds(pid: Pid) -> f64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap();
+    text.split_whitespace().next().unwrap().parse::<f64>().unwrap() / 1e9
 }
 
 /// What a program has written that measures itself: time in its three parts, ns.

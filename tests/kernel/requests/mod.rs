@@ -61,7 +61,7 @@ fn answer(stream: &mut impl Read) -> (u16, String) {
 }
 
 /// Asks over a connection that stays open.
-fn get(stream: &mut (impl Read + Write), path: &str) -> String {
+pub(crate) fn get(stream: &mut (impl Read + Write), path: &str) -> String {
     write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
     let (status, body) = answer(stream);
     assert_eq!(status, 200, "{path}: {body}");
