@@ -45,12 +45,16 @@ pub fn run(flags: Flags) -> anyhow::Result<()> {
     let sockets = Sockets::open(&flags.procfs)
         .with_context(|| format!("reading descriptors from {}", flags.procfs.display()))?;
     let (publisher, snapshots) = watch::channel(None);
+    let continuous_hz = (flags.continuous_hz > 0).then_some(flags.continuous_hz);
     let (profiler, profiling) = opened
         .samplers
-        .map(|samplers| profiler::new(samplers, snapshots.clone(), &flags.procfs))
+        .map(|samplers| profiler::new(samplers, snapshots.clone(), &flags.procfs, continuous_hz))
         .transpose()
         .with_context(|| format!("reading processes from {}", flags.procfs.display()))?
         .unzip();
+    if continuous_hz.is_some() && profiler.is_none() {
+        tracing::warn!("nothing is sampled all the time: that takes eBPF on x86_64 (see `collector doctor`)");
+    }
     // For as long as we run: closing it switches them off again.
     let _statistics = flags.bpf_stats.then(kernel::run_time_statistics).transpose().unwrap_or_else(|error| {
         tracing::warn!(%error, "the kernel does not let us switch run-time statistics on (CAP_SYS_ADMIN)");

@@ -20,7 +20,8 @@
 //! A fact enters once, as an [`input::Input`]; [`aggregate`] applies it to [`worker::registry`] in the order in which it
 //! came; [`collect`], the only thread that calls a source, publishes an immutable [`snapshot::Snapshot`] after each
 //! pass; [`http`] renders the latest one, at most once per format, and never waits for anything else. Profiles are asked
-//! for and awaited: [`profiler`] is a thread of its own, which samples while somebody asks.
+//! for and awaited: [`profiler`] is a thread of its own, which samples while somebody asks, or all the time if a flag
+//! says so.
 //!
 //! # Who lives where
 //!
@@ -37,7 +38,7 @@
 //! | [`aggregate`] | the one owner of registry and process table |
 //! | [`source`] | eBPF, or `/proc` with the reason why |
 //! | [`collect`] | the collecting thread |
-//! | [`profiler`] | the profiling thread: captures, and whose stacks these are |
+//! | [`profiler`] | the profiling thread: captures, the last ten minutes, and whose stacks these are |
 //! | [`governor`] | keeps what the scheduler probes cost within a budget |
 //! | [`render`] | snapshot to Prometheus text, OpenMetrics, protobuf, JSON; profile to pprof, text, folded stacks, flame graph. The only home of wire types |
 //! | [`auth`], [`http`] | who may ask; the server |

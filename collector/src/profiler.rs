@@ -1,8 +1,10 @@
 //! The profiling thread: takes what is asked for, samples, and answers with profiles; and with where all threads are.
 //!
 //! A thread of its own, because reading the files of what is profiled and looking up names occupies a CPU. While nobody asks
-//! it sleeps, and nothing of it is in the kernel. Captures of the same things at the same rate share their samples.
+//! it sleeps, and nothing of it is in the kernel, unless it is to sample all the time and keep what it finds
+//! (`continuous`). Captures of the same things at the same rate share their samples.
 
+mod continuous;
 mod naming;
 mod spaces;
 mod threads;
@@ -17,9 +19,11 @@ use std::time::{Duration, Instant};
 
 use collector_ebpf::sample::{COMPLETE, NO_ROOM, STATE_ON_CPU, Stack};
 use collector_ebpf::schedule::KINDS;
+use jiff::Timestamp;
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 
+use self::continuous::Continuous;
 use self::naming::Interpreters;
 use self::spaces::{Readers, Spaces};
 use self::workers::Workers;
@@ -44,6 +48,9 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// The same after one was met: there may be more, which do not live for long.
 const TICK_OF_STRANGERS: Duration = Duration::from_millis(20);
+
+/// The same while nobody waits for what is sampled: a few samples of those who do not live for long are all that there is.
+const TICK_OF_NOBODY: Duration = Duration::from_millis(500);
 
 /// How long a period lasts, or as long as ten of it. The next one is another, so that no load keeps in step with the samples:
 /// one whose turn is a few periods does for as long as the period lasts. In a simulation of turns of 1 to 8 ms and 1,999 samples
@@ -122,6 +129,9 @@ pub enum CaptureError {
     /// The kernel refused.
     #[error("the kernel refuses to sample: {0}")]
     Load(LoadError),
+    /// Of the time that is asked for nothing is kept. From when to when there is something, nanoseconds since the Unix epoch.
+    #[error("nothing is kept of that time; {}", kept(*.0))]
+    NotKept(Option<(u64, u64)>),
     /// Counters, or where threads are, could not be read.
     #[error("reading what the kernel tells: {0}")]
     Read(#[from] io::Error),
@@ -136,11 +146,26 @@ impl From<LoadError> for CaptureError {
     }
 }
 
+fn kept(from_to: Option<(u64, u64)>) -> String {
+    let time = |unix_ns: u64| Timestamp::from_nanosecond(unix_ns.into()).unwrap_or(Timestamp::MAX);
+    from_to.map_or_else(
+        || format!("there is something {} s after the begin", continuous::LASTS.as_secs()),
+        |(from, to)| format!("there is something from {:.0} to {:.0}", time(from), time(to)),
+    )
+}
+
 type Answer = oneshot::Sender<Result<Profile, CaptureError>>;
 
 /// What the thread is asked for.
 enum Request {
     Capture(Wanted, Answer),
+    /// What was found between two times, nanoseconds since the Unix epoch.
+    Kept {
+        from_ns: u64,
+        to_ns: u64,
+        whom: Whom,
+        answer: Answer,
+    },
     Threads(Whom, oneshot::Sender<Result<Dump, CaptureError>>),
 }
 
@@ -148,6 +173,7 @@ enum Request {
 #[derive(Clone, Debug)]
 pub struct Profiler {
     requests: mpsc::Sender<Request>,
+    keeps: bool,
 }
 
 impl Profiler {
@@ -156,6 +182,24 @@ impl Profiler {
     pub fn capture(&self, wanted: Wanted) -> oneshot::Receiver<Result<Profile, CaptureError>> {
         let (answer, answered) = oneshot::channel();
         let _ = self.requests.send(Request::Capture(wanted, answer));
+        answered
+    }
+
+    /// What runs on CPUs is sampled all the time, and kept.
+    pub fn keeps(&self) -> bool {
+        self.keeps
+    }
+
+    /// What was kept of a time, nanoseconds since the Unix epoch, to the ten seconds. As for captures, there is no answer if the
+    /// thread has ended.
+    pub fn kept(
+        &self,
+        from_ns: u64,
+        to_ns: u64,
+        whom: Whom,
+    ) -> oneshot::Receiver<Result<Profile, CaptureError>> {
+        let (answer, answered) = oneshot::channel();
+        let _ = self.requests.send(Request::Kept { from_ns, to_ns, whom, answer });
         answered
     }
 
@@ -176,25 +220,35 @@ pub struct Profiling {
     kallsyms: Kallsyms,
     /// One for each who reads.
     procfs: [Root; 3],
+    continuous: Option<Continuous>,
 }
 
-/// Both ends. To be made before rights are dropped: whether the kernel shows the addresses of its functions is decided then.
+/// Both ends. To be made before rights are dropped: whether the kernel shows the addresses of its functions is decided then. What runs
+/// on CPUs is sampled all the time if `continuous_hz` says how often.
 pub fn new(
     samplers: Samplers,
     snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
     procfs: &Path,
+    continuous_hz: Option<u32>,
 ) -> Result<(Profiler, Profiling), ProcfsError> {
     let (sender, requests) = mpsc::channel();
     let roots = [Root::open(procfs)?, Root::open(procfs)?, Root::open(procfs)?];
-    let profiling =
-        Profiling { requests, samplers, snapshots, kallsyms: Kallsyms::open(procfs), procfs: roots };
-    Ok((Profiler { requests: sender }, profiling))
+    let profiling = Profiling {
+        requests,
+        samplers,
+        snapshots,
+        kallsyms: Kallsyms::open(procfs),
+        procfs: roots,
+        continuous: continuous_hz.map(Continuous::new),
+    };
+    Ok((Profiler { requests: sender, keeps: continuous_hz.is_some() }, profiling))
 }
 
 impl Profiling {
     /// Works until all other ends are dropped.
     pub fn run(self) {
-        let Self { requests, samplers, snapshots, kallsyms, procfs: [for_stat, for_maps, for_names] } = self;
+        let Self { requests, samplers, snapshots, kallsyms, procfs, continuous } = self;
+        let [for_stat, for_maps, for_names] = procfs;
         let mut work = Work {
             samplers,
             snapshots,
@@ -210,24 +264,28 @@ impl Profiling {
             names: None,
             samplings: Vec::new(),
             captures: Vec::new(),
+            continuous,
             next_sampling: 0,
             idle_since: None,
             met_strangers: false,
         };
         loop {
-            let next = match (work.captures.is_empty(), work.idle_since) {
-                (false, _) => requests.recv_timeout(work.next_look()),
-                (true, Some(since)) => requests.recv_timeout(FORGET_AFTER.saturating_sub(since.elapsed())),
-                (true, None) => requests.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            let next = match (work.is_at_work(), work.idle_since) {
+                (true, _) => requests.recv_timeout(work.next_look()),
+                (false, Some(since)) => requests.recv_timeout(FORGET_AFTER.saturating_sub(since.elapsed())),
+                (false, None) => requests.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match next {
                 Ok(Request::Capture(wanted, answer)) => work.begin(wanted, answer),
+                Ok(Request::Kept { from_ns, to_ns, whom, answer }) if !answer.is_closed() => {
+                    let _ = answer.send(work.kept(from_ns, to_ns, &whom));
+                }
                 Ok(Request::Threads(whom, answer)) if !answer.is_closed() => {
                     let _ = answer.send(work.threads(&whom));
                 }
-                Ok(Request::Threads(..)) => {}
+                Ok(Request::Threads(..) | Request::Kept { .. }) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
-                Err(RecvTimeoutError::Timeout) if work.captures.is_empty() => {
+                Err(RecvTimeoutError::Timeout) if !work.is_at_work() => {
                     work.forget();
                     continue;
                 }
@@ -250,6 +308,7 @@ struct Work {
     names: Option<Names>,
     samplings: Vec<Sampling>,
     captures: Vec<Capture>,
+    continuous: Option<Continuous>,
     next_sampling: u64,
     /// When the last capture ended.
     idle_since: Option<Instant>,
@@ -270,8 +329,14 @@ struct Sampling {
 
 /// A capture under way.
 struct Capture {
-    wanted: Wanted,
+    measuring: Measuring,
     answer: Answer,
+}
+
+/// What is being measured.
+#[derive(Debug)]
+struct Measuring {
+    wanted: Wanted,
     began: Instant,
     began_unix_ns: u64,
     /// By the samplings that it is made of.
@@ -279,7 +344,7 @@ struct Capture {
 }
 
 /// What had been counted when a capture began.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Before {
     counts: Counts,
     /// By hash.
@@ -293,19 +358,68 @@ impl Work {
             let _ = answer.send(Err(CaptureError::Busy));
             return;
         }
-        let samplings = wanted.sampled().into_iter().map(|what| self.prepare(what, &wanted));
-        // All is ready before any begins.
-        let begun = samplings.collect::<Result<Vec<u64>, _>>().and_then(|ids| {
-            let (began, began_unix_ns) = (Instant::now(), unix_ns());
-            let before = ids.into_iter().map(|id| Ok((id, self.start(id)?)));
-            Ok((began, began_unix_ns, before.collect::<Result<Vec<_>, CaptureError>>()?))
-        });
-        match begun {
-            Ok((began, began_unix_ns, before)) => {
-                self.captures.push(Capture { wanted, answer, began, began_unix_ns, before });
-            }
+        match self.measure(wanted) {
+            Ok(measuring) => self.captures.push(Capture { measuring, answer }),
             Err(error) => drop(answer.send(Err(error))),
         }
+    }
+
+    /// Begins to measure.
+    fn measure(&mut self, wanted: Wanted) -> Result<Measuring, CaptureError> {
+        let samplings = wanted.sampled().into_iter().map(|what| self.prepare(what, &wanted));
+        // All is ready before any begins.
+        let ids = samplings.collect::<Result<Vec<u64>, _>>()?;
+        let (began, began_unix_ns) = (Instant::now(), unix_ns());
+        let before = ids.into_iter().map(|id| Ok((id, self.start(id)?)));
+        let before = before.collect::<Result<Vec<_>, CaptureError>>()?;
+        Ok(Measuring { wanted, began, began_unix_ns, before })
+    }
+
+    /// Something is sampled.
+    fn is_at_work(&self) -> bool {
+        !self.captures.is_empty() || self.continuous.is_some()
+    }
+
+    /// All that is measured.
+    fn measuring(&self) -> impl Iterator<Item = &Measuring> {
+        let continuous = self.continuous.as_ref().and_then(|continuous| continuous.measuring.as_ref());
+        self.captures.iter().map(|capture| &capture.measuring).chain(continuous)
+    }
+
+    /// What was kept of a time.
+    fn kept(&self, from_ns: u64, to_ns: u64, whom: &Whom) -> Result<Profile, CaptureError> {
+        let continuous = self.continuous.as_ref().ok_or(CaptureError::NotKept(None))?;
+        continuous.kept.between(from_ns, to_ns, whom)
+    }
+
+    /// Keeps what was sampled, when it was for long enough, and goes on.
+    fn keep(&mut self) {
+        let Some(mut continuous) = self.continuous.take() else { return };
+        if let Some(mut measuring) = continuous.measuring.take_if(|measuring| measuring.is_over()) {
+            let (now, now_unix_ns, mut after) = (Instant::now(), unix_ns(), Vec::new());
+            match self.profile(&measuring, now.duration_since(measuring.began), Some(&mut after)) {
+                Ok(profile) => {
+                    continuous.kept.add(profile);
+                    (measuring.began, measuring.began_unix_ns, measuring.before) = (now, now_unix_ns, after);
+                    let has_room = |(id, _): &(u64, _)| {
+                        self.samplings.iter().any(|sampling| sampling.id == *id && sampling.has_room())
+                    };
+                    // If it has not, another one does: until then nothing is sampled.
+                    continuous.measuring = measuring.before.iter().all(has_room).then_some(measuring);
+                }
+                Err(error) => continuous.failed(&error),
+            }
+            if continuous.is_untidy() {
+                self.readers.tidy();
+            }
+        }
+        if let Some(wanted) = continuous.wanted() {
+            match self.measure(wanted) {
+                Ok(measuring) => continuous.measuring = Some(measuring),
+                Err(error) => continuous.failed(&error),
+            }
+        }
+        self.continuous = Some(continuous);
     }
 
     /// A sampling of this, which knows who is wanted. Those of waits are not shared: one that began before a capture would be in
@@ -315,7 +429,7 @@ impl Work {
             sampling.what == what
                 && matches!(what, What::OnCpu { .. })
                 && sampling.began.elapsed() < SHARED_FOR
-                && sampling.sampler.has_room()
+                && sampling.has_room()
         };
         let index = match self.samplings.iter().position(is_shared) {
             Some(index) => index,
@@ -370,9 +484,12 @@ impl Work {
 
     /// How long until the next look: until the next capture is over, at most.
     fn next_look(&self) -> Duration {
-        let tick = if self.met_strangers { TICK_OF_STRANGERS } else { TICK };
-        let left = |capture: &Capture| capture.wanted.duration.saturating_sub(capture.began.elapsed());
-        self.captures.iter().map(left).min().map_or(tick, |left| left.min(tick))
+        let tick = match (self.captures.is_empty(), self.met_strangers) {
+            (false, true) => TICK_OF_STRANGERS,
+            (false, false) | (true, true) => TICK,
+            (true, false) => TICK_OF_NOBODY,
+        };
+        self.measuring().map(Measuring::left).min().map_or(tick, |left| left.min(tick))
     }
 
     fn look_after(&mut self) {
@@ -386,34 +503,45 @@ impl Work {
         }
         // Who went away wants nothing any more.
         self.captures.retain(|capture| !capture.answer.is_closed());
+        let over: Vec<Capture> =
+            self.captures.extract_if(.., |capture| capture.measuring.is_over()).collect();
         let now = Instant::now();
-        let is_over = |capture: &mut Capture| now.duration_since(capture.began) >= capture.wanted.duration;
-        let over: Vec<Capture> = self.captures.extract_if(.., is_over).collect();
-        let wanted: Vec<u64> =
-            self.captures.iter().flat_map(|capture| capture.before.iter().map(|(id, _)| *id)).collect();
+        let wanted = self.wanted();
         for sampling in self.samplings.iter_mut().filter(|sampling| !wanted.contains(&sampling.id)) {
             sampling.sampler.stop();
         }
-        for capture in over {
-            let profile = self.profile(&capture, now.duration_since(capture.began));
-            let _ = capture.answer.send(profile);
+        for Capture { measuring, answer } in over {
+            let _ = answer.send(self.profile(&measuring, now.duration_since(measuring.began), None));
         }
-        if self.samplings.iter().any(|sampling| !wanted.contains(&sampling.id)) {
-            self.samplings.retain(|sampling| wanted.contains(&sampling.id));
+        self.keep();
+        let samplings = self.samplings.len();
+        let wanted = self.wanted();
+        self.samplings.retain(|sampling| wanted.contains(&sampling.id));
+        if self.samplings.len() < samplings {
             self.readers.tidy();
         }
-        if self.captures.is_empty() {
+        if !self.is_at_work() {
             self.idle_since = Some(Instant::now());
         }
     }
 
-    /// What a capture has found.
-    fn profile(&mut self, capture: &Capture, duration: Duration) -> Result<Profile, CaptureError> {
+    /// Samplings that something is measured by.
+    fn wanted(&self) -> Vec<u64> {
+        self.measuring().flat_map(|measuring| measuring.before.iter().map(|(id, _)| *id)).collect()
+    }
+
+    /// What was found. `after` gets what had been counted by then.
+    fn profile(
+        &mut self,
+        measuring: &Measuring,
+        duration: Duration,
+        mut after: Option<&mut Vec<(u64, Before)>>,
+    ) -> Result<Profile, CaptureError> {
         let workers = Workers::of(self.snapshots.borrow().as_deref());
         let mut folder = Folder::default();
         let mut interpreters = Interpreters::default();
         let mut period_ns = 0;
-        for (id, before) in &capture.before {
+        for (id, before) in &measuring.before {
             let Some(sampling) = self.samplings.iter().find(|sampling| sampling.id == *id) else { continue };
             let counts = sampling.sampler.counts()?;
             if let What::OnCpu { period_ns: asked_ns } = sampling.what {
@@ -430,21 +558,30 @@ impl Work {
             folder.add_lost(counts.lost.saturating_sub(before.counts.lost));
             let mut fold = Fold {
                 sampling,
-                capture,
+                wanted: &measuring.wanted,
                 before,
                 workers: &workers,
                 readers: &self.readers,
                 interpreters: &mut interpreters,
             };
             let symbols = &mut self.symbols;
-            sampling.sampler.read(|stack, frames| fold.add(stack, frames, symbols, &mut folder));
+            let mut stacks = HashMap::new();
+            sampling.sampler.read(|stack, frames| {
+                if after.is_some() {
+                    stacks.insert(stack.hash, *stack);
+                }
+                fold.add(stack, frames, symbols, &mut folder);
+            });
+            if let Some(after) = &mut after {
+                after.push((*id, Before { counts, stacks }));
+            }
         }
         let named = naming::named(folder.places(), &interpreters, &mut self.readers, &mut self.symbols);
         Ok(Profile {
-            started_unix_ns: capture.began_unix_ns,
+            started_unix_ns: measuring.began_unix_ns,
             duration_ns: duration.as_nanos() as u64,
             period_ns,
-            ..folder.finish(capture.wanted.kind, named)
+            ..folder.finish(measuring.wanted.kind, named)
         })
     }
 
@@ -462,7 +599,7 @@ impl Work {
 /// What stacks of one sampling are folded with.
 struct Fold<'a> {
     sampling: &'a Sampling,
-    capture: &'a Capture,
+    wanted: &'a Wanted,
     before: &'a Before,
     workers: &'a Workers,
     readers: &'a Readers,
@@ -470,7 +607,7 @@ struct Fold<'a> {
 }
 
 impl Fold<'_> {
-    /// Adds a stack, as far as it is wanted and has been found since the capture began.
+    /// Adds a stack, as far as it is wanted and has been found since the measuring began.
     fn add(
         &mut self,
         stack: &Stack,
@@ -483,7 +620,7 @@ impl Fold<'_> {
         let time_ns = stack.time_ns.saturating_sub(before.time_ns);
         let queued = stack.queued.saturating_sub(before.queued);
         let queued_ns = stack.queued_ns.saturating_sub(before.queued_ns);
-        let kind = self.capture.wanted.kind;
+        let kind = self.wanted.kind;
         // A sampling is of one or the other.
         let measured = [
             (kind != Kind::RunQueue).then_some((found, time_ns, false)),
@@ -495,7 +632,7 @@ impl Fold<'_> {
             return;
         }
         let labels = self.workers.labels(stack);
-        if !self.capture.wanted.whom.has(&labels.pool, labels.slot.map(|(slot, _)| slot), stack.pid) {
+        if !self.wanted.whom.has(&labels.pool, labels.slot.map(|(slot, _)| slot), stack.pid) {
             return;
         }
         let skipped =
@@ -516,7 +653,23 @@ impl Fold<'_> {
     }
 }
 
+impl Measuring {
+    /// How long it goes on.
+    fn left(&self) -> Duration {
+        self.wanted.duration.saturating_sub(self.began.elapsed())
+    }
+
+    fn is_over(&self) -> bool {
+        self.left().is_zero()
+    }
+}
+
 impl Sampling {
+    /// Not much of the room for stacks and address spaces is taken.
+    fn has_room(&self) -> bool {
+        self.sampler.has_room() && self.spaces.has_room()
+    }
+
     /// The next period: on both sides of the one that was asked for, evenly (the multiples of the golden ratio modulo 1 fill an
     /// interval without gaps).
     fn change_period(&mut self) {

@@ -92,6 +92,18 @@ pub struct Flags {
     #[arg(long = "probes.bpf-stats", env = "COLLECTOR_PROBES_BPF_STATS", global = true)]
     pub bpf_stats: bool,
 
+    /// Sample what runs on each CPU so often a second, all the time, and keep the last ten minutes for
+    /// `/debug/pprof/profile?from=-5m`; 19 is a good number. 0 samples nothing while nobody asks
+    #[arg(
+        long = "profiles.continuous-hz",
+        env = "COLLECTOR_PROFILES_CONTINUOUS_HZ",
+        value_name = "HZ",
+        default_value_t = 0,
+        value_parser = clap::value_parser!(u32).range(0..=MOST_CONTINUOUS_HZ),
+        global = true
+    )]
+    pub continuous_hz: u32,
+
     /// Path of the metrics
     #[arg(
         long = "web.telemetry-path",
@@ -135,6 +147,9 @@ pub struct Flags {
     #[arg(long = "log.format", env = "COLLECTOR_LOG_FORMAT", value_enum, default_value_t = LogFormat::Logfmt, global = true)]
     pub log_format: LogFormat,
 }
+
+/// What goes on all the time is not to be felt.
+const MOST_CONTINUOUS_HZ: i64 = 199;
 
 fn percent(text: &str) -> Result<f64, String> {
     text.parse()

@@ -69,6 +69,15 @@ pub enum Error {
     /// As many as there can be.
     #[error("as many captures as there can be are under way; ask again when one has ended")]
     ProfilesBusy,
+    /// Nothing is sampled all the time.
+    #[error(
+        "what runs is not sampled all the time, so nothing is kept: the flag `--profiles.continuous-hz=19` has it sampled and \
+         the last ten minutes kept"
+    )]
+    NothingKept,
+    /// What is kept is of other times.
+    #[error("{0}")]
+    NotKept(String),
     /// It began and did not end well.
     #[error("{0}")]
     CaptureFailed(String),
@@ -126,6 +135,8 @@ impl Error {
             | Self::UnknownWorker { .. }
             | Self::NoSlowRequests(_)
             | Self::NoIntervals(_)
+            | Self::NothingKept
+            | Self::NotKept(_)
             | Self::NoWaterfallLeft(_) => StatusCode::NOT_FOUND,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,

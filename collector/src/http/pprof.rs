@@ -11,12 +11,15 @@ use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
 use collector_ebpf::schedule::KINDS;
+use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
+use tokio::sync::oneshot::error::RecvError;
+use tokio::time::error::Elapsed;
 
 use super::reload::is_foreign;
 use super::server::Reached;
 use super::{Error, Shared};
-use crate::profile::Kind;
+use crate::profile::{Kind, Profile};
 use crate::profiler::{CaptureError, Wanted, Whom};
 use crate::render::pprof::{self, Format};
 use crate::snapshot::{Pool, Snapshot, WindowQuantiles};
@@ -49,6 +52,9 @@ pub(super) struct Parameters {
     min: Option<String>,
     debug: Option<u32>,
     format: Option<String>,
+    /// A time that is over: what was kept of it.
+    from: Option<String>,
+    to: Option<String>,
     /// Go's heap profiles take it; scrapers send it to all.
     #[serde(rename = "gc")]
     _gc: Option<String>,
@@ -83,6 +89,28 @@ impl Parameters {
         Ok(Wanted { least_ns, ..wanted })
     }
 
+    /// The time that is asked for, nanoseconds since the Unix epoch, if it is over.
+    fn then(&self, kind: Kind, now: Timestamp) -> Result<Option<(u64, u64)>, Error> {
+        let from = match (&self.from, &self.to) {
+            (None, None) => return Ok(None),
+            (None, Some(_)) => return Err(Error::BadRequest("to= is the end of what from= begins".into())),
+            (Some(from), _) => moment("from", from, now)?,
+        };
+        let to = self.to.as_ref().map_or(Ok(now), |to| moment("to", to, now))?;
+        if kind != Kind::OnCpu {
+            return Err(Error::BadRequest("from= is of /debug/pprof/profile: only that is kept".into()));
+        }
+        if self.seconds.is_some() || self.hz.is_some() || self.min.is_some() {
+            let text = "from= is of what was sampled already: seconds=, hz= and min= are of what is to be";
+            return Err(Error::BadRequest(text.into()));
+        }
+        if from >= to {
+            return Err(Error::BadRequest(format!("from={from:.0} is not before to={to:.0}")));
+        }
+        let unix_ns = |at: Timestamp| u64::try_from(at.as_nanosecond()).unwrap_or(0);
+        Ok(Some((unix_ns(from), unix_ns(to))))
+    }
+
     fn format(&self) -> Result<Format, Error> {
         match (self.format.as_deref(), self.debug.unwrap_or(0)) {
             (None | Some("proto"), 0) => Ok(Format::Proto),
@@ -95,6 +123,17 @@ impl Parameters {
             }
         }
     }
+}
+
+/// A moment: in seconds since the Unix epoch, in RFC 3339, or as so long ago.
+fn moment(name: &str, text: &str, now: Timestamp) -> Result<Timestamp, Error> {
+    let unix = || Timestamp::from_duration(SignedDuration::try_from_secs_f64(text.parse().ok()?).ok()?).ok();
+    let ago = || now.checked_add(text.strip_prefix('-')?.parse::<SignedDuration>().ok()?.checked_neg()?).ok();
+    unix().or_else(|| text.parse().ok()).or_else(ago).ok_or_else(|| {
+        Error::BadRequest(format!(
+            "{name}={text:?} is no moment like -5m, 1760000000 (Unix seconds) or 2026-01-31T12:30:00Z"
+        ))
+    })
 }
 
 type Asked = Result<Query<Parameters>, QueryRejection>;
@@ -175,7 +214,7 @@ fn least_ns(text: &str, pool: Option<&Pool>) -> Result<[u64; KINDS], Error> {
         "p99" => |window| window.p99,
         "p999" => |window| window.p999,
         _ => {
-            let Ok(Ok(least)) = text.parse::<jiff::SignedDuration>().map(Duration::try_from) else {
+            let Ok(Ok(least)) = text.parse::<SignedDuration>().map(Duration::try_from) else {
                 let text = format!(
                     "min={text:?} is no time like 500us, 10ms or 1s, and none of p50, p90, p95, p99 and p999"
                 );
@@ -226,11 +265,28 @@ pub(super) fn profile(kind: Kind) -> MethodRouter<Arc<Shared>> {
 async fn capture(shared: &Shared, kind: Kind, asked: Asked) -> Result<Response, Error> {
     let Query(parameters) = asked.map_err(|rejection| Error::BadRequest(rejection.body_text()))?;
     let format = parameters.format()?;
+    if let Some((from_ns, to_ns)) = parameters.then(kind, Timestamp::now())? {
+        // Who is asked for may be gone by now.
+        let whom = whom(parameters.pool, parameters.slot, parameters.pid)?;
+        let profiler = shared.profiler.as_ref().ok_or(Error::NoProfiles)?;
+        if !profiler.keeps() {
+            return Err(Error::NothingKept);
+        }
+        let profile = tokio::time::timeout(MOST_LATE, profiler.kept(from_ns, to_ns, whom)).await;
+        return rendered(profile, kind, format).await;
+    }
     let wanted = parameters.wanted(kind, &*shared.snapshot()?)?;
     let profiler = shared.profiler.as_ref().ok_or(Error::NoProfiles)?;
     // Dropped when the client goes away, which ends the capture.
     let answer_by = wanted.duration + MOST_LATE;
     let profile = tokio::time::timeout(answer_by, profiler.capture(wanted)).await;
+    rendered(profile, kind, format).await
+}
+
+type Answered = Result<Result<Result<Profile, CaptureError>, RecvError>, Elapsed>;
+
+/// What came of asking for a profile.
+async fn rendered(profile: Answered, kind: Kind, format: Format) -> Result<Response, Error> {
     let profile = profile.map_err(|_| Error::ProfilesBusy)?.map_err(|_| Error::ShuttingDown)?;
     let profile = profile.map_err(failed)?;
     answer(kind, format, move || pprof::render(&profile, format)).await
@@ -239,6 +295,7 @@ async fn capture(shared: &Shared, kind: Kind, asked: Asked) -> Result<Response, 
 fn failed(error: CaptureError) -> Error {
     match error {
         CaptureError::Busy => Error::ProfilesBusy,
+        error @ CaptureError::NotKept(_) => Error::NotKept(error.to_string()),
         other => {
             tracing::warn!(error = %other, "a capture failed");
             Error::CaptureFailed(other.to_string())
@@ -305,7 +362,11 @@ pub(super) async fn threads(
 
 /// What is served under `/debug/pprof/`, and what it is.
 const PROFILES: [(&str, &str); 8] = [
-    ("profile", "What workers run on CPUs, by samples."),
+    (
+        "profile",
+        "What workers run on CPUs, by samples: from now on, or with from=-5m&to=-3m what was kept \
+         (--profiles.continuous-hz).",
+    ),
     ("offcpu", "What workers wait for: every wait off CPU that begins and ends meanwhile, with its reason."),
     ("runqueue", "What workers were about to do while they waited for a CPU."),
     ("wall", "All of these, told apart by the label state."),

@@ -645,6 +645,15 @@ async fn nonsense_is_refused_before_anything_is_sampled() {
         ("min=1ms", "of waits"),
         ("format=svg", "flamegraph"),
         ("pools=web", "unknown field"),
+        ("from=yesterday", "is no moment like -5m"),
+        ("from=-5m&to=5m", "to=\"5m\" is no moment"),
+        ("from=1e300", "is no moment"),
+        ("from=nan", "is no moment"),
+        ("to=-5m", "from="),
+        ("from=-1m&to=-2m", "is not before to="),
+        ("from=2999-01-01T00:00:00Z", "is not before to="),
+        ("from=-1m&hz=19", "was sampled already"),
+        ("from=-1m&slot=1", "pool="),
     ] {
         let refused = get_locally(&site.router, &format!("/debug/pprof/profile?{query}")).await;
         assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{query}");
@@ -655,7 +664,18 @@ async fn nonsense_is_refused_before_anything_is_sampled() {
         assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{min}");
     }
     // What is asked for is sound, but nobody can do it here.
-    for path in ["profile?seconds=1", "offcpu?min=10ms", "runqueue", "wall?debug=1&gc=1", "trace"] {
+    let of_waits = get_locally(&site.router, "/debug/pprof/offcpu?from=-1m").await;
+    assert_eq!(of_waits.status, StatusCode::BAD_REQUEST);
+    for path in [
+        "profile?seconds=1",
+        "profile?from=-1h30m&to=-5m",
+        "profile?from=1760000000.5&pool=gone",
+        "profile?from=2026-01-31T12:30:00Z&to=2026-01-31T13:31:00%2B01:00",
+        "offcpu?min=10ms",
+        "runqueue",
+        "wall?debug=1&gc=1",
+        "trace",
+    ] {
         let answer = get_locally(&site.router, &format!("/debug/pprof/{path}")).await;
         assert_eq!(answer.status, StatusCode::NOT_IMPLEMENTED, "{path}");
     }

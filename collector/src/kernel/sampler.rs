@@ -52,8 +52,8 @@ pub(super) struct Parts {
 /// CPUs whose period is changed at a time.
 const PERIODS_CHANGED: usize = 16;
 
-/// Rates that can be sampled at a time.
-const EVENT_SETS: usize = 2;
+/// Rates that can be sampled at a time: two that are asked for, and one for all the time.
+const EVENT_SETS: usize = 3;
 
 /// Opens the events of all CPUs, or says why not.
 pub(super) fn open_events() -> (Vec<Vec<OwnedFd>>, Option<io::Error>) {

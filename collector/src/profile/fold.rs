@@ -40,7 +40,7 @@ pub struct Folder<M> {
 
 /// Values with numbers in the order in which they came.
 #[derive(Debug)]
-struct Table<T> {
+pub(super) struct Table<T> {
     numbers: HashMap<T, u32>,
     values: Vec<T>,
 }
@@ -52,7 +52,7 @@ impl<T> Default for Table<T> {
 }
 
 impl<T: Clone + Eq + Hash> Table<T> {
-    fn number(&mut self, value: T) -> u32 {
+    pub(super) fn number(&mut self, value: T) -> u32 {
         match self.numbers.entry(value) {
             Entry::Occupied(known) => *known.get(),
             Entry::Vacant(new) => {
@@ -61,6 +61,12 @@ impl<T: Clone + Eq + Hash> Table<T> {
                 *new.insert(number)
             }
         }
+    }
+}
+
+impl<T> Table<T> {
+    pub(super) fn into_values(self) -> Vec<T> {
+        self.values
     }
 }
 
@@ -139,19 +145,16 @@ impl<M: Copy + Eq + Hash> Folder<M> {
             Sample { stack, labels, count, value_ns, truncated }
         });
         let mut samples: Vec<Sample> = samples.collect();
-        // The order of a hash map is another each time.
-        samples.sort_by(|a, b| {
-            b.value_ns.cmp(&a.value_ns).then_with(|| (a.labels, &a.stack).cmp(&(b.labels, &b.stack)))
-        });
+        samples.sort_by(Sample::most_first);
         Profile {
             kind,
             started_unix_ns: 0,
             duration_ns: 0,
             period_ns: 0,
-            mappings: mappings.values,
-            functions: functions.values,
+            mappings: mappings.into_values(),
+            functions: functions.into_values(),
             locations,
-            labels: self.labels.values,
+            labels: self.labels.into_values(),
             samples,
             losses: self.losses,
         }

@@ -9,6 +9,7 @@ pub mod fold;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
 mod image;
+pub mod merge;
 pub mod modules;
 mod names;
 pub mod perf_map;
@@ -19,7 +20,11 @@ pub mod tables;
 pub mod threads;
 pub mod unwind;
 
+use std::cmp::Ordering;
 use std::sync::Arc;
+
+/// Path of the mapping that is the kernel.
+pub const KERNEL: &str = "[kernel.kallsyms]";
 
 /// What was measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -156,4 +161,12 @@ pub struct Sample {
     pub value_ns: u64,
     /// The stack ends before its outermost frame.
     pub truncated: bool,
+}
+
+impl Sample {
+    /// The order of samples in a profile: that of a hash map is another each time.
+    fn most_first(&self, other: &Self) -> Ordering {
+        let by_place = || (self.labels, &self.stack).cmp(&(other.labels, &other.stack));
+        other.value_ns.cmp(&self.value_ns).then_with(by_place)
+    }
 }

@@ -10,7 +10,7 @@ use crate::profile::fold::{Named, Place};
 use crate::profile::modules::{Module, ModuleId};
 use crate::profile::python::Runtime;
 use crate::profile::symbols::{SymbolLine, Symbolized, Symbols};
-use crate::profile::{Function, Mapping};
+use crate::profile::{Function, KERNEL, Mapping};
 use crate::units::ProcessKey;
 
 /// Addresses that are looked up in one thing, each with the place that it was asked for.
@@ -118,7 +118,7 @@ fn kernel_mapping(symbolized: bool) -> Mapping {
         start: 0,
         limit: 1 << 48,
         file_offset: 0,
-        path: "[kernel.kallsyms]".into(),
+        path: KERNEL.into(),
         build_id: String::new(),
         symbolized,
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use collector_ebpf::python::{ENTRY, Python};
-use collector_ebpf::sample::{Code, Space, Stack};
+use collector_ebpf::sample::{Code, MAX_SPACES, Space, Stack};
 use collector_ebpf::unwind::Rule;
 
 use super::key_of;
@@ -170,11 +170,18 @@ pub(super) struct Spaces {
     rows: HashMap<ModuleId, (u32, u32)>,
     /// Processes that it was told of, each with where its program's code begins.
     told: HashMap<ProcessKey, u64>,
+    /// There was no room for the code of one.
+    was_full: bool,
     /// When they were last looked at, each with what tells its address space from another program's.
     looked_at: HashMap<ProcessKey, (Instant, (u64, u64))>,
 }
 
 impl Spaces {
+    /// Not many processes were told of, and there was room for all rules.
+    pub(super) fn has_room(&self) -> bool {
+        self.looked_at.len() < MAX_SPACES / 2 && !self.was_full
+    }
+
     /// Tells a sampler of the address space of a process. Of one that is gone there is nothing to tell.
     pub(super) fn tell(&mut self, pid: Pid, readers: &mut Readers, sampler: &mut Sampler) {
         let Some(identity) = readers.identity(pid) else { return };
@@ -214,6 +221,7 @@ impl Spaces {
         if maps.mapped().is_empty() {
             return None;
         }
+        let mut full = false;
         let mut code_of = |mapped: &Mapped| {
             let Mapped { start, end, file_offset, module } = *mapped;
             let unknown = Code { start, end, ..Code::default() };
@@ -221,14 +229,18 @@ impl Spaces {
             let rules = readers.rules_of(&module);
             let Some(base) = module.mapped_at(rules.lowest, start, file_offset) else { return unknown };
             let rows = self.rows.get(&module.id).copied().or_else(|| {
-                let rows = (sampler.add_rows(&rules.rows)?, rules.rows.len() as u32);
+                let first = sampler.add_rows(&rules.rows);
+                full |= first.is_none();
+                let rows = (first?, rules.rows.len() as u32);
                 self.rows.insert(module.id, rows);
                 Some(rows)
             });
             rows.map_or(unknown, |(first_row, rows)| Code { start, end, base, first_row, rows })
         };
         let code: Vec<Code> = maps.mapped().iter().map(&mut code_of).collect();
-        let number = sampler.add_code(&code)?;
+        let number = sampler.add_code(&code);
+        self.was_full |= full || number.is_none();
+        let number = number?;
         self.numbers.insert(maps.mapped().to_vec(), number);
         self.by_number.insert(number, Arc::clone(maps));
         Some(number)

@@ -1,6 +1,7 @@
 //! Profiles of workers, as `go tool pprof` shows them, against programs that are known to spend their time in known parts.
 
 mod burner;
+mod continuous;
 mod hostile;
 mod raw;
 mod stock;
@@ -46,6 +47,17 @@ impl Pprof {
         self.run(arguments)
     }
 
+    /// How long it was measured, and how long what was found lasted altogether, s.
+    fn duration_and_total_s(&self) -> (f64, f64) {
+        // Duration: 10s, Total samples = 9.87s (98.70%)
+        let text = self.run(&["-top", "-unit=s"]);
+        let after = |what: &str| {
+            let (_, rest) = text.split_once(what).expect("it says so");
+            rest[..rest.find('s').unwrap()].parse().expect("seconds")
+        };
+        (after("Duration: "), after("Total samples = "))
+    }
+
     /// `-raw`
     pub(crate) fn raw(&self) -> String {
         self.run(&["-raw"])
@@ -79,13 +91,19 @@ impl Pprof {
 
 /// A collector with one pool, of what has this name: it has found its worker.
 fn in_pool(directory: &Path, name: &str) -> Collector {
+    in_pool_with(directory, name, &[])
+}
+
+/// The same with other flags.
+fn in_pool_with(directory: &Path, name: &str, flags: &[&str]) -> Collector {
     let config = directory.join("config.yml");
     std::fs::write(
         &config,
         format!("zero_config: false\npools: [{{name: {name}, match: {{comm: {name}}}}}]\n"),
     )
     .unwrap();
-    let collector = Collector::start(&[&format!("--config.file={}", config.display()), "--source=ebpf"]);
+    let config = format!("--config.file={}", config.display());
+    let collector = Collector::start(&[&[&*config, "--source=ebpf"], flags].concat());
     eventually("it is a worker", || {
         let stats = collector.stats();
         let pool = stats["pools"].as_array()?.iter().find(|pool| pool["name"] == name)?.clone();
