@@ -58,14 +58,11 @@ const TICK_OF_NOBODY: Duration = Duration::from_millis(500);
 /// 100 ms it is 0.7, which is what samples at random times have.
 const PERIOD_LASTS: Duration = TICK;
 
-/// A capture shares the samples of another one that began no longer ago: what samplers know only grows.
-const SHARED_FOR: Duration = Duration::from_secs(30);
-
 /// Periods are shorter or longer than asked for by these parts of a thousand. Not by less: a program in step with what was asked
 /// for, as those are that work by a timer, stays in step for long with what is nearly the same.
 const JITTER: std::ops::Range<u64> = 60..400;
 
-/// What was read of the files of processes is kept for so long after the last capture.
+/// What was read of the files of processes, and a sampler, is kept for so long after the last capture.
 const FORGET_AFTER: Duration = Duration::from_secs(120);
 
 /// Whose profile is asked for.
@@ -320,9 +317,10 @@ struct Work {
 struct Sampling {
     id: u64,
     what: What,
-    began: Instant,
     sampler: Sampler,
     spaces: Spaces,
+    /// It has been started, and stopped if it is not now.
+    has_run: bool,
     next_period: Instant,
     periods: u64,
 }
@@ -366,13 +364,22 @@ impl Work {
 
     /// Begins to measure.
     fn measure(&mut self, wanted: Wanted) -> Result<Measuring, CaptureError> {
-        let samplings = wanted.sampled().into_iter().map(|what| self.prepare(what, &wanted));
+        let sampled = wanted.sampled();
+        // There may be no room for another one beside those that are kept for others.
+        self.let_go(|sampling| sampled.contains(&sampling.what));
+        let samplings = sampled.into_iter().map(|what| self.prepare(what, &wanted));
         // All is ready before any begins.
         let ids = samplings.collect::<Result<Vec<u64>, _>>()?;
         let (began, began_unix_ns) = (Instant::now(), unix_ns());
         let before = ids.into_iter().map(|id| Ok((id, self.start(id)?)));
         let before = before.collect::<Result<Vec<_>, CaptureError>>()?;
         Ok(Measuring { wanted, began, began_unix_ns, before })
+    }
+
+    /// Lets go of samplings that nothing is measured by, but for those.
+    fn let_go(&mut self, but: impl Fn(&Sampling) -> bool) {
+        let wanted = self.wanted();
+        self.samplings.retain(|sampling| wanted.contains(&sampling.id) || but(sampling));
     }
 
     /// Something is sampled.
@@ -422,14 +429,11 @@ impl Work {
         self.continuous = Some(continuous);
     }
 
-    /// A sampling of this, which knows who is wanted. Those of waits are not shared: one that began before a capture would be in
-    /// it.
+    /// A sampling of this, which knows who is wanted: to load one takes the kernel, which verifies it, longer than all else. Those of
+    /// waits are not shared: one that began before a capture would be in it.
     fn prepare(&mut self, what: What, wanted: &Wanted) -> Result<u64, CaptureError> {
         let is_shared = |sampling: &Sampling| {
-            sampling.what == what
-                && matches!(what, What::OnCpu { .. })
-                && sampling.began.elapsed() < SHARED_FOR
-                && sampling.has_room()
+            sampling.what == what && matches!(what, What::OnCpu { .. }) && sampling.has_room()
         };
         let index = match self.samplings.iter().position(is_shared) {
             Some(index) => index,
@@ -438,9 +442,9 @@ impl Work {
                 self.samplings.push(Sampling {
                     id: self.next_sampling,
                     what,
-                    began: Instant::now(),
                     sampler: self.samplers.load(what, self.readers.rows() * 3 / 2)?,
                     spaces: Spaces::default(),
+                    has_run: false,
                     next_period: Instant::now(),
                     periods: 0,
                 });
@@ -470,13 +474,15 @@ impl Work {
         let Some(sampling) = self.samplings.iter_mut().find(|sampling| sampling.id == id) else {
             return Ok(before);
         };
-        if sampling.sampler.is_started() {
+        if sampling.has_run {
             before.counts = sampling.sampler.counts()?;
             sampling.sampler.read(|stack, _| {
                 before.stacks.insert(stack.hash, *stack);
             });
-        } else {
+        }
+        if !sampling.sampler.is_started() {
             sampling.sampler.start()?;
+            sampling.has_run = true;
             sampling.next_period = Instant::now();
         }
         Ok(before)
@@ -507,17 +513,17 @@ impl Work {
             self.captures.extract_if(.., |capture| capture.measuring.is_over()).collect();
         let now = Instant::now();
         let wanted = self.wanted();
-        for sampling in self.samplings.iter_mut().filter(|sampling| !wanted.contains(&sampling.id)) {
+        let unwanted = self.samplings.iter_mut().filter(|sampling| !wanted.contains(&sampling.id));
+        for sampling in unwanted.filter(|sampling| sampling.sampler.is_started()) {
             sampling.sampler.stop();
         }
+        let any_over = !over.is_empty();
         for Capture { measuring, answer } in over {
             let _ = answer.send(self.profile(&measuring, now.duration_since(measuring.began), None));
         }
         self.keep();
-        let samplings = self.samplings.len();
-        let wanted = self.wanted();
-        self.samplings.retain(|sampling| wanted.contains(&sampling.id));
-        if self.samplings.len() < samplings {
+        self.let_go(Sampling::is_of_use_again);
+        if any_over {
             self.readers.tidy();
         }
         if !self.is_at_work() {
@@ -588,6 +594,7 @@ impl Work {
     /// Lets go of all that was read.
     fn forget(&mut self) {
         self.idle_since = None;
+        self.samplings.clear();
         self.threads = None;
         self.names = None;
         self.readers.clear();
@@ -668,6 +675,11 @@ impl Sampling {
     /// Not much of the room for stacks and address spaces is taken.
     fn has_room(&self) -> bool {
         self.sampler.has_room() && self.spaces.has_room()
+    }
+
+    /// Another capture can go on with it.
+    fn is_of_use_again(&self) -> bool {
+        matches!(self.what, What::OnCpu { .. }) && self.has_run && self.has_room()
     }
 
     /// The next period: on both sides of the one that was asked for, evenly (the multiples of the golden ratio modulo 1 fill an

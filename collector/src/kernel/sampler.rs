@@ -1,4 +1,5 @@
-//! The sampling programs: loaded when somebody asks for a profile, with maps of their own, and gone when nobody does.
+//! The sampling programs: loaded when somebody asks for a profile, with maps of their own, and attached only while
+//! somebody does.
 //!
 //! Knows nothing of files and names: address spaces, ranges of code and rules are what the caller says they are, stacks
 //! are addresses.
