@@ -463,7 +463,7 @@ impl Work {
         }
         let sampling = &mut self.samplings[index];
         for pid in pids {
-            sampling.spaces.tell(pid, &mut self.readers, &mut sampling.sampler);
+            sampling.spaces.introduce(pid, &mut self.readers, &mut sampling.sampler);
         }
         Ok(sampling.id)
     }

@@ -182,6 +182,14 @@ impl Spaces {
         self.looked_at.len() < MAX_SPACES / 2 && !self.was_full
     }
 
+    /// Tells a sampler of a process that it will meet, unless it knows it: it asks if anything has changed.
+    pub(super) fn introduce(&mut self, pid: Pid, readers: &mut Readers, sampler: &mut Sampler) {
+        let Some((key, start_code, _)) = readers.identity(pid) else { return };
+        if self.told.get(&key) != Some(&start_code) {
+            self.tell(pid, readers, sampler);
+        }
+    }
+
     /// Tells a sampler of the address space of a process. Of one that is gone there is nothing to tell.
     pub(super) fn tell(&mut self, pid: Pid, readers: &mut Readers, sampler: &mut Sampler) {
         let Some(identity) = readers.identity(pid) else { return };
