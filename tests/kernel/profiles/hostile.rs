@@ -78,7 +78,8 @@ fn a_worker_with_thousands_of_mappings_is_profiled_within_bounds() {
     let maps = std::fs::read_to_string(format!("/proc/{}/maps", mapper.pid())).unwrap();
     assert!(maps.lines().filter(|line| line.contains(" r-xp ")).count() >= MAPPINGS);
 
-    let profile = Pprof::take(&collector, "profile?pool=mapper&seconds=3&hz=999");
+    // At another rate, so that another sampler is told of it: the last one knows its mappings as they were.
+    let profile = Pprof::take(&collector, "profile?pool=mapper&seconds=3&hz=997");
     let after = status_kb(collector.pid(), "VmHWM:");
     println!("memory: {before} kB at most with few mappings, {after} kB with many");
     // 40 bytes of each in three places, and what was read of the files beside.
