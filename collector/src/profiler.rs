@@ -58,6 +58,9 @@ const TICK_OF_NOBODY: Duration = Duration::from_millis(500);
 /// 100 ms it is 0.7, which is what samples at random times have.
 const PERIOD_LASTS: Duration = TICK;
 
+/// A sampler without room for more code is not replaced earlier: there may be more code than there is room for in any.
+const REPLACED_AFTER: Duration = Duration::from_secs(300);
+
 /// Periods are shorter or longer than asked for by these parts of a thousand. Not by less: a program in step with what was asked
 /// for, as those are that work by a timer, stays in step for long with what is nearly the same.
 const JITTER: std::ops::Range<u64> = 60..400;
@@ -146,7 +149,12 @@ impl From<LoadError> for CaptureError {
 fn kept(from_to: Option<(u64, u64)>) -> String {
     let time = |unix_ns: u64| Timestamp::from_nanosecond(unix_ns.into()).unwrap_or(Timestamp::MAX);
     from_to.map_or_else(
-        || format!("there is something {} s after the begin", continuous::LASTS.as_secs()),
+        || {
+            let lasts_s = continuous::LASTS.as_secs();
+            format!(
+                "what is sampled now will be in {lasts_s} s, unless the log says that it cannot be sampled"
+            )
+        },
         |(from, to)| format!("there is something from {:.0} to {:.0}", time(from), time(to)),
     )
 }
@@ -262,6 +270,7 @@ impl Profiling {
             samplings: Vec::new(),
             captures: Vec::new(),
             continuous,
+            untidy: false,
             next_sampling: 0,
             idle_since: None,
             met_strangers: false,
@@ -306,6 +315,8 @@ struct Work {
     samplings: Vec<Sampling>,
     captures: Vec<Capture>,
     continuous: Option<Continuous>,
+    /// What was read of those who have ended is to go.
+    untidy: bool,
     next_sampling: u64,
     /// When the last capture ended.
     idle_since: Option<Instant>,
@@ -319,6 +330,7 @@ struct Sampling {
     what: What,
     sampler: Sampler,
     spaces: Spaces,
+    loaded: Instant,
     /// It has been started, and stopped if it is not now.
     has_run: bool,
     next_period: Instant,
@@ -366,7 +378,7 @@ impl Work {
     fn measure(&mut self, wanted: Wanted) -> Result<Measuring, CaptureError> {
         let sampled = wanted.sampled();
         // There may be no room for another one beside those that are kept for others.
-        self.let_go(|sampling| sampled.contains(&sampling.what));
+        self.let_go(|sampling| sampled.contains(&sampling.what) && sampling.is_of_use_again());
         let samplings = sampled.into_iter().map(|what| self.prepare(what, &wanted));
         // All is ready before any begins.
         let ids = samplings.collect::<Result<Vec<u64>, _>>()?;
@@ -399,26 +411,29 @@ impl Work {
         continuous.kept.between(from_ns, to_ns, whom)
     }
 
-    /// Keeps what was sampled, when it was for long enough, and goes on.
-    fn keep(&mut self) {
-        let Some(mut continuous) = self.continuous.take() else { return };
+    /// Keeps what was sampled, when it was for long enough, and goes on. True if nothing is found now that has no name yet.
+    fn keep(&mut self) -> bool {
+        let Some(mut continuous) = self.continuous.take() else { return true };
+        let mut all_named = continuous.measuring.is_none();
         if let Some(mut measuring) = continuous.measuring.take_if(|measuring| measuring.is_over()) {
             let (now, now_unix_ns, mut after) = (Instant::now(), unix_ns(), Vec::new());
             match self.profile(&measuring, now.duration_since(measuring.began), Some(&mut after)) {
                 Ok(profile) => {
-                    continuous.kept.add(profile);
+                    continuous.kept.add(profile, now);
                     (measuring.began, measuring.began_unix_ns, measuring.before) = (now, now_unix_ns, after);
-                    let has_room = |(id, _): &(u64, _)| {
-                        self.samplings.iter().any(|sampling| sampling.id == *id && sampling.has_room())
+                    let goes_on = |(id, _): &(u64, _)| {
+                        self.samplings.iter().any(|sampling| sampling.id == *id && sampling.can_go_on())
                     };
-                    // If it has not, another one does: until then nothing is sampled.
-                    continuous.measuring = measuring.before.iter().all(has_room).then_some(measuring);
+                    continuous.measuring = measuring.before.iter().all(goes_on).then_some(measuring);
                 }
                 Err(error) => continuous.failed(&error),
             }
-            if continuous.is_untidy() {
-                self.readers.tidy();
+            if continuous.measuring.is_none() {
+                // It begins anew, or another one does: until then nothing is sampled.
+                self.stop_unwanted();
             }
+            all_named = true;
+            self.untidy |= continuous.is_untidy();
         }
         if let Some(wanted) = continuous.wanted() {
             match self.measure(wanted) {
@@ -427,6 +442,26 @@ impl Work {
             }
         }
         self.continuous = Some(continuous);
+        all_named
+    }
+
+    /// Stops samplings that nothing is measured by.
+    fn stop_unwanted(&mut self) {
+        let wanted = self.wanted();
+        let unwanted = self.samplings.iter_mut().filter(|sampling| !wanted.contains(&sampling.id));
+        for sampling in unwanted.filter(|sampling| sampling.sampler.is_started()) {
+            sampling.sampler.stop();
+        }
+    }
+
+    /// Lets go of what was read of those who have ended, unless something was found that has no name yet.
+    fn tidy(&mut self, all_named: bool) {
+        if self.untidy && all_named && self.captures.is_empty() {
+            self.untidy = false;
+            self.readers.tidy();
+            self.symbols.retain(&self.readers.modules);
+            crate::heap::trim();
+        }
     }
 
     /// A sampling of this, which knows who is wanted: to load one takes the kernel, which verifies it, longer than all else. Those of
@@ -444,6 +479,7 @@ impl Work {
                     what,
                     sampler: self.samplers.load(what, self.readers.rows() * 3 / 2)?,
                     spaces: Spaces::default(),
+                    loaded: Instant::now(),
                     has_run: false,
                     next_period: Instant::now(),
                     periods: 0,
@@ -474,6 +510,9 @@ impl Work {
         let Some(sampling) = self.samplings.iter_mut().find(|sampling| sampling.id == id) else {
             return Ok(before);
         };
+        if sampling.has_run && !sampling.sampler.is_started() {
+            sampling.sampler.clear();
+        }
         if sampling.has_run {
             before.counts = sampling.sampler.counts()?;
             sampling.sampler.read(|stack, _| {
@@ -512,20 +551,14 @@ impl Work {
         let over: Vec<Capture> =
             self.captures.extract_if(.., |capture| capture.measuring.is_over()).collect();
         let now = Instant::now();
-        let wanted = self.wanted();
-        let unwanted = self.samplings.iter_mut().filter(|sampling| !wanted.contains(&sampling.id));
-        for sampling in unwanted.filter(|sampling| sampling.sampler.is_started()) {
-            sampling.sampler.stop();
-        }
-        let any_over = !over.is_empty();
+        self.stop_unwanted();
+        self.untidy |= !over.is_empty();
         for Capture { measuring, answer } in over {
             let _ = answer.send(self.profile(&measuring, now.duration_since(measuring.began), None));
         }
-        self.keep();
+        let all_named = self.keep();
         self.let_go(Sampling::is_of_use_again);
-        if any_over {
-            self.readers.tidy();
-        }
+        self.tidy(all_named);
         if !self.is_at_work() {
             self.idle_since = Some(Instant::now());
         }
@@ -672,14 +705,24 @@ impl Measuring {
 }
 
 impl Sampling {
-    /// Not much of the room for stacks and address spaces is taken.
+    /// Not much of the room for stacks and address spaces is taken: of those that are not started stacks are forgotten.
     fn has_room(&self) -> bool {
-        self.sampler.has_room() && self.spaces.has_room()
+        (!self.sampler.is_started() || self.sampler.has_room_for_stacks()) && self.has_room_for_code()
+    }
+
+    fn has_room_for_code(&self) -> bool {
+        self.sampler.has_room_for_code() && self.spaces.has_room()
+    }
+
+    /// There is room for more, or there was none in another one either, perhaps.
+    fn can_go_on(&self) -> bool {
+        self.sampler.has_room_for_stacks()
+            && (self.has_room_for_code() || self.loaded.elapsed() < REPLACED_AFTER)
     }
 
     /// Another capture can go on with it.
     fn is_of_use_again(&self) -> bool {
-        matches!(self.what, What::OnCpu { .. }) && self.has_run && self.has_room()
+        matches!(self.what, What::OnCpu { .. }) && self.has_run && self.has_room_for_code()
     }
 
     /// The next period: on both sides of the one that was asked for, evenly (the multiples of the golden ratio modulo 1 fill an

@@ -127,8 +127,15 @@ impl Parameters {
 
 /// A moment: in seconds since the Unix epoch, in RFC 3339, or as so long ago.
 fn moment(name: &str, text: &str, now: Timestamp) -> Result<Timestamp, Error> {
-    let unix = || Timestamp::from_duration(SignedDuration::try_from_secs_f64(text.parse().ok()?).ok()?).ok();
-    let ago = || now.checked_add(text.strip_prefix('-')?.parse::<SignedDuration>().ok()?.checked_neg()?).ok();
+    // A negative number is one whose unit was forgotten.
+    let unix = || {
+        let seconds = text.parse::<f64>().ok().filter(|seconds| *seconds >= 0.0)?;
+        Timestamp::from_duration(SignedDuration::try_from_secs_f64(seconds).ok()?).ok()
+    };
+    let ago = || {
+        let long = text.strip_prefix('-')?.parse::<SignedDuration>().ok()?;
+        now.checked_sub(Some(long).filter(SignedDuration::is_positive)?).ok()
+    };
     unix().or_else(|| text.parse().ok()).or_else(ago).ok_or_else(|| {
         Error::BadRequest(format!(
             "{name}={text:?} is no moment like -5m, 1760000000 (Unix seconds) or 2026-01-31T12:30:00Z"
@@ -272,7 +279,11 @@ async fn capture(shared: &Shared, kind: Kind, asked: Asked) -> Result<Response, 
         if !profiler.keeps() {
             return Err(Error::NothingKept);
         }
-        let profile = tokio::time::timeout(MOST_LATE, profiler.kept(from_ns, to_ns, whom)).await;
+        let profile = tokio::time::timeout(MOST_LATE, profiler.kept(from_ns, to_ns, whom.clone())).await;
+        if matches!(&profile, Ok(Ok(Ok(profile))) if profile.samples.is_empty()) {
+            // Nobody of that name was there, or is: it is another name.
+            find(&*shared.snapshot()?, &whom)?;
+        }
         return rendered(profile, kind, format).await;
     }
     let wanted = parameters.wanted(kind, &*shared.snapshot()?)?;
@@ -388,7 +399,7 @@ pub(super) async fn index(_: Allowed) -> Response {
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>/debug/pprof/</title></head><body>\n\
          <h1>/debug/pprof/</h1>\n<p>Profiles of workers: <code>go tool pprof \'http://HOST/debug/pprof/profile?pool=NAME\'</code></p>\n\
          <p>seconds= (30), pool=, slot=, pid=, hz= (99, of what runs), min= (of what waits, e.g. 10ms, or p99 of the pool's waits for the same reason), \
-         format=proto|text|folded|flamegraph or debug=1</p>\n<dl>\n",
+         format=proto|text|folded|flamegraph or debug=1; from=, to=</p>\n<dl>\n",
     );
     for (name, text) in PROFILES {
         let _ = writeln!(page, "<dt><a href=\"{name}\">{name}</a></dt><dd>{text}</dd>");

@@ -648,6 +648,8 @@ async fn nonsense_is_refused_before_anything_is_sampled() {
         ("from=yesterday", "is no moment like -5m"),
         ("from=-5m&to=5m", "to=\"5m\" is no moment"),
         ("from=1e300", "is no moment"),
+        ("from=-90", "is no moment like -5m"),
+        ("from=--5m", "is no moment"),
         ("from=nan", "is no moment"),
         ("to=-5m", "from="),
         ("from=-1m&to=-2m", "is not before to="),

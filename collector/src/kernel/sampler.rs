@@ -4,10 +4,11 @@
 //! Knows nothing of files and names: address spaces, ranges of code and rules are what the caller says they are, stacks
 //! are addresses.
 
+use std::cell::Cell;
 use std::io;
 use std::mem::offset_of;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aya::maps::MapData;
@@ -158,6 +159,7 @@ impl Samplers {
             sampling: Shared::map(object.take_map_data(maps::SAMPLING)?, 1).map_err(LoadError::Shared)?,
             stacks: Shared::map(object.take_map_data(maps::STACKS)?, MAX_STACKS)
                 .map_err(LoadError::Shared)?,
+            taken: Cell::new(0),
             words: Shared::map(object.take_map_data(maps::STACK_WORDS)?, MAX_WORDS)
                 .map_err(LoadError::Shared)?,
             code: Shared::map(object.take_map_data(maps::CODE)?, MAX_CODE).map_err(LoadError::Shared)?,
@@ -235,6 +237,8 @@ pub struct Sampler {
     sampled_cpus: usize,
     sampling: Shared<Sampling>,
     stacks: Shared<Stack>,
+    /// Places of these that were taken when they were last read.
+    taken: Cell<usize>,
     words: Shared<u64>,
     code: Shared<Code>,
     rows: Shared<Row>,
@@ -337,10 +341,30 @@ impl Sampler {
         !self.links.is_empty()
     }
 
-    /// Not much of the room for stacks and code is taken.
-    pub fn has_room(&self) -> bool {
+    /// Not much of the room for stacks was taken when they were last read.
+    pub fn has_room_for_stacks(&self) -> bool {
         let words = self.sampling.get(0).map_or(0, |sampling| sampling.words as usize);
-        words < MAX_WORDS / 2 && self.next_code < MAX_CODE / 2
+        words < MAX_WORDS / 2 && self.taken.get() < MAX_STACKS / 2
+    }
+
+    /// Not much of the room for code is taken.
+    pub fn has_room_for_code(&self) -> bool {
+        self.next_code < MAX_CODE / 2
+    }
+
+    /// Forgets all stacks, of a sampler that is not started.
+    pub fn clear(&mut self) {
+        for index in 0..MAX_STACKS {
+            if self.stacks.get(index).is_some_and(|stack| stack.hash != 0) {
+                self.stacks.set(index, Stack::default());
+            }
+        }
+        if let Some(record) = self.sampling.at(0) {
+            let words = record.wrapping_byte_add(offset_of!(Sampling, words)).cast::<u32>();
+            // SAFETY: a field inside the mapping, aligned, as long as `self`; no program runs.
+            unsafe { AtomicU32::from_ptr(words) }.store(0, Ordering::Relaxed);
+        }
+        self.taken.set(0);
     }
 
     /// CPUs that are sampled, or were until it was stopped.
@@ -394,10 +418,12 @@ impl Sampler {
     /// Calls with each stack and its frames.
     pub fn read(&self, mut tell: impl FnMut(&Stack, Frames<'_>)) {
         let mut addresses = Vec::new();
+        let mut taken = 0;
         for index in 0..MAX_STACKS {
             let Some(stack) = self.stacks.get(index).filter(|stack| stack.flags & READY != 0) else {
                 continue;
             };
+            taken += 1;
             let (kernel, user) = (usize::from(stack.kernel_frames), usize::from(stack.user_frames));
             let python = (stack.python_frames as usize).min(MAX_FRAMES);
             let first = stack.first_word as usize;
@@ -407,5 +433,6 @@ impl Sampler {
             let (user, python) = others.split_at(user.min(others.len()));
             tell(&stack, Frames { kernel, user, python });
         }
+        self.taken.set(taken);
     }
 }

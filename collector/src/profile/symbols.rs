@@ -23,7 +23,7 @@ use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized as Resolved, Symboliz
 
 use super::debug_file::{self, trusted};
 use super::image::{Image, Supplement, has_debug};
-use super::modules::{Module, ModuleId};
+use super::modules::{Module, ModuleId, Modules};
 use super::names::{cut, demangle};
 use super::perf_map::{self, PerfMap, Version};
 use crate::procfs::kallsyms::{Kallsyms, KernelSymbol};
@@ -215,6 +215,13 @@ impl Symbols {
             found.push(name.map(|name| one(self.texts.get(&name), none.clone())).unwrap_or_default());
         }
         found
+    }
+
+    /// Lets go of names in modules and of processes that are not among those any more.
+    pub fn retain(&mut self, modules: &Modules) {
+        self.images.retain(|id, _| modules.get(*id).is_some());
+        self.known.retain(|(id, _), _| modules.get(*id).is_some());
+        self.perf_maps.retain(|key, _| modules.known(*key).is_some());
     }
 
     /// Gives up everything that is kept.

@@ -56,9 +56,16 @@ impl Continuous {
 
     /// It could not be measured.
     pub(super) fn failed(&mut self, error: &CaptureError) {
-        tracing::warn!(%error, "nothing is sampled for the profiles of the last minutes; tried again in a minute");
         self.measuring = None;
-        self.next_try = Instant::now() + TRIED_AGAIN_AFTER;
+        let now = Instant::now();
+        self.kept.forget_old(now);
+        if matches!(error, CaptureError::Busy) {
+            // As soon as a capture has ended.
+            self.next_try = now;
+            return;
+        }
+        tracing::warn!(%error, "nothing is sampled for the profiles of the last minutes; tried again in a minute");
+        self.next_try = now + TRIED_AGAIN_AFTER;
     }
 
     /// Whether what was read of files is to be put in order now.
@@ -75,21 +82,33 @@ impl Continuous {
 /// Profiles of times after each other, the oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
-    /// Each with its size.
-    profiles: VecDeque<(Profile, usize)>,
+    profiles: VecDeque<KeptProfile>,
     bytes: usize,
 }
 
+#[derive(Debug)]
+struct KeptProfile {
+    profile: Profile,
+    bytes: usize,
+    /// Clocks of the day are set.
+    ended: Instant,
+}
+
 impl Kept {
-    pub(super) fn add(&mut self, profile: Profile) {
-        let size = size_of_profile(&profile);
-        let kept_from_ns = end_of(&profile).saturating_sub(KEPT_FOR.as_nanos() as u64);
-        self.profiles.push_back((profile, size));
-        self.bytes += size;
-        while let Some((oldest, size)) = self.profiles.front()
-            && (self.bytes > MOST_BYTES || end_of(oldest) <= kept_from_ns)
+    /// Adds what ended at this time.
+    pub(super) fn add(&mut self, profile: Profile, ended: Instant) {
+        let bytes = size_of_profile(&profile);
+        self.profiles.push_back(KeptProfile { profile, bytes, ended });
+        self.bytes += bytes;
+        self.forget_old(ended);
+    }
+
+    /// Lets go of what is too old, and of what there is no room for.
+    fn forget_old(&mut self, now: Instant) {
+        while let Some(oldest) = self.profiles.front()
+            && (self.bytes > MOST_BYTES || now.duration_since(oldest.ended) >= KEPT_FOR)
         {
-            self.bytes -= size;
+            self.bytes -= oldest.bytes;
             self.profiles.pop_front();
         }
     }
@@ -97,7 +116,7 @@ impl Kept {
     /// What was found of someone between two times, nanoseconds since the Unix epoch: of all that began before the end and ended
     /// after the begin.
     pub(super) fn between(&self, from_ns: u64, to_ns: u64, whom: &Whom) -> Result<Profile, CaptureError> {
-        let profiles = self.profiles.iter().map(|(profile, _)| profile);
+        let profiles = self.profiles.iter().map(|kept| &kept.profile);
         let of_then = profiles.filter(|profile| profile.started_unix_ns < to_ns && end_of(profile) > from_ns);
         merged(of_then, |labels| whom.has(&labels.pool, labels.slot.map(|(slot, _)| slot), labels.pid))
             .ok_or_else(|| CaptureError::NotKept(self.span()))
@@ -105,8 +124,8 @@ impl Kept {
 
     /// From when to when there is something, nanoseconds since the Unix epoch.
     fn span(&self) -> Option<(u64, u64)> {
-        let ((first, _), (last, _)) = (self.profiles.front()?, self.profiles.back()?);
-        Some((first.started_unix_ns, end_of(last)))
+        let profiles = || self.profiles.iter().map(|kept| &kept.profile);
+        Some((profiles().map(|profile| profile.started_unix_ns).min()?, profiles().map(end_of).max()?))
     }
 }
 
@@ -153,9 +172,9 @@ mod tests {
 
     #[test]
     fn what_overlaps_the_time_that_is_asked_for_is_told() {
-        let mut kept = Kept::default();
+        let (mut kept, now) = (Kept::default(), Instant::now());
         for second in [1000, 1010, 1020] {
-            kept.add(profile(second, "web", second - 999, 0));
+            kept.add(profile(second, "web", second - 999, 0), now);
         }
         let all = Whom::default();
         assert_eq!(samples(&kept, 1000, 1030, &all), Some(1 + 11 + 21));
@@ -172,18 +191,27 @@ mod tests {
 
     #[test]
     fn what_is_older_than_ten_minutes_goes() {
-        let mut kept = Kept::default();
-        (0..100).for_each(|index| kept.add(profile(1000 + 10 * index, "web", 1, 0)));
+        let (mut kept, begin) = (Kept::default(), Instant::now());
+        let at = |index| begin + Duration::from_secs(10 * index);
+        (0..100).for_each(|index| kept.add(profile(1000 + 10 * index, "web", 1, 0), at(index)));
         assert_eq!(samples(&kept, 0, 9999, &Whom::default()), Some(60));
         assert_eq!(kept.span(), Some((1400 * NANOS_PER_SECOND, 2000 * NANOS_PER_SECOND)));
+        // The clock of the day was set back; time goes on.
+        kept.add(profile(500, "web", 1, 0), at(100));
+        assert_eq!(samples(&kept, 0, 9999, &Whom::default()), Some(60));
+        assert_eq!(kept.span(), Some((500 * NANOS_PER_SECOND, 2000 * NANOS_PER_SECOND)));
+        kept.forget_old(at(159));
+        assert_eq!(samples(&kept, 0, 9999, &Whom::default()), Some(1));
+        kept.forget_old(at(160));
+        assert_eq!(kept.span(), None);
     }
 
     #[test]
     fn what_would_take_too_much_memory_goes_and_is_not_counted_any_more() {
-        let mut kept = Kept::default();
-        (0..20).for_each(|index| kept.add(profile(1000 + 10 * index, "web", 1, MOST_BYTES / 10)));
+        let (mut kept, now) = (Kept::default(), Instant::now());
+        (0..20).for_each(|index| kept.add(profile(1000 + 10 * index, "web", 1, MOST_BYTES / 10), now));
         assert_eq!(samples(&kept, 0, 9999, &Whom::default()), Some(9));
-        kept.add(profile(1200, "web", 1, 2 * MOST_BYTES));
+        kept.add(profile(1200, "web", 1, 2 * MOST_BYTES), now);
         assert_eq!((kept.profiles.len(), kept.bytes), (0, 0));
     }
 }

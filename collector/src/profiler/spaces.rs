@@ -36,7 +36,7 @@ pub(super) struct Readers {
 }
 
 impl Readers {
-    /// Lets go of what was read of those who have ended.
+    /// Lets go of what was read of those who have ended. What was found of them is to be named before.
     pub(super) fn tidy(&mut self) {
         let (procfs, buffer) = (&self.procfs, &mut self.buffer);
         self.modules.retain_processes(|key| {

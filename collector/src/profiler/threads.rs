@@ -80,10 +80,7 @@ impl Work {
         }
         folder.add_lost(beyond);
         let named = naming::named(folder.places(), &interpreters, &mut self.readers, &mut self.symbols);
-        // What a capture has found is named at its end.
-        if self.captures.is_empty() {
-            self.readers.tidy();
-        }
+        self.untidy = true;
         let profile = Profile { started_unix_ns, ..folder.finish(Kind::Threads, named) };
         Ok(Dump { profile, threads: told })
     }

@@ -99,6 +99,45 @@ fn a_worker_with_thousands_of_mappings_is_profiled_within_bounds() {
     assert!(profile.raw().contains("samples truncated"), "how many is said: {}", profile.raw());
 }
 
+/// Is hardly ever twice at the same address: a function of 2 MB, without a loop in it.
+const SPREAD: &str = r#"
+static volatile unsigned long sink;
+
+__attribute__((noinline)) static unsigned long spread(unsigned long n) {
+    __asm__ volatile(".rept 500000\n add $1, %0\n .endr\n" : "+r"(n));
+    return n;
+}
+
+int main(void) {
+    for (;;) sink = spread(sink);
+}
+"#;
+
+/// As many samples as a capture has room for stacks, and more, one capture after the other.
+#[test]
+fn stacks_of_one_capture_take_no_room_from_the_next() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = compile(directory.path(), "spread", SPREAD, &["-O2"]);
+    let mut command = command_in(directory.path(), program.to_str().unwrap(), &[]);
+    let worker = Server::start_ended_by(Signal::SIGKILL, &mut command);
+    let collector = in_pool(directory.path(), "spread");
+    let mut stacks = 0;
+    // 16,384 places: a table with an eighth of them taken has one for each.
+    for _ in 0..12 {
+        let before = cpu_seconds(worker.pid());
+        let profile = Pprof::take(&collector, "profile?pool=spread&seconds=1&hz=1999");
+        let used = cpu_seconds(worker.pid()) - before;
+        let comments = profile.text(&["-comments"]);
+        assert!(!comments.contains("lost"), "after {stacks} stacks: {comments}");
+        let (duration, sampled) = profile.duration_and_total_s();
+        println!("{sampled} s in {duration} s; it used {used} s");
+        assert!(sampled >= 0.5 * used.min(duration), "{sampled} s of {used} s: {comments}");
+        stacks += profile.raw().lines().filter(|line| line.contains("pool:[spread]")).count();
+    }
+    println!("{stacks} stacks");
+    assert!(stacks >= 16_384, "{stacks} stacks are no test of the room for them");
+}
+
 /// Burns in functions of a name that it is compiled with. On SIGUSR1 it goes on for two seconds, writes down how much CPU time
 /// that took, and becomes the program of its argument, which has the same functions at the same addresses by other names.
 const TURNER: &str = r#"
