@@ -584,9 +584,7 @@ impl Work {
             let Some(sampling) = self.samplings.iter().find(|sampling| sampling.id == *id) else { continue };
             let counts = sampling.sampler.counts()?;
             if let What::OnCpu { period_ns: asked_ns } = sampling.what {
-                let sampled_ns = duration.as_nanos() as u64 * sampling.sampler.sampled_cpus() as u64;
-                let fired = counts.fired.saturating_sub(before.counts.fired);
-                period_ns = sampled_ns.checked_div(fired).unwrap_or(asked_ns);
+                period_ns = asked_ns;
             }
             // All at once, and of frames that made a call what is named: the call.
             let mut kernel = Vec::new();
@@ -616,12 +614,13 @@ impl Work {
             }
         }
         let named = naming::named(folder.places(), &interpreters, &mut self.readers, &mut self.symbols);
-        Ok(Profile {
+        let profile = Profile {
             started_unix_ns: measuring.began_unix_ns,
             duration_ns: duration.as_nanos() as u64,
             period_ns,
             ..folder.finish(measuring.wanted.kind, named)
-        })
+        };
+        Ok(profile.with_period_of_samples())
     }
 
     /// Lets go of all that was read.

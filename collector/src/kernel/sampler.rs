@@ -154,7 +154,6 @@ impl Samplers {
             what,
             programs,
             links: Vec::new(),
-            sampled_cpus: events.len(),
             events,
             sampling: Shared::map(object.take_map_data(maps::SAMPLING)?, 1).map_err(LoadError::Shared)?,
             stacks: Shared::map(object.take_map_data(maps::STACKS)?, MAX_STACKS)
@@ -234,7 +233,6 @@ pub struct Sampler {
     links: Vec<OwnedFd>,
     /// One for each CPU, if it is they that have the program run.
     events: Vec<OwnedFd>,
-    sampled_cpus: usize,
     sampling: Shared<Sampling>,
     stacks: Shared<Stack>,
     /// Places of these that were taken when they were last read.
@@ -366,11 +364,6 @@ impl Sampler {
             unsafe { AtomicU32::from_ptr(words) }.store(0, Ordering::Relaxed);
         }
         self.taken.set(0);
-    }
-
-    /// CPUs that are sampled, or were until it was stopped.
-    pub fn sampled_cpus(&self) -> usize {
-        self.sampled_cpus
     }
 
     /// Adds the rules of a module, ascending. `None` if there is no room for them.

@@ -41,14 +41,14 @@ struct Merge {
     samples: HashMap<(u32, Vec<u32>, bool), (u64, u64)>,
     losses: Losses,
     duration_ns: u64,
-    /// Of each profile, as many as it lasted nanoseconds.
-    period_sum: u128,
+    /// Of the last one.
+    period_ns: u64,
 }
 
 impl Merge {
     fn add(&mut self, profile: &Profile, has: impl Fn(&Labels) -> bool) {
         self.duration_ns += profile.duration_ns;
-        self.period_sum += u128::from(profile.period_ns) * u128::from(profile.duration_ns);
+        self.period_ns = profile.period_ns;
         self.losses.lost += profile.losses.lost;
         let mut locations = HashMap::new();
         for sample in &profile.samples {
@@ -99,19 +99,19 @@ impl Merge {
         });
         let mut samples: Vec<Sample> = samples.collect();
         samples.sort_by(Sample::most_first);
-        let period_ns = self.period_sum.checked_div(self.duration_ns.into()).unwrap_or(0);
-        Profile {
+        let profile = Profile {
             kind,
             started_unix_ns,
             duration_ns: self.duration_ns,
-            period_ns: u64::try_from(period_ns).unwrap_or(u64::MAX),
+            period_ns: self.period_ns,
             mappings: self.mappings.into_values(),
             functions: self.functions.into_values(),
             locations: self.placed,
             labels: self.labels.into_values(),
             samples,
             losses: self.losses,
-        }
+        };
+        profile.with_period_of_samples()
     }
 }
 
@@ -237,7 +237,8 @@ mod tests {
                 ("jobs".into(), "main".into(), 1, 10),
             ]
         );
-        assert_eq!((all.started_unix_ns, all.duration_ns, all.period_ns), (100, 20, 200));
+        // Each sample of these is of 10 ns.
+        assert_eq!((all.started_unix_ns, all.duration_ns, all.period_ns), (100, 20, 10));
         assert_eq!(all.losses, Losses { samples: 17, truncated: 1, lost: 4 });
         // Each place once.
         assert_eq!((all.locations.len(), all.functions.len(), all.mappings.len()), (4, 4, 2));
@@ -251,6 +252,9 @@ mod tests {
         assert_eq!(jobs.losses, Losses { samples: 1, truncated: 1, lost: 2 });
         // Nor is the code of others.
         assert_eq!(jobs.functions.len(), 2);
+        // Of nobody nothing is known but how often was asked for.
+        let nobody = merged([&both], |_| false).unwrap();
+        assert_eq!((nobody.samples.len(), nobody.period_ns), (0, 100));
         assert!(merged([], |_| true).is_none());
     }
 

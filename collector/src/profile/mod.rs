@@ -23,6 +23,9 @@ pub mod unwind;
 use std::cmp::Ordering;
 use std::sync::Arc;
 
+/// [`Labels::state`] of who runs.
+pub const ON_CPU: &str = "on_cpu";
+
 /// Path of the mapping that is the kernel.
 pub const KERNEL: &str = "[kernel.kallsyms]";
 
@@ -161,6 +164,22 @@ pub struct Sample {
     pub value_ns: u64,
     /// The stack ends before its outermost frame.
     pub truncated: bool,
+}
+
+impl Profile {
+    /// With the CPU time of its samples, on average, for [`Self::period_ns`], if it has any. Not what was asked for: periods vary, and
+    /// who counts events has none of a CPU that idles.
+    #[must_use]
+    pub fn with_period_of_samples(mut self) -> Self {
+        let is_on_cpu = |sample: &&Sample| {
+            self.labels.get(sample.labels as usize).is_some_and(|labels| labels.state == ON_CPU)
+        };
+        let on_cpu = self.samples.iter().filter(is_on_cpu);
+        let (count, ns) =
+            on_cpu.fold((0, 0), |(count, ns), sample| (count + sample.count, ns + sample.value_ns));
+        self.period_ns = ns.checked_div(count).unwrap_or(self.period_ns);
+        self
+    }
 }
 
 impl Sample {

@@ -7,7 +7,7 @@ use collector_ebpf::sample::{STATE_ON_CPU, Stack};
 use collector_ebpf::task::ThreadRow;
 
 use crate::input::TIME_KINDS;
-use crate::profile::Labels;
+use crate::profile::{Labels, ON_CPU};
 use crate::snapshot::{Snapshot, Worker};
 use crate::units::{NANOS_PER_TICK, Pid, boottime_ns, unix_ns};
 
@@ -82,7 +82,7 @@ impl Workers {
             pid: stack.pid,
             tid: stack.tid,
             thread: name(&stack.comm),
-            state: if on_cpu { "on_cpu" } else { "blocked" },
+            state: if on_cpu { ON_CPU } else { "blocked" },
             reason: if on_cpu { None } else { TIME_KINDS.get(stack.reason as usize).copied() },
         }
     }
