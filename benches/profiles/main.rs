@@ -25,7 +25,7 @@ use common::plan::Plan;
 use common::sidecar::Sidecar;
 use common::statistics::Counting;
 use common::table::{Table, Verdict};
-use minimal::{Minimal, sampler_of};
+use minimal::{Minimal, sampler_of, samples_now};
 use peers::Peer;
 
 /// What a sample of a program with frame pointers may take, in terms of the minimal program.
@@ -106,10 +106,10 @@ fn watch(plan: &Plan, burners: &[Burner]) -> anyhow::Result<Sidecar> {
     }
 }
 
-/// Waits until the collector has its sampling program.
+/// Waits until the collector has its sampling program run.
 fn until_it_samples(sidecar: &Sidecar) -> anyhow::Result<()> {
     let deadline = Instant::now() + Duration::from_secs(3);
-    while sampler_of(sidecar.pid())?.is_none() {
+    while !samples_now(sidecar.pid())? {
         ensure!(Instant::now() < deadline, "the collector does not sample");
         std::thread::sleep(Duration::from_millis(10));
     }

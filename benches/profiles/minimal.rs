@@ -131,6 +131,18 @@ pub(crate) fn sampler_of(pid: u32) -> anyhow::Result<Option<Runs>> {
     Ok(found)
 }
 
+/// The sampling program of a process runs at events: what is loaded may be kept for the next time.
+pub(crate) fn samples_now(pid: u32) -> anyhow::Result<bool> {
+    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+        let Ok(text) = fs::read_to_string(entry?.path()) else { continue };
+        let kind = text.lines().find_map(|line| line.strip_prefix("link_type:"));
+        if kind.is_some_and(|kind| kind.trim().starts_with("perf")) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 fn runs_of(fdinfo: &str) -> Option<Runs> {
     Some(Runs { ns: field(fdinfo, "run_time_ns")?, count: field(fdinfo, "run_cnt")? })
 }

@@ -54,9 +54,9 @@ const TICK_OF_NOBODY: Duration = Duration::from_millis(500);
 
 /// How long a period lasts, or as long as ten of it. The next one is another, so that no load keeps in step with the samples:
 /// one whose turn is a few periods does for as long as the period lasts. In a simulation of turns of 1 to 8 ms and 1,999 samples
-/// a second for ten seconds, one share in a thousand was off by 1.5 points and more when a period lasted for 500 ms; with
-/// 100 ms it is 0.7, which is what samples at random times have.
-const PERIOD_LASTS: Duration = TICK;
+/// a second for ten seconds, one share in a thousand was off by 1.4 points and more when a period lasted for 500 ms; with
+/// 200 ms it is 0.8, and 0.7 with samples at random times. To change it has the kernel interrupt each CPU.
+const PERIOD_LASTS: Duration = Duration::from_millis(200);
 
 /// A sampler without room for more code is not replaced earlier: there may be more code than there is room for in any.
 const REPLACED_AFTER: Duration = Duration::from_secs(300);
@@ -510,16 +510,17 @@ impl Work {
         let Some(sampling) = self.samplings.iter_mut().find(|sampling| sampling.id == id) else {
             return Ok(before);
         };
-        if sampling.has_run && !sampling.sampler.is_started() {
-            sampling.sampler.clear();
-        }
         if sampling.has_run {
             before.counts = sampling.sampler.counts()?;
+        }
+        if sampling.sampler.is_started() {
             sampling.sampler.read(|stack, _| {
                 before.stacks.insert(stack.hash, *stack);
             });
-        }
-        if !sampling.sampler.is_started() {
+        } else {
+            if sampling.has_run {
+                sampling.sampler.clear();
+            }
             sampling.sampler.start()?;
             sampling.has_run = true;
             sampling.next_period = Instant::now();
