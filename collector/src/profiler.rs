@@ -324,7 +324,7 @@ struct Work {
     met_strangers: bool,
 }
 
-/// A sampler at work.
+/// A sampler, at work or kept for the next capture.
 struct Sampling {
     id: u64,
     what: What,
@@ -540,7 +540,8 @@ impl Work {
 
     fn look_after(&mut self) {
         self.met_strangers = false;
-        for sampling in &mut self.samplings {
+        // Those that are kept for the next capture are not at work.
+        for sampling in self.samplings.iter_mut().filter(|sampling| sampling.sampler.is_started()) {
             for pid in sampling.sampler.unknown() {
                 self.met_strangers = true;
                 sampling.spaces.tell(pid, &mut self.readers, &mut sampling.sampler);
