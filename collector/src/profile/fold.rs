@@ -34,8 +34,43 @@ pub struct Named {
 pub struct Folder<M> {
     places: Table<Place<M>>,
     labels: Table<Labels>,
-    samples: HashMap<(u32, Vec<u32>, bool), (u64, u64)>,
-    losses: Losses,
+    samples: Samples,
+}
+
+/// Samples, those with the same stack and labels counted together, and what of them is not whole.
+#[derive(Debug, Default)]
+pub(super) struct Samples {
+    /// Count and value by labels, stack, and whether it is truncated.
+    sums: HashMap<(u32, Vec<u32>, bool), (u64, u64)>,
+    pub(super) losses: Losses,
+}
+
+impl Samples {
+    pub(super) fn add(&mut self, labels: u32, stack: Vec<u32>, truncated: bool, count: u64, value_ns: u64) {
+        let sum = self.sums.entry((labels, stack, truncated)).or_default();
+        sum.0 += count;
+        sum.1 += value_ns;
+        self.losses.samples += count;
+        if truncated {
+            self.losses.truncated += count;
+        }
+    }
+
+    /// In the order of a profile: that of a hash map is another each time.
+    pub(super) fn finish(self) -> (Vec<Sample>, Losses) {
+        let samples = self.sums.into_iter().map(|((labels, stack, truncated), (count, value_ns))| Sample {
+            stack,
+            labels,
+            count,
+            value_ns,
+            truncated,
+        });
+        let mut samples: Vec<Sample> = samples.collect();
+        samples.sort_by(|a, b| {
+            b.value_ns.cmp(&a.value_ns).then_with(|| (a.labels, &a.stack).cmp(&(b.labels, &b.stack)))
+        });
+        (samples, self.losses)
+    }
 }
 
 /// Values with numbers in the order in which they came.
@@ -72,12 +107,7 @@ impl<T> Table<T> {
 
 impl<M> Default for Folder<M> {
     fn default() -> Self {
-        Self {
-            places: Table::default(),
-            labels: Table::default(),
-            samples: HashMap::new(),
-            losses: Losses::default(),
-        }
+        Self { places: Table::default(), labels: Table::default(), samples: Samples::default() }
     }
 }
 
@@ -93,18 +123,12 @@ impl<M: Copy + Eq + Hash> Folder<M> {
     ) {
         let stack: Vec<u32> = stack.map(|place| self.places.number(place)).collect();
         let labels = self.labels.number(labels);
-        let sum = self.samples.entry((labels, stack, truncated)).or_default();
-        sum.0 += count;
-        sum.1 += value_ns;
-        self.losses.samples += count;
-        if truncated {
-            self.losses.truncated += count;
-        }
+        self.samples.add(labels, stack, truncated, count, value_ns);
     }
 
     /// Samples that there was no room for.
     pub fn add_lost(&mut self, lost: u64) {
-        self.losses.lost += lost;
+        self.samples.losses.lost += lost;
     }
 
     /// All places, each once.
@@ -141,11 +165,7 @@ impl<M: Copy + Eq + Hash> Folder<M> {
             }
         });
         let locations = locations.collect();
-        let samples = self.samples.into_iter().map(|((labels, stack, truncated), (count, value_ns))| {
-            Sample { stack, labels, count, value_ns, truncated }
-        });
-        let mut samples: Vec<Sample> = samples.collect();
-        samples.sort_by(Sample::most_first);
+        let (samples, losses) = self.samples.finish();
         Profile {
             kind,
             started_unix_ns: 0,
@@ -156,7 +176,7 @@ impl<M: Copy + Eq + Hash> Folder<M> {
             locations,
             labels: self.labels.into_values(),
             samples,
-            losses: self.losses,
+            losses,
         }
     }
 }

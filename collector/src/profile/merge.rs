@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::mem::size_of;
 
-use super::fold::Table;
-use super::{Function, KERNEL, Kind, Labels, Line, Location, Losses, Mapping, Profile, Sample};
+use super::fold::{Samples, Table};
+use super::{Function, KERNEL, Kind, Labels, Line, Location, Mapping, Profile};
 
 /// Profiles of one kind, the oldest first, as one of those whom `has` says: `None` if there are none. What was lost is that of
 /// all.
@@ -38,8 +38,7 @@ struct Merge {
     locations: HashMap<Known, u32>,
     placed: Vec<Location>,
     labels: Table<Labels>,
-    samples: HashMap<(u32, Vec<u32>, bool), (u64, u64)>,
-    losses: Losses,
+    samples: Samples,
     duration_ns: u64,
     /// Of the last one.
     period_ns: u64,
@@ -49,7 +48,7 @@ impl Merge {
     fn add(&mut self, profile: &Profile, has: impl Fn(&Labels) -> bool) {
         self.duration_ns += profile.duration_ns;
         self.period_ns = profile.period_ns;
-        self.losses.lost += profile.losses.lost;
+        self.samples.losses.lost += profile.losses.lost;
         let mut locations = HashMap::new();
         for sample in &profile.samples {
             let Some(labels) = profile.labels.get(sample.labels as usize).filter(|labels| has(labels)) else {
@@ -65,13 +64,7 @@ impl Merge {
                 Some(number)
             });
             let stack = stack.collect();
-            let sum = self.samples.entry((labels, stack, sample.truncated)).or_default();
-            sum.0 += sample.count;
-            sum.1 += sample.value_ns;
-            self.losses.samples += sample.count;
-            if sample.truncated {
-                self.losses.truncated += sample.count;
-            }
+            self.samples.add(labels, stack, sample.truncated, sample.count, sample.value_ns);
         }
     }
 
@@ -94,11 +87,7 @@ impl Merge {
     }
 
     fn finish(self, kind: Kind, started_unix_ns: u64) -> Profile {
-        let samples = self.samples.into_iter().map(|((labels, stack, truncated), (count, value_ns))| {
-            Sample { stack, labels, count, value_ns, truncated }
-        });
-        let mut samples: Vec<Sample> = samples.collect();
-        samples.sort_by(Sample::most_first);
+        let (samples, losses) = self.samples.finish();
         let profile = Profile {
             kind,
             started_unix_ns,
@@ -109,7 +98,7 @@ impl Merge {
             locations: self.placed,
             labels: self.labels.into_values(),
             samples,
-            losses: self.losses,
+            losses,
         };
         profile.with_period_of_samples()
     }
@@ -148,6 +137,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::profile::{Losses, Sample};
 
     /// A profile of pools, each with a stack of named functions of these, and how often it was found.
     fn profile(started_unix_ns: u64, samples: &[(&str, &[&str], u64)]) -> Profile {

@@ -20,7 +20,6 @@ pub mod tables;
 pub mod threads;
 pub mod unwind;
 
-use std::cmp::Ordering;
 use std::sync::Arc;
 
 /// [`Labels::state`] of who runs.
@@ -179,13 +178,5 @@ impl Profile {
             on_cpu.fold((0, 0), |(count, ns), sample| (count + sample.count, ns + sample.value_ns));
         self.period_ns = ns.checked_div(count).unwrap_or(self.period_ns);
         self
-    }
-}
-
-impl Sample {
-    /// The order of samples in a profile: that of a hash map is another each time.
-    fn most_first(&self, other: &Self) -> Ordering {
-        let by_place = || (self.labels, &self.stack).cmp(&(other.labels, &other.stack));
-        other.value_ns.cmp(&self.value_ns).then_with(by_place)
     }
 }
