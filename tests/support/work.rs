@@ -5,12 +5,15 @@ use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollTimeout};
 
-use crate::waits::{answer, waited_for_cpu};
+use crate::waits::{answer, thread_cpu_ns, waited_for_cpu};
 
 /// How long a worker with spans takes to start, waits for its first work, and waits between two spans.
 const START: Duration = Duration::from_millis(150);
 const FIRST: u16 = 250;
 const BETWEEN: u8 = 7;
+
+/// A clock tick: USER_HZ is 100 wherever Linux runs.
+const TICK_NS: u64 = 10_000_000;
 
 /// Waits for ever, as a word says.
 pub(crate) fn park(words: &[&str]) {
@@ -60,15 +63,18 @@ fn poll(timeout: EpollTimeout) {
 }
 
 /// Starts for [`START`], waits for [`FIRST`], and then works so often, for 2, 10 and 40 ms in shares of 60, 30 and 10
-/// percent, half of it on a CPU. Writes how long each span was, ns one a line, and works on without an end.
+/// percent, half of it on a CPU. Writes how long all of it was, ns one a line, and works on without an end: from its fork
+/// until it first slept, at least and at most, that wait, all others together, and each span.
 pub(crate) fn spans(count: u64, file: &str) {
     // SAFETY: a number.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
     let epoll = Epoll::new(EpollCreateFlags::empty()).expect("epoll");
     work(START);
-    epoll.wait(&mut [EpollEvent::empty()], EpollTimeout::from(FIRST)).expect("epoll_wait");
-    let mut begin = Instant::now();
-    let mut awake_ns = 0;
+    let awake_ns = age_ns().saturating_sub(TICK_NS);
+    let first = waited(&epoll, EpollTimeout::from(FIRST));
+    let creating_ns = [awake_ns, age_ns() - first.slept_ns];
+    let mut before = first;
+    let mut idle_ns = 0;
     let mut spans = Vec::new();
     for turn in 0..count {
         let length = match turn % 10 {
@@ -77,27 +83,45 @@ pub(crate) fn spans(count: u64, file: &str) {
             _ => 40,
         };
         work(Duration::from_millis(length));
-        let before_ns = waited_for_cpu();
-        let before_cpu_ns = cpu_ns();
-        spans.push(awake_ns + begin.elapsed().as_nanos() as u64);
-        epoll.wait(&mut [EpollEvent::empty()], EpollTimeout::from(BETWEEN)).expect("epoll_wait");
-        let after_cpu_ns = cpu_ns();
-        begin = Instant::now();
-        // It has work from the moment in which it is woken up until it sleeps: what of the call it did not sleep belongs to
-        // a span. (Which part of it to the one before is not known, and little.)
-        awake_ns = after_cpu_ns - before_cpu_ns + waited_for_cpu() - before_ns;
+        let wait = waited(&epoll, EpollTimeout::from(BETWEEN));
+        spans.push(before.awake_ns + (wait.begin - before.end).as_nanos() as u64);
+        idle_ns += wait.slept_ns;
+        before = wait;
     }
-    answer(file, &spans);
+    // The last wait is over before this is written, and who reads the spans reads it with them.
+    answer(file, &[&creating_ns, &[first.slept_ns, idle_ns], &spans[..]].concat());
+}
+
+/// A wait for work. It has work from the moment in which it is woken up until it sleeps: what of the call it did not
+/// sleep belongs to a span. (Which part of it to the one before is not known, and little.)
+#[derive(Clone, Copy)]
+struct Wait {
+    begin: Instant,
+    end: Instant,
+    slept_ns: u64,
+    awake_ns: u64,
+}
+
+fn waited(epoll: &Epoll, timeout: EpollTimeout) -> Wait {
+    let (runnable_ns, cpu_ns, begin) = (waited_for_cpu(), thread_cpu_ns(), Instant::now());
+    epoll.wait(&mut [EpollEvent::empty()], timeout).expect("epoll_wait");
+    let (cpu_ns, end) = (thread_cpu_ns() - cpu_ns, Instant::now());
+    let awake_ns = cpu_ns + waited_for_cpu() - runnable_ns;
+    Wait { begin, end, slept_ns: ((end - begin).as_nanos() as u64).saturating_sub(awake_ns), awake_ns }
+}
+
+/// Since this process was forked, ns: up to [`TICK_NS`] more than that, as the kernel tells its start in clock ticks
+/// (proc_pid_stat(5), field 22).
+fn age_ns() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("proc");
+    let fields = stat.rsplit(')').next().expect("a name in parentheses");
+    let ticks: u64 = fields.split_whitespace().nth(19).expect("22 fields").parse().expect("a number");
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).expect("a clock");
+    Duration::from(now).as_nanos() as u64 - ticks * TICK_NS
 }
 
 fn work(time: Duration) {
     let begin = Instant::now();
     while begin.elapsed() < time / 2 {}
     std::thread::sleep(time.saturating_sub(begin.elapsed()));
-}
-
-/// CPU time of this thread so far.
-fn cpu_ns() -> u64 {
-    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).expect("a clock");
-    Duration::from(time).as_nanos() as u64
 }
