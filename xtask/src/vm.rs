@@ -92,11 +92,10 @@ pub(crate) fn run() -> Result<()> {
         let report = Report::parse(&console).with_context(|| {
             format!("the guest with {package} gave no full report; its last words:\n{}", tail(&console, 60))
         })?;
-        reports.push((name, report, console));
+        reports.push((name, report));
     }
     print!("{}", table(&reports));
-    let failures: Vec<String> =
-        reports.iter().flat_map(|(kernel, report, console)| report.failures(kernel, console)).collect();
+    let failures: Vec<String> = reports.iter().flat_map(|(kernel, report)| report.failures(kernel)).collect();
     ensure!(failures.is_empty(), "{}", failures.join("\n"));
     Ok(())
 }
@@ -270,6 +269,8 @@ struct Report {
     tests: BTreeMap<String, bool>,
     /// Exit status of the test binary.
     status: String,
+    /// What the test binary printed.
+    output: String,
 }
 
 impl Report {
@@ -282,7 +283,8 @@ impl Report {
         section("end")?;
         let mut tests = BTreeMap::new();
         let mut status = None;
-        for line in section("tests")?.lines() {
+        let output = section("tests")?;
+        for line in output.lines() {
             if let Some((name, result)) = line.strip_prefix("test ").and_then(|l| l.split_once(" ... ")) {
                 tests.insert(name.to_owned(), result.trim() == "ok");
             }
@@ -296,13 +298,14 @@ impl Report {
             "`collector doctor --format=json` named no feature: {doctor}{}",
             section("doctor-errors")?
         );
-        Ok(Self { features, tests, status: status.context("the tests did not end")? })
+        let status = status.context("the tests did not end")?;
+        Ok(Self { features, tests, status, output: output.to_owned() })
     }
 
-    fn failures(&self, kernel: &str, console: &str) -> Vec<String> {
+    fn failures(&self, kernel: &str) -> Vec<String> {
         let mut failures = Vec::new();
         if self.status != "0" || self.tests.values().any(|passed| !passed) {
-            failures.push(format!("tests failed on {kernel}; its console:\n{}", tail(console, 60)));
+            failures.push(format!("tests failed on {kernel}; they printed:\n{}", tail(&self.output, 60)));
         }
         for (feature, reason) in &self.features {
             let known = KNOWN_OFF.iter().find(|(k, f, _)| *k == kernel && f == feature);
@@ -343,9 +346,9 @@ fn features(json: &str) -> BTreeMap<String, String> {
 }
 
 /// Kernels across, features and tests down.
-fn table(reports: &[(&str, Report, String)]) -> String {
+fn table(reports: &[(&str, Report)]) -> String {
     let mut rows: BTreeMap<(bool, &str), Vec<String>> = BTreeMap::new();
-    for (column, (_, report, _)) in reports.iter().enumerate() {
+    for (column, (_, report)) in reports.iter().enumerate() {
         let features = report.features.iter().map(|(name, reason)| {
             let cell = if reason.is_empty() { "works".to_owned() } else { format!("degraded: {reason}") };
             ((false, name.as_str()), cell)
@@ -391,7 +394,7 @@ mod tests {
             [("portable::fork".into(), true), ("portable::signal".into(), false)].into()
         );
         assert_eq!(report.features, [("a".into(), String::new()), ("b".into(), "no BTF".into())].into());
-        let failures = report.failures("6.1", CONSOLE);
+        let failures = report.failures("6.1");
         assert!(failures[0].contains("tests failed on 6.1"), "{failures:?}");
         assert!(failures[1].contains("b is off on 6.1: no BTF"), "{failures:?}");
     }
@@ -409,8 +412,7 @@ mod tests {
     fn kernels_are_columns() {
         let other = CONSOLE.replace("\"name\":\"a\"", "\"name\":\"c\"");
         let report = |console: &str| Report::parse(console).expect("complete");
-        let table =
-            table(&[("6.1", report(CONSOLE), String::new()), ("6.12", report(&other), String::new())]);
+        let table = table(&[("6.1", report(CONSOLE)), ("6.12", report(&other))]);
         let row =
             |name: &str| table.lines().find(|l| l.starts_with(name)).map(|l| l.split_whitespace().collect());
         assert_eq!(row("a"), Some(vec!["a", "works", "absent"]), "{table}");
