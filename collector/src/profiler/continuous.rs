@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use collector_ebpf::schedule::KINDS;
 
-use super::{CaptureError, Measuring, Wanted, Whom};
+use super::measuring::Measuring;
+use super::{CaptureError, Wanted, Whom};
 use crate::profile::merge::{merged, size_of_profile};
 use crate::profile::{Kind, Profile};
 

@@ -9,7 +9,6 @@ use collector_ebpf::python::{ENTRY, Python};
 use collector_ebpf::sample::{Code, MAX_SPACES, Space, Stack};
 use collector_ebpf::unwind::Rule;
 
-use super::key_of;
 use super::naming::Interpreters;
 use crate::kernel::{Frames, Sampler};
 use crate::procfs::root::{Buffer, Root};
@@ -17,7 +16,7 @@ use crate::profile::fold::Place;
 use crate::profile::modules::{Mapped, Module, ModuleId, Modules, ProcessMaps};
 use crate::profile::python::Runtime;
 use crate::profile::rules::Rules;
-use crate::units::{Pid, ProcessKey};
+use crate::units::{NANOS_PER_TICK, Pid, ProcessKey};
 
 /// A process is looked at again after so long at the earliest.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -264,4 +263,9 @@ impl Spaces {
         let start_code = self.told.get(&key)?;
         (*start_code == stack.start_code).then_some(modules.known(key)?)
     }
+}
+
+/// As `/proc` has it: to the tick.
+pub(super) fn key_of(stack: &Stack) -> ProcessKey {
+    ProcessKey::from_ticks(stack.pid, stack.start_ns / NANOS_PER_TICK)
 }

@@ -12,8 +12,9 @@ use collector_ebpf::task::{THREAD_HAS_REGISTERS, THREAD_ON_CPU, ThreadRow};
 use collector_ebpf::unwind::Frame;
 
 use super::naming::{self, Interpreters};
+use super::work::Work;
 use super::workers::Workers;
-use super::{CaptureError, Whom, Work};
+use super::{CaptureError, Whom};
 use crate::kernel::Frames;
 use crate::procfs::doing::call_name;
 use crate::profile::fold::Folder;

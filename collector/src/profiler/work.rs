@@ -1,0 +1,340 @@
+//! What the profiling thread does: begins what is asked for, looks after what is sampled, and makes profiles of it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::continuous::Continuous;
+use super::measuring::{Before, Fold, Measuring};
+use super::naming::{self, Interpreters};
+use super::sampling::Sampling;
+use super::spaces::Readers;
+use super::workers::{self, Workers};
+use super::{Answer, CaptureError, Wanted, Whom};
+use crate::kernel::{Names, Samplers, Threads, What};
+use crate::procfs::kallsyms::Kallsyms;
+use crate::procfs::root::{Buffer, Root};
+use crate::profile::Profile;
+use crate::profile::fold::Folder;
+use crate::profile::modules::{Limits, Modules};
+use crate::profile::symbols::{self, Symbols};
+use crate::snapshot::Snapshot;
+use crate::units::unix_ns;
+
+/// Captures at a time.
+const MAX_CAPTURES: usize = 4;
+
+/// How often the thread looks after what it samples, for processes that it does not know: to be woken up is most of what it
+/// costs while it samples.
+const TICK: Duration = Duration::from_millis(100);
+
+/// The same after one was met: there may be more, which do not live for long.
+const TICK_OF_STRANGERS: Duration = Duration::from_millis(20);
+
+/// The same while nobody waits for what is sampled: a few samples of those who do not live for long are all that there is.
+const TICK_OF_NOBODY: Duration = Duration::from_millis(500);
+
+/// What the thread works with.
+pub(super) struct Work {
+    pub(super) samplers: Samplers,
+    pub(super) snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+    pub(super) readers: Readers,
+    pub(super) symbols: Symbols,
+    /// What tells where threads are, once somebody has asked.
+    pub(super) threads: Option<Threads>,
+    /// What names addresses in the kernel.
+    pub(super) names: Option<Names>,
+    samplings: Vec<Sampling>,
+    captures: Vec<Capture>,
+    continuous: Option<Continuous>,
+    /// What was read of those who have ended is to go.
+    pub(super) untidy: bool,
+    next_sampling: u64,
+    /// When the last capture ended.
+    pub(super) idle_since: Option<Instant>,
+    /// At the last look.
+    met_strangers: bool,
+}
+
+/// A capture under way.
+struct Capture {
+    measuring: Measuring,
+    answer: Answer,
+}
+
+impl Work {
+    pub(super) fn new(
+        samplers: Samplers,
+        snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+        kallsyms: Kallsyms,
+        [for_stat, for_maps, for_names]: [Root; 3],
+        continuous: Option<Continuous>,
+    ) -> Self {
+        Self {
+            samplers,
+            snapshots,
+            readers: Readers {
+                procfs: for_stat,
+                buffer: Buffer::default(),
+                modules: Modules::new(for_maps, Limits::default()),
+                rules: HashMap::new(),
+                pythons: HashMap::new(),
+            },
+            symbols: Symbols::new(symbols::Config::default(), for_names, kallsyms),
+            threads: None,
+            names: None,
+            samplings: Vec::new(),
+            captures: Vec::new(),
+            continuous,
+            untidy: false,
+            next_sampling: 0,
+            idle_since: None,
+            met_strangers: false,
+        }
+    }
+
+    pub(super) fn begin(&mut self, wanted: Wanted, answer: Answer) {
+        self.idle_since = None;
+        if self.captures.len() >= MAX_CAPTURES {
+            let _ = answer.send(Err(CaptureError::Busy));
+            return;
+        }
+        match self.measure(wanted) {
+            Ok(measuring) => self.captures.push(Capture { measuring, answer }),
+            Err(error) => drop(answer.send(Err(error))),
+        }
+    }
+
+    /// Begins to measure.
+    fn measure(&mut self, wanted: Wanted) -> Result<Measuring, CaptureError> {
+        let sampled = wanted.sampled();
+        // There may be no room for another one beside those that are kept for others.
+        self.let_go(|sampling| sampled.contains(&sampling.what) && sampling.is_of_use_again());
+        let samplings = sampled.into_iter().map(|what| self.prepare(what, &wanted));
+        // All is ready before any begins.
+        let ids = samplings.collect::<Result<Vec<u64>, _>>()?;
+        let (began, began_unix_ns) = (Instant::now(), unix_ns());
+        let samplings = self.samplings.iter_mut().filter(|sampling| ids.contains(&sampling.id));
+        let before = samplings.map(|sampling| Ok((sampling.id, sampling.start()?)));
+        let before = before.collect::<Result<Vec<_>, CaptureError>>()?;
+        Ok(Measuring { wanted, began, began_unix_ns, before })
+    }
+
+    /// Lets go of samplings that nothing is measured by, but for those.
+    fn let_go(&mut self, but: impl Fn(&Sampling) -> bool) {
+        let wanted = self.wanted();
+        self.samplings.retain(|sampling| wanted.contains(&sampling.id) || but(sampling));
+    }
+
+    /// Something is sampled.
+    pub(super) fn is_at_work(&self) -> bool {
+        !self.captures.is_empty() || self.continuous.is_some()
+    }
+
+    /// All that is measured.
+    fn measuring(&self) -> impl Iterator<Item = &Measuring> {
+        let continuous = self.continuous.as_ref().and_then(|continuous| continuous.measuring.as_ref());
+        self.captures.iter().map(|capture| &capture.measuring).chain(continuous)
+    }
+
+    /// What was kept of a time.
+    pub(super) fn kept(&self, from_ns: u64, to_ns: u64, whom: &Whom) -> Result<Profile, CaptureError> {
+        let continuous = self.continuous.as_ref().ok_or(CaptureError::NotKept(None))?;
+        continuous.kept.between(from_ns, to_ns, whom)
+    }
+
+    /// Keeps what was sampled, when it was for long enough, and goes on. True if nothing is found now that has no name yet.
+    fn keep(&mut self) -> bool {
+        let Some(mut continuous) = self.continuous.take() else { return true };
+        let mut all_named = continuous.measuring.is_none();
+        if let Some(mut measuring) = continuous.measuring.take_if(|measuring| measuring.is_over()) {
+            let (now, now_unix_ns, mut after) = (Instant::now(), unix_ns(), Vec::new());
+            match self.profile(&measuring, now.duration_since(measuring.began), Some(&mut after)) {
+                Ok(profile) => {
+                    continuous.kept.add(profile, now);
+                    (measuring.began, measuring.began_unix_ns, measuring.before) = (now, now_unix_ns, after);
+                    let goes_on = |(id, _): &(u64, _)| {
+                        self.samplings.iter().any(|sampling| sampling.id == *id && sampling.can_go_on())
+                    };
+                    continuous.measuring = measuring.before.iter().all(goes_on).then_some(measuring);
+                }
+                Err(error) => continuous.failed(&error),
+            }
+            if continuous.measuring.is_none() {
+                // It begins anew, or another one does: until then nothing is sampled.
+                self.stop_unwanted();
+            }
+            all_named = true;
+            self.untidy |= continuous.is_untidy();
+        }
+        if let Some(wanted) = continuous.wanted() {
+            match self.measure(wanted) {
+                Ok(measuring) => continuous.measuring = Some(measuring),
+                Err(error) => continuous.failed(&error),
+            }
+        }
+        self.continuous = Some(continuous);
+        all_named
+    }
+
+    /// Stops samplings that nothing is measured by.
+    fn stop_unwanted(&mut self) {
+        let wanted = self.wanted();
+        let unwanted = self.samplings.iter_mut().filter(|sampling| !wanted.contains(&sampling.id));
+        for sampling in unwanted.filter(|sampling| sampling.sampler.is_started()) {
+            sampling.sampler.stop();
+        }
+    }
+
+    /// Lets go of what was read of those who have ended, unless something was found that has no name yet.
+    fn tidy(&mut self, all_named: bool) {
+        if self.untidy && all_named && self.captures.is_empty() {
+            self.untidy = false;
+            self.readers.tidy();
+            self.symbols.retain(&self.readers.modules);
+            crate::heap::trim();
+        }
+    }
+
+    /// A sampling of this, which knows who is wanted: to load one takes the kernel, which verifies it, longer than all else. Those of
+    /// waits are not shared: one that began before a capture would be in it.
+    fn prepare(&mut self, what: What, wanted: &Wanted) -> Result<u64, CaptureError> {
+        let is_shared = |sampling: &Sampling| {
+            sampling.what == what && matches!(what, What::OnCpu { .. }) && sampling.has_room()
+        };
+        let index = match self.samplings.iter().position(is_shared) {
+            Some(index) => index,
+            None => {
+                self.next_sampling += 1;
+                let sampler = self.samplers.load(what, self.readers.rows() * 3 / 2)?;
+                self.samplings.push(Sampling::new(self.next_sampling, what, sampler));
+                self.samplings.len() - 1
+            }
+        };
+        let mut pids = Vec::new();
+        if let Some(snapshot) = self.snapshots.borrow().as_deref() {
+            let workers = workers::listed(snapshot);
+            let workers =
+                workers.filter(|(pool, worker)| wanted.whom.has(pool, Some(worker.slot), worker.pid));
+            pids.extend(workers.map(|(_, worker)| worker.pid));
+            // Who is forked meanwhile has their address space, until it calls execve(2).
+            let pools = snapshot.pools.iter().filter(|pool| wanted.whom.has_pool(&pool.name));
+            pids.extend(pools.flat_map(|pool| &pool.masters).map(|master| master.pid));
+        }
+        let sampling = &mut self.samplings[index];
+        for pid in pids {
+            sampling.spaces.introduce(pid, &mut self.readers, &mut sampling.sampler);
+        }
+        Ok(sampling.id)
+    }
+
+    /// How long until the next look: until the next capture is over, at most.
+    pub(super) fn next_look(&self) -> Duration {
+        let tick = match (self.captures.is_empty(), self.met_strangers) {
+            (false, true) => TICK_OF_STRANGERS,
+            (false, false) | (true, true) => TICK,
+            (true, false) => TICK_OF_NOBODY,
+        };
+        self.measuring().map(Measuring::left).min().map_or(tick, |left| left.min(tick))
+    }
+
+    pub(super) fn look_after(&mut self) {
+        self.met_strangers = false;
+        // Those that are kept for the next capture are not at work.
+        for sampling in self.samplings.iter_mut().filter(|sampling| sampling.sampler.is_started()) {
+            for pid in sampling.sampler.unknown() {
+                self.met_strangers = true;
+                sampling.spaces.tell(pid, &mut self.readers, &mut sampling.sampler);
+            }
+            sampling.change_period();
+        }
+        // Who went away wants nothing any more.
+        self.captures.retain(|capture| !capture.answer.is_closed());
+        let over: Vec<Capture> =
+            self.captures.extract_if(.., |capture| capture.measuring.is_over()).collect();
+        let now = Instant::now();
+        self.stop_unwanted();
+        self.untidy |= !over.is_empty();
+        for Capture { measuring, answer } in over {
+            let _ = answer.send(self.profile(&measuring, now.duration_since(measuring.began), None));
+        }
+        let all_named = self.keep();
+        self.let_go(Sampling::is_of_use_again);
+        self.tidy(all_named);
+        if !self.is_at_work() {
+            self.idle_since = Some(Instant::now());
+        }
+    }
+
+    /// Samplings that something is measured by.
+    fn wanted(&self) -> Vec<u64> {
+        self.measuring().flat_map(|measuring| measuring.before.iter().map(|(id, _)| *id)).collect()
+    }
+
+    /// What was found. `after` gets what had been counted by then.
+    fn profile(
+        &mut self,
+        measuring: &Measuring,
+        duration: Duration,
+        mut after: Option<&mut Vec<(u64, Before)>>,
+    ) -> Result<Profile, CaptureError> {
+        let workers = Workers::of(self.snapshots.borrow().as_deref());
+        let mut folder = Folder::default();
+        let mut interpreters = Interpreters::default();
+        let mut period_ns = 0;
+        for (id, before) in &measuring.before {
+            let Some(sampling) = self.samplings.iter().find(|sampling| sampling.id == *id) else { continue };
+            let counts = sampling.sampler.counts()?;
+            if let What::OnCpu { period_ns: asked_ns } = sampling.what {
+                period_ns = asked_ns;
+            }
+            // All at once, and of frames that made a call what is named: the call.
+            let mut kernel = Vec::new();
+            sampling.sampler.read(|_, frames| {
+                kernel.extend(frames.kernel.iter().flat_map(|address| [*address, address - 1]));
+            });
+            naming::learn_kernel(&kernel, &mut self.names, &self.samplers, &mut self.symbols);
+            folder.add_lost(counts.lost.saturating_sub(before.counts.lost));
+            let mut fold = Fold {
+                sampling,
+                wanted: &measuring.wanted,
+                before,
+                workers: &workers,
+                readers: &self.readers,
+                interpreters: &mut interpreters,
+            };
+            let symbols = &mut self.symbols;
+            let mut stacks = HashMap::new();
+            sampling.sampler.read(|stack, frames| {
+                if after.is_some() {
+                    stacks.insert(stack.hash, *stack);
+                }
+                fold.add(stack, frames, symbols, &mut folder);
+            });
+            if let Some(after) = &mut after {
+                after.push((*id, Before { counts, stacks }));
+            }
+        }
+        let named = naming::named(folder.places(), &interpreters, &mut self.readers, &mut self.symbols);
+        let profile = Profile {
+            started_unix_ns: measuring.began_unix_ns,
+            duration_ns: duration.as_nanos() as u64,
+            period_ns,
+            ..folder.finish(measuring.wanted.kind, named)
+        };
+        Ok(profile.with_period_of_samples())
+    }
+
+    /// Lets go of all that was read.
+    pub(super) fn forget(&mut self) {
+        self.idle_since = None;
+        self.samplings.clear();
+        self.threads = None;
+        self.names = None;
+        self.readers.clear();
+        self.symbols.clear();
+        crate::heap::trim();
+    }
+}
