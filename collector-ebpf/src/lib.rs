@@ -76,6 +76,10 @@ pub mod maps {
     pub const MODULE_ROWS: &str = "MODULE_ROWS";
     /// Hash of [`crate::sample::Wait`] by thread id.
     pub const WAITS: &str = "WAITS";
+    /// Mappable array of [`crate::sample::Tail`].
+    pub const TAILS: &str = "TAILS";
+    /// Hash of the shortest waits of a pool that are tails, by kind of time ([`crate::sample::LEAST`]), ns, by number of the pool.
+    pub const LEAST_OF_POOLS: &str = "LEAST_OF_POOLS";
     /// Per-CPU array of [`crate::sample::Walk`].
     pub const WALKS: &str = "WALKS";
     /// Per-CPU array of [`crate::sample::Known`].
@@ -84,8 +88,20 @@ pub mod maps {
     pub const SAMPLED: &str = "SAMPLED";
 
     /// Maps that exist only while somebody asks for a profile.
-    pub const OF_PROFILES: [&str; 10] =
-        [SAMPLING, STACKS, STACK_WORDS, SPACES, CODE, MODULE_ROWS, WAITS, WALKS, KNOWN_RULES, SAMPLED];
+    pub const OF_PROFILES: [&str; 12] = [
+        SAMPLING,
+        STACKS,
+        STACK_WORDS,
+        SPACES,
+        CODE,
+        MODULE_ROWS,
+        WAITS,
+        TAILS,
+        LEAST_OF_POOLS,
+        WALKS,
+        KNOWN_RULES,
+        SAMPLED,
+    ];
 }
 
 /// Names of the programs in the object; each is attached to the tracepoint or iterator of its documentation.

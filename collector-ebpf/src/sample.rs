@@ -86,6 +86,30 @@ pub struct Wait {
     pub since_ns: u64,
 }
 
+/// Tails that are kept until they are read; a power of two.
+pub const MAX_TAILS: usize = 4096;
+
+/// Pools with limits of their own for tails.
+pub const MAX_POOLS: usize = 1024;
+
+/// A wait that was as long as those are that make requests slow, or longer. 32 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tail {
+    /// When it was over, `CLOCK_MONOTONIC` ns.
+    pub end_ns: u64,
+    /// How long it was, ns.
+    pub waited_ns: u64,
+    /// Index of its stack in the table.
+    pub stack: u32,
+    /// A kind of [`crate::schedule`]: why it was blocked, or that it waited for a CPU.
+    pub kind: u32,
+    /// One more than how many there were before, wrapping. Set last, and to 0 first.
+    pub number: u32,
+    /// Number of its pool.
+    pub pool: u32,
+}
+
 /// In [`Stack::flags`]: the outermost frame is among its frames.
 pub const COMPLETE: u8 = 1;
 /// In [`Stack::flags`]: the address space was not known yet; frame pointers were hoped for.
@@ -157,8 +181,13 @@ pub struct Sampling {
     pub zero: u64,
     /// Time from an event of a CPU to the next, ns, as it was asked for. Set by user space.
     pub period_ns: u64,
+    /// Not 0: only waits are of interest that are as long as the limits of their pool say, each of them is told as a [`Tail`],
+    /// and on each CPU stacks are looked at no more often than once in so many ns, but for a few at once. Set by user space.
+    pub walks_apart_ns: u64,
+    /// Tails that were told, wrapping; raised atomically.
+    pub tails: u32,
     /// Zero: fills the cache line.
-    pub padding: [u64; 5],
+    pub padding: [u32; 7],
     /// Waits that were shorter are in no count, by kind of [`crate::schedule`], ns. Set by user space.
     pub least_ns: [u64; LEAST],
     /// Thread group ids whose address space is not known, by order of asking modulo the length.
@@ -177,8 +206,10 @@ impl Sampled {
     pub const NO_PLACE: u32 = 2;
     /// Waits whose end was not seen.
     pub const UNSEEN: u32 = 3;
+    /// Waits whose stack was not looked at, as that would have been too often.
+    pub const PASSED_OVER: u32 = 4;
     /// How many of these.
-    pub const COUNT: usize = 4;
+    pub const COUNT: usize = 5;
 }
 
 /// Words of a stack that are read at once.
@@ -211,7 +242,8 @@ pub struct Walk {
     pub called: u32,
     /// [`Stack::flags`]
     pub flags: u32,
-    /// When the last event came, `CLOCK_MONOTONIC` ns; 0 if none has.
+    /// When the last event came, `CLOCK_MONOTONIC` ns; 0 if none has. Of waits: from when on a stack may be looked at, but for
+    /// the few that may be at once.
     pub last_ns: u64,
     /// Where the frames of the interpreter are.
     pub python: Python,
@@ -256,6 +288,7 @@ const _: () = {
     assert!(size_of::<Stack>() == 104);
     assert!(size_of::<Sampling>() == 1216);
     assert!(size_of::<Wait>() == 16);
+    assert!(size_of::<Tail>() == 32);
     assert!(size_of::<Walk>() == 3776);
     assert!(size_of::<Known>() == 16);
 };

@@ -54,8 +54,8 @@ use collector_ebpf::names::{NAMES, Named};
 use collector_ebpf::offsets::Offsets;
 use collector_ebpf::request::{Connections, REQUEST_WAYS, Request};
 use collector_ebpf::sample::{
-    Code, KNOWN, Known, MAX_CODE, MAX_ROWS, MAX_SPACES, MAX_STACKS, MAX_WAITS, MAX_WORDS, Sampled, Sampling,
-    Space, Stack, Wait, Walk,
+    Code, KNOWN, Known, LEAST, MAX_CODE, MAX_POOLS, MAX_ROWS, MAX_SPACES, MAX_STACKS, MAX_TAILS, MAX_WAITS,
+    MAX_WORDS, Sampled, Sampling, Space, Stack, Tail, Wait, Walk,
 };
 use collector_ebpf::schedule::{Chunk, ThreadSet, Times};
 use collector_ebpf::slot::{Control, Slot, Tag};
@@ -144,6 +144,13 @@ static MODULE_ROWS: Array<Row, MAX_ROWS, { BPF_F_MMAPABLE as usize }> = Array::n
 
 #[btf_map]
 static WAITS: HashMap<u32, Wait, MAX_WAITS> = HashMap::new();
+
+#[btf_map]
+static TAILS: Array<Tail, MAX_TAILS, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+/// The shortest wait of a pool that is a tail, by kind, ns.
+#[btf_map]
+static LEAST_OF_POOLS: HashMap<u32, [u64; LEAST], MAX_POOLS> = HashMap::new();
 
 /// By kind of program.
 #[btf_map]

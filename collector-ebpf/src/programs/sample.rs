@@ -10,8 +10,8 @@ use aya_ebpf::macros::{btf_tracepoint, perf_event};
 use aya_ebpf::programs::{BtfTracePointContext, PerfEventContext};
 use collector_ebpf::event::NONE;
 use collector_ebpf::sample::{
-    CODE_UNKNOWN, COMPLETE, LEAST, MAX_FRAMES, MAX_STACKS, MAX_WORDS, NO_ROOM, NO_WINDOW, PLACES, READY,
-    STATE_BLOCKED, STATE_ON_CPU, STATE_PREEMPTED, Sampled as Counter, Stack, Wait, Walk,
+    CODE_UNKNOWN, COMPLETE, LEAST, MAX_FRAMES, MAX_STACKS, MAX_TAILS, MAX_WORDS, NO_ROOM, NO_WINDOW, PLACES,
+    READY, STATE_BLOCKED, STATE_ON_CPU, STATE_PREEMPTED, Sampled as Counter, Stack, Wait, Walk,
 };
 use collector_ebpf::schedule::{OTHER, RUNNABLE};
 use collector_ebpf::slot::ROLE_WORKER;
@@ -20,11 +20,16 @@ use crate::blocked::{NO_USER_SIDE, reason};
 use crate::kernel::{Current, Registers, Task, now, offset, read};
 use crate::schedule::Followed;
 use crate::unwind::{ask_for, space_of, unwind};
-use crate::{SAMPLED, SAMPLING, SLOTS, STACK_WORDS, STACKS, WAITS, WALKS, add_u64, python};
+use crate::{
+    LEAST_OF_POOLS, SAMPLED, SAMPLING, SLOTS, STACK_WORDS, STACKS, TAILS, WAITS, WALKS, add_u64, python,
+};
 
 /// Which of [`WALKS`] is whose: one program may interrupt another on its CPU.
 const ON_CPU: u32 = 0;
 const OFF_CPU: u32 = 1;
+
+/// Stacks of waits that may be looked at at once where they are not to be too often.
+const AT_ONCE: u64 = 64;
 
 /// `TASK_DEAD` of `include/linux/sched.h`: the last switch of a thread.
 const TASK_DEAD: u32 = 0x80;
@@ -163,9 +168,12 @@ fn leave(ctx: &BtfTracePointContext, sampled: &Sampled, preempted: bool, now: u6
     }
     let wants_to_run = preempted || state == 0;
     let (Some(walk), Some(registers)) = (WALKS.get_ptr_mut(OFF_CPU), Registers::of(task)) else { return };
-    begin(walk, Some(ctx.as_ptr()));
     let (kind, reason) =
         if wants_to_run { (STATE_PREEMPTED, 0) } else { (STATE_BLOCKED, reason(task, state, OTHER)) };
+    if !is_to_be_looked_at(sampled.pool, if wants_to_run { RUNNABLE } else { reason }, walk, now) {
+        return;
+    }
+    begin(walk, Some(ctx.as_ptr()));
     let registers = user_registers(registers);
     let Some(place) = place_for(OFF_CPU, sampled, walk, registers, kind, reason) else { return };
     let wait = Wait { stack: place + 1, runnable: u32::from(wants_to_run), since_ns: now };
@@ -181,15 +189,17 @@ fn leave(ctx: &BtfTracePointContext, sampled: &Sampled, preempted: bool, now: u6
 #[inline(always)]
 fn end_blocked(wait: *mut Wait, now: u64) {
     // SAFETY: callers pass a pointer into the map.
-    let (stack, waited_ns) = unsafe { ((*wait).stack, now.wrapping_sub((*wait).since_ns)) };
-    if let Some(stack) = STACKS.get_ptr_mut(stack.wrapping_sub(1))
+    let (place, waited_ns) = unsafe { ((*wait).stack.wrapping_sub(1), now.wrapping_sub((*wait).since_ns)) };
+    if let Some(stack) = STACKS.get_ptr_mut(place)
         // SAFETY: a pointer into the array; who wrote it was this program.
-        && is_long_enough(waited_ns, unsafe { (*stack).reason })
+        && let (pool, reason) = unsafe { ((*stack).pool, (*stack).reason) }
+        && waited_ns >= least_ns(pool, reason)
     {
         // SAFETY: a pointer into the array.
         unsafe {
             add_u64(&raw mut (*stack).count, 1);
             add_u64(&raw mut (*stack).time_ns, waited_ns);
+            tell_tail(place, pool, reason, waited_ns, now);
         }
     }
     // SAFETY: as above.
@@ -203,26 +213,85 @@ fn end_blocked(wait: *mut Wait, now: u64) {
 #[inline(always)]
 fn end_queued(wait: *mut Wait, now: u64) {
     // SAFETY: callers pass a pointer into the map.
-    let (stack, waited_ns) = unsafe { ((*wait).stack, now.wrapping_sub((*wait).since_ns)) };
-    if let Some(stack) = STACKS.get_ptr_mut(stack.wrapping_sub(1))
-        && is_long_enough(waited_ns, RUNNABLE)
+    let (place, waited_ns) = unsafe { ((*wait).stack.wrapping_sub(1), now.wrapping_sub((*wait).since_ns)) };
+    if let Some(stack) = STACKS.get_ptr_mut(place)
+        // SAFETY: as above.
+        && let pool = unsafe { (*stack).pool }
+        && waited_ns >= least_ns(pool, RUNNABLE)
     {
-        // SAFETY: a pointer into the array.
+        // SAFETY: as above.
         unsafe {
             add_u64(&raw mut (*stack).queued, 1);
             add_u64(&raw mut (*stack).queued_ns, waited_ns);
+            tell_tail(place, pool, RUNNABLE, waited_ns, now);
         }
     }
     // SAFETY: as above.
     unsafe { (*wait).stack = 0 };
 }
 
+/// The shortest wait that counts.
 #[inline(always)]
-fn is_long_enough(waited_ns: u64, kind: u32) -> bool {
-    let Some(sampling) = SAMPLING.get_ptr(0) else { return false };
+fn least_ns(pool: u32, kind: u32) -> u64 {
+    let Some(sampling) = SAMPLING.get_ptr(0) else { return u64::MAX };
     let kind = black_box(kind) as usize % LEAST;
-    // SAFETY: a pointer into the array, and an index below the length; user space sets it.
-    waited_ns >= unsafe { (&raw const (*sampling).least_ns[kind]).read_volatile() }
+    // SAFETY: pointers into maps, and an index below the length; user space sets both.
+    unsafe {
+        if (*sampling).walks_apart_ns != 0
+            && let Some(least_ns) = LEAST_OF_POOLS.get_ptr(pool)
+        {
+            return (&raw const (*least_ns)[kind]).read_volatile();
+        }
+        (&raw const (*sampling).least_ns[kind]).read_volatile()
+    }
+}
+
+/// Whether the stack of who leaves its CPU for this may be wanted: not where it waits for work, nor too often, if only those of
+/// tails are.
+#[inline(always)]
+fn is_to_be_looked_at(pool: u32, kind: u32, walk: *mut Walk, now: u64) -> bool {
+    let Some(sampling) = SAMPLING.get_ptr(0) else { return false };
+    // SAFETY: a pointer into the array; user space sets it.
+    let apart_ns = unsafe { (*sampling).walks_apart_ns };
+    if apart_ns == 0 {
+        return true;
+    }
+    if least_ns(pool, kind) == u64::MAX {
+        return false;
+    }
+    // SAFETY: callers pass a pointer into the array, of this CPU.
+    let next_ns = unsafe { (*walk).last_ns };
+    if next_ns > now + AT_ONCE * apart_ns {
+        count(Counter::PASSED_OVER);
+        return false;
+    }
+    // SAFETY: as above.
+    unsafe { (*walk).last_ns = next_ns.max(now) + apart_ns };
+    true
+}
+
+/// Tells a wait, if each is to be told.
+#[inline(always)]
+fn tell_tail(stack: u32, pool: u32, kind: u32, waited_ns: u64, now: u64) {
+    let Some(sampling) = SAMPLING.get_ptr_mut(0) else { return };
+    // SAFETY: a pointer into the array; user space sets it.
+    if unsafe { (*sampling).walks_apart_ns } == 0 {
+        return;
+    }
+    // SAFETY: an aligned integer of the array.
+    let before =
+        unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(&raw mut (*sampling).tails, 1) };
+    let Some(tail) = TAILS.get_ptr_mut(before & (MAX_TAILS as u32 - 1)) else { return };
+    // SAFETY: a pointer into the array. Who is overtaken by all others meanwhile is overwritten in part: its number is another.
+    unsafe {
+        (&raw mut (*tail).number).write_volatile(0);
+        (&raw mut (*tail).end_ns).write_volatile(now);
+        (&raw mut (*tail).waited_ns).write_volatile(waited_ns);
+        (&raw mut (*tail).stack).write_volatile(stack);
+        (&raw mut (*tail).kind).write_volatile(kind);
+        (&raw mut (*tail).pool).write_volatile(pool);
+        (&raw mut (*tail).number).write_volatile(before.wrapping_add(1));
+    }
 }
 
 /// A walk begins: at the frames of the kernel, if it is in there.

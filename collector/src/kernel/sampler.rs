@@ -15,8 +15,8 @@ use aya::maps::MapData;
 use aya::util::{nr_cpus, online_cpus};
 use collector_ebpf::kfunc;
 use collector_ebpf::sample::{
-    Code, MAX_CODE, MAX_FRAMES, MAX_ROWS, MAX_STACKS, MAX_UNKNOWN, MAX_WORDS, READY, Sampled, Sampling,
-    Space, Stack,
+    Code, LEAST, MAX_CODE, MAX_FRAMES, MAX_ROWS, MAX_STACKS, MAX_TAILS, MAX_UNKNOWN, MAX_WORDS, READY,
+    Sampled, Sampling, Space, Stack, Tail,
 };
 use collector_ebpf::schedule::KINDS;
 use collector_ebpf::unwind::Row;
@@ -50,6 +50,10 @@ pub(super) struct Parts {
     /// Sets of events that no sampler has, one event for each CPU: opened before rights are dropped.
     pub(super) events: Mutex<Vec<Vec<OwnedFd>>>,
 }
+
+/// Where tails are sampled all the time, stacks are looked at no more often than once in so many nanoseconds on each CPU, but for a
+/// few at once: that is some 0.3 % of it at most, however often workers wait.
+const WALKS_APART_NS: u64 = NANOS_PER_SECOND / 1000;
 
 /// CPUs whose period is changed at a time.
 const PERIODS_CHANGED: usize = 16;
@@ -133,7 +137,7 @@ impl Samplers {
         let mut object = Object::open(OBJECT, constants.globals(), kernel_functions, made)?;
         let programs = match what {
             What::OnCpu { .. } => vec![(programs::ON_CPU, object.load(programs::ON_CPU, RunBy::PerfEvent)?)],
-            What::OffCpu { .. } => {
+            What::OffCpu { .. } | What::Tails => {
                 let load = |(program, (name, target)): (&'static str, &(&'static str, Option<u32>))| {
                     let target = target.ok_or_else(|| LoadError::NoTarget(format!("tracepoint {name}")))?;
                     Ok((program, object.load(program, RunBy::Tracepoint(target))?))
@@ -147,7 +151,7 @@ impl Samplers {
                 let mut sets = events.lock().unwrap_or_else(PoisonError::into_inner);
                 sets.pop().ok_or(LoadError::NoEventsLeft)?
             }
-            What::OffCpu { .. } => Vec::new(),
+            What::OffCpu { .. } | What::Tails => Vec::new(),
         };
         let sampler = Sampler {
             parts: Arc::clone(&self.0),
@@ -164,6 +168,9 @@ impl Samplers {
             code: Shared::map(object.take_map_data(maps::CODE)?, MAX_CODE).map_err(LoadError::Shared)?,
             rows: Shared::map(object.take_map_data(maps::MODULE_ROWS)?, rows).map_err(LoadError::Shared)?,
             spaces: object.take_map_data(maps::SPACES)?,
+            tails: Shared::map(object.take_map_data(maps::TAILS)?, MAX_TAILS).map_err(LoadError::Shared)?,
+            tails_read: 0,
+            least_of_pools: object.take_map_data(maps::LEAST_OF_POOLS)?,
             sampled: object.take_map_data(maps::SAMPLED)?,
             cpus: nr_cpus().map_err(|(_, error)| LoadError::Shared(error))?,
             // 0 is what an unknown space has.
@@ -181,6 +188,12 @@ impl Samplers {
                 for (kind, least_ns) in least_ns.into_iter().enumerate() {
                     sampler.say(offset_of!(Sampling, least_ns) + kind * size_of::<u64>(), least_ns);
                 }
+            }
+            What::Tails => {
+                for kind in 0..LEAST {
+                    sampler.say(offset_of!(Sampling, least_ns) + kind * size_of::<u64>(), u64::MAX);
+                }
+                sampler.say(offset_of!(Sampling, walks_apart_ns), WALKS_APART_NS);
             }
         }
         Ok(sampler)
@@ -200,6 +213,9 @@ pub enum What {
         /// Nanoseconds, by kind of time ([`crate::input::TIME_KINDS`]): of being blocked for a reason, and of waiting for a CPU.
         least_ns: [u64; KINDS],
     },
+    /// What waits for as long as those do that wait the longest: each wait that is as long as [`Sampler::set_least`] says for its
+    /// pool, and none of pools that it was not said of. Not all stacks are looked at where there are very many.
+    Tails,
 }
 
 /// Frames of a stack, the innermost first.
@@ -222,6 +238,8 @@ pub struct Counts {
     pub kept: u64,
     /// Those of workers that are nowhere.
     pub lost: u64,
+    /// Of [`What::Tails`]: waits whose stack was not looked at, however long they were.
+    pub passed_over: u64,
 }
 
 /// A loaded sampler. Dropping it is the end of all; its events are for the next one.
@@ -241,6 +259,10 @@ pub struct Sampler {
     code: Shared<Code>,
     rows: Shared<Row>,
     spaces: MapData,
+    tails: Shared<Tail>,
+    /// Of [`Sampling::tails`].
+    tails_read: u32,
+    least_of_pools: MapData,
     sampled: MapData,
     cpus: usize,
     next_code: usize,
@@ -281,7 +303,7 @@ impl Sampler {
                         sys::perf_event_enable(event, true).map_err(refused)?;
                     }
                 }
-                What::OffCpu { .. } => {
+                What::OffCpu { .. } | What::Tails => {
                     self.links.push(sys::tracepoint_attach(program.as_fd()).map_err(refused)?)
                 }
             }
@@ -331,6 +353,7 @@ impl Sampler {
             fired: of(Sampled::FIRED),
             kept: of(Sampled::KEPT),
             lost: of(Sampled::NO_PLACE) + of(Sampled::UNSEEN),
+            passed_over: of(Sampled::PASSED_OVER),
         })
     }
 
@@ -397,6 +420,30 @@ impl Sampler {
         sys::hash_set(self.spaces.fd().as_fd(), pid, &space)
     }
 
+    /// Says how long a wait of a pool is that is told at least, ns, by kind of time. `u64::MAX`: none of this kind is.
+    pub fn set_least(&self, pool: u32, least_ns: &[u64; KINDS]) -> io::Result<()> {
+        let mut padded = [u64::MAX; LEAST];
+        padded[..KINDS].copy_from_slice(least_ns);
+        sys::hash_set(self.least_of_pools.fd().as_fd(), pool, &padded)
+    }
+
+    /// Calls with the waits that were told since the last call and where their stack is in the table. Returns how many others there
+    /// were, which are lost: they were more than there is room for, or one was just being written.
+    pub fn tails(&mut self, mut tell: impl FnMut(Tail)) -> u64 {
+        let Some(sampling) = self.sampling.get(0) else { return 0 };
+        let new = sampling.tails.wrapping_sub(self.tails_read);
+        let kept = new.min(MAX_TAILS as u32);
+        let mut lost = u64::from(new - kept);
+        for number in (0..kept).rev().map(|back| sampling.tails.wrapping_sub(back)) {
+            match self.tails.get(number.wrapping_sub(1) as usize % MAX_TAILS) {
+                Some(tail) if tail.number == number => tell(tail),
+                _ => lost += 1,
+            }
+        }
+        self.tails_read = sampling.tails;
+        lost
+    }
+
     /// Processes that were met whose address space is not known, since the last call; some more than once.
     pub fn unknown(&mut self) -> Vec<u32> {
         let Some(sampling) = self.sampling.get(0) else { return Vec::new() };
@@ -411,13 +458,17 @@ impl Sampler {
 
     /// Calls with each stack and its frames.
     pub fn read(&self, mut tell: impl FnMut(&Stack, Frames<'_>)) {
+        self.read_some(|_| true, |_, stack, frames| tell(stack, frames));
+    }
+
+    /// Calls with the stacks in these places of the table, each with its place and its frames.
+    pub fn read_some(&self, is_wanted: impl Fn(u32) -> bool, mut tell: impl FnMut(u32, &Stack, Frames<'_>)) {
         let mut addresses = Vec::new();
         let mut taken = 0;
-        for index in 0..MAX_STACKS {
-            let Some(stack) = self.stacks.get(index).filter(|stack| stack.flags & READY != 0) else {
-                continue;
-            };
-            taken += 1;
+        for place in 0..MAX_STACKS as u32 {
+            let stack = self.stacks.get(place as usize).filter(|stack| stack.flags & READY != 0);
+            taken += usize::from(stack.is_some());
+            let Some(stack) = stack.filter(|_| is_wanted(place)) else { continue };
             let (kernel, user) = (usize::from(stack.kernel_frames), usize::from(stack.user_frames));
             let python = (stack.python_frames as usize).min(MAX_FRAMES);
             let first = stack.first_word as usize;
@@ -425,7 +476,7 @@ impl Sampler {
             addresses.extend((first..first + kernel + user + python).filter_map(|word| self.words.get(word)));
             let (kernel, others) = addresses.split_at(kernel.min(addresses.len()));
             let (user, python) = others.split_at(user.min(others.len()));
-            tell(&stack, Frames { kernel, user, python });
+            tell(place, &stack, Frames { kernel, user, python });
         }
         self.taken.set(taken);
     }

@@ -102,6 +102,9 @@ unsafe impl Plain for collector_ebpf::task::Told {}
 // SAFETY: as above.
 unsafe impl Plain for collector_ebpf::sample::Space {}
 
+// SAFETY: as above.
+unsafe impl Plain for [u64; collector_ebpf::sample::LEAST] {}
+
 /// A task storage map: one value for a process, under a pidfd of it.
 pub(super) struct TaskStorage<T> {
     map: MapData,
