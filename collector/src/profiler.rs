@@ -5,10 +5,12 @@
 //! (`continuous`). Captures of the same things at the same rate share their samples.
 
 mod continuous;
+mod kept;
 mod measuring;
 mod naming;
 mod sampling;
 mod spaces;
+mod tails;
 mod threads;
 mod work;
 mod workers;
@@ -31,7 +33,7 @@ use crate::procfs::ProcfsError;
 use crate::procfs::kallsyms::Kallsyms;
 use crate::procfs::root::Root;
 use crate::profile::threads::Dump;
-use crate::profile::{Kind, Profile};
+use crate::profile::{Kind, Labels, Profile};
 use crate::snapshot::Snapshot;
 use crate::units::{NANOS_PER_SECOND, Pid};
 
@@ -47,6 +49,8 @@ pub struct Whom {
     pub slot: Option<u32>,
     /// The worker with this pid.
     pub pid: Option<Pid>,
+    /// The thread with this id.
+    pub tid: Option<Pid>,
 }
 
 impl Whom {
@@ -58,6 +62,11 @@ impl Whom {
         self.has_pool(pool)
             && self.slot.is_none_or(|wanted| slot == Some(wanted))
             && self.pid.is_none_or(|wanted| wanted == pid)
+    }
+
+    fn has_thread(&self, labels: &Labels) -> bool {
+        self.has(&labels.pool, labels.slot.map(|(slot, _)| slot), labels.pid)
+            && self.tid.is_none_or(|wanted| wanted == labels.tid)
     }
 }
 
@@ -136,8 +145,8 @@ enum Request {
     Capture(Wanted, Answer),
     /// What was found between two times, nanoseconds since the Unix epoch.
     Kept {
-        from_ns: u64,
-        to_ns: u64,
+        kind: Kind,
+        from_to_ns: (u64, u64),
         whom: Whom,
         answer: Answer,
     },
@@ -160,21 +169,22 @@ impl Profiler {
         answered
     }
 
-    /// What runs on CPUs is sampled all the time, and kept.
-    pub fn keeps(&self) -> bool {
-        self.keeps
+    /// For how long what runs on CPUs, which is sampled all the time then, and long waits are kept; `None` if they are not.
+    pub fn keeps_for(&self) -> Option<Duration> {
+        self.keeps.then_some(kept::KEPT_FOR)
     }
 
-    /// What was kept of a time, nanoseconds since the Unix epoch, to the ten seconds. As for captures, there is no answer if the
-    /// thread has ended.
+    /// What was kept of a time, from when to when, nanoseconds since the Unix epoch: what ran ([`Kind::OnCpu`]), to the ten seconds,
+    /// or the long waits that ended then ([`Kind::OffCpu`], [`Kind::RunQueue`]). As for captures, there is no answer if the thread
+    /// has ended.
     pub fn kept(
         &self,
-        from_ns: u64,
-        to_ns: u64,
+        kind: Kind,
+        from_to_ns: (u64, u64),
         whom: Whom,
     ) -> oneshot::Receiver<Result<Profile, CaptureError>> {
         let (answer, answered) = oneshot::channel();
-        let _ = self.requests.send(Request::Kept { from_ns, to_ns, whom, answer });
+        let _ = self.requests.send(Request::Kept { kind, from_to_ns, whom, answer });
         answered
     }
 
@@ -232,8 +242,8 @@ impl Profiling {
             };
             match next {
                 Ok(Request::Capture(wanted, answer)) => work.begin(wanted, answer),
-                Ok(Request::Kept { from_ns, to_ns, whom, answer }) if !answer.is_closed() => {
-                    let _ = answer.send(work.kept(from_ns, to_ns, &whom));
+                Ok(Request::Kept { kind, from_to_ns, whom, answer }) if !answer.is_closed() => {
+                    let _ = answer.send(work.kept(kind, from_to_ns, &whom));
                 }
                 Ok(Request::Threads(whom, answer)) if !answer.is_closed() => {
                     let _ = answer.send(work.threads(&whom));

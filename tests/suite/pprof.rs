@@ -38,6 +38,7 @@ fn profile(kind: Kind) -> Profile {
         thread: "worker".into(),
         state,
         reason,
+        ended_unix_ns: None,
     };
     let sample = |stack: &[u32], labels, count, truncated| Sample {
         stack: stack.into(),

@@ -48,6 +48,7 @@ pub(super) struct Parameters {
     pool: Option<String>,
     slot: Option<u32>,
     pid: Option<u32>,
+    tid: Option<u32>,
     /// Waits that are shorter do not count.
     min: Option<String>,
     debug: Option<u32>,
@@ -73,7 +74,7 @@ impl Parameters {
         }
         let wanted = Wanted {
             kind,
-            whom: whom(self.pool.clone(), self.slot, self.pid)?,
+            whom: self.whom()?,
             least_ns: [0; KINDS],
             duration: Duration::from_secs_f64(seconds),
             hz,
@@ -89,6 +90,10 @@ impl Parameters {
         Ok(Wanted { least_ns, ..wanted })
     }
 
+    fn whom(&self) -> Result<Whom, Error> {
+        Ok(Whom { tid: self.tid, ..whom(self.pool.clone(), self.slot, self.pid)? })
+    }
+
     /// The time that is asked for, nanoseconds since the Unix epoch, if it is over.
     fn then(&self, kind: Kind, now: Timestamp) -> Result<Option<(u64, u64)>, Error> {
         let from = match (&self.from, &self.to) {
@@ -97,8 +102,9 @@ impl Parameters {
             (Some(from), _) => moment("from", from, now)?,
         };
         let to = self.to.as_ref().map_or(Ok(now), |to| moment("to", to, now))?;
-        if kind != Kind::OnCpu {
-            return Err(Error::BadRequest("from= is of /debug/pprof/profile: only that is kept".into()));
+        if !matches!(kind, Kind::OnCpu | Kind::OffCpu | Kind::RunQueue) {
+            let text = "from= is of profile, offcpu and runqueue: only those are kept";
+            return Err(Error::BadRequest(text.into()));
         }
         if self.seconds.is_some() || self.hz.is_some() || self.min.is_some() {
             let text = "from= is of what was sampled already: seconds=, hz= and min= are of what is to be";
@@ -149,7 +155,7 @@ fn whom(pool: Option<String>, slot: Option<u32>, pid: Option<u32>) -> Result<Who
     if slot.is_some() && pool.is_none() {
         return Err(Error::BadRequest("slot= is a place in a pool, which pool= has to name".into()));
     }
-    Ok(Whom { pool, slot, pid })
+    Ok(Whom { pool, slot, pid, tid: None })
 }
 
 /// What threads are asked for with.
@@ -272,14 +278,14 @@ pub(super) fn profile(kind: Kind) -> MethodRouter<Arc<Shared>> {
 async fn capture(shared: &Shared, kind: Kind, asked: Asked) -> Result<Response, Error> {
     let Query(parameters) = asked.map_err(|rejection| Error::BadRequest(rejection.body_text()))?;
     let format = parameters.format()?;
-    if let Some((from_ns, to_ns)) = parameters.then(kind, Timestamp::now())? {
+    if let Some(from_to_ns) = parameters.then(kind, Timestamp::now())? {
         // Who is asked for may be gone by now.
-        let whom = whom(parameters.pool, parameters.slot, parameters.pid)?;
+        let whom = parameters.whom()?;
         let profiler = shared.profiler.as_ref().ok_or(Error::NoProfiles)?;
-        if !profiler.keeps() {
+        if profiler.keeps_for().is_none() {
             return Err(Error::NothingKept);
         }
-        let profile = tokio::time::timeout(MOST_LATE, profiler.kept(from_ns, to_ns, whom.clone())).await;
+        let profile = tokio::time::timeout(MOST_LATE, profiler.kept(kind, from_to_ns, whom.clone())).await;
         if matches!(&profile, Ok(Ok(Ok(profile))) if profile.samples.is_empty()) {
             // Nobody of that name was there, or is: it is another name.
             find(&*shared.snapshot()?, &whom)?;
@@ -378,8 +384,15 @@ const PROFILES: [(&str, &str); 8] = [
         "What workers run on CPUs, by samples: from now on, or with from=-5m&to=-3m what was kept \
          (--profiles.continuous-hz).",
     ),
-    ("offcpu", "What workers wait for: every wait off CPU that begins and ends meanwhile, with its reason."),
-    ("runqueue", "What workers were about to do while they waited for a CPU."),
+    (
+        "offcpu",
+        "What workers wait for: every wait off CPU that begins and ends meanwhile, with its reason; with from= the long ones that \
+         were kept.",
+    ),
+    (
+        "runqueue",
+        "What workers were about to do while they waited for a CPU; with from= the long waits that were kept.",
+    ),
     ("wall", "All of these, told apart by the label state."),
     (
         "threads",

@@ -665,15 +665,17 @@ async fn nonsense_is_refused_before_anything_is_sampled() {
         let refused = get_locally(&site.router, &format!("/debug/pprof/offcpu?min={min}")).await;
         assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{min}");
     }
+    let of_all = get_locally(&site.router, "/debug/pprof/wall?from=-1m").await;
+    assert_eq!(of_all.status, StatusCode::BAD_REQUEST);
     // What is asked for is sound, but nobody can do it here.
-    let of_waits = get_locally(&site.router, "/debug/pprof/offcpu?from=-1m").await;
-    assert_eq!(of_waits.status, StatusCode::BAD_REQUEST);
     for path in [
         "profile?seconds=1",
         "profile?from=-1h30m&to=-5m",
         "profile?from=1760000000.5&pool=gone",
         "profile?from=2026-01-31T12:30:00Z&to=2026-01-31T13:31:00%2B01:00",
         "offcpu?min=10ms",
+        "offcpu?from=-1m&tid=7",
+        "runqueue?from=1760000000.5&to=1760000000.75",
         "runqueue",
         "wall?debug=1&gc=1",
         "trace",

@@ -196,6 +196,7 @@ mod tests {
             thread: "worker".into(),
             state: "on_cpu",
             reason: None,
+            ended_unix_ns: None,
         }
     }
 

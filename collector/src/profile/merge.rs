@@ -162,6 +162,7 @@ mod tests {
                 thread: "".into(),
                 state: "on_cpu",
                 reason: None,
+                ended_unix_ns: None,
             });
             let (value_ns, truncated) = (count * 10, *count == 1);
             made.push(Sample { stack, labels, count: *count, value_ns, truncated });

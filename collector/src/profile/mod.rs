@@ -25,6 +25,9 @@ use std::sync::Arc;
 /// [`Labels::state`] of who runs.
 pub const ON_CPU: &str = "on_cpu";
 
+/// [`Labels::state`] of who waits for a CPU.
+pub const RUNNABLE: &str = "runnable";
+
 /// Path of the mapping that is the kernel.
 pub const KERNEL: &str = "[kernel.kallsyms]";
 
@@ -148,6 +151,8 @@ pub struct Labels {
     pub state: &'static str,
     /// Why it was blocked, in the words of `worker_pool_off_cpu_seconds`; `None` if it was not.
     pub reason: Option<&'static str>,
+    /// When it was over, nanoseconds since the Unix epoch, of a wait that is told alone.
+    pub ended_unix_ns: Option<u64>,
 }
 
 /// Samples with the same stack and labels.

@@ -8,13 +8,13 @@ use collector_ebpf::sample::{COMPLETE, NO_ROOM, STATE_ON_CPU, Stack};
 use super::Wanted;
 use super::naming::{self, Interpreters};
 use super::sampling::Sampling;
-use super::spaces::{Readers, key_of};
+use super::spaces::{Readers, Spaces, key_of};
 use super::workers::Workers;
 use crate::kernel::{Counts, Frames};
-use crate::profile::fold::Folder;
+use crate::profile::fold::{Folder, Place};
 use crate::profile::modules::ModuleId;
 use crate::profile::symbols::Symbols;
-use crate::profile::{Kind, Labels};
+use crate::profile::{Kind, Labels, RUNNABLE};
 
 /// What is being measured.
 #[derive(Debug)]
@@ -81,23 +81,40 @@ impl Fold<'_> {
             return;
         }
         let labels = self.workers.labels(stack);
-        if !self.wanted.whom.has(&labels.pool, labels.slot.map(|(slot, _)| slot), stack.pid) {
+        if !self.wanted.whom.has_thread(&labels) {
             return;
         }
-        let skipped =
-            if stack.state == STATE_ON_CPU { 0 } else { naming::frames_of_ours(frames.kernel, symbols) };
-        let frames = Frames { kernel: &frames.kernel[skipped..], ..frames };
-        let maps = self.sampling.spaces.maps_of(stack, &self.readers.modules);
-        let interrupted = stack.state == STATE_ON_CPU;
-        let frames = self.readers.places(key_of(stack), maps, frames, interrupted, self.interpreters);
-        let truncated = stack.flags & COMPLETE == 0 || stack.flags & NO_ROOM != 0;
+        let spaces = &self.sampling.spaces;
+        let frames = places(stack, frames, spaces, self.readers, self.interpreters, symbols);
         for (count, value_ns, in_queue) in measured {
-            let labels = if in_queue {
-                Labels { state: "runnable", reason: None, ..labels.clone() }
-            } else {
-                labels.clone()
-            };
-            folder.add(labels, frames.iter().copied(), truncated, count, value_ns);
+            let labels = if in_queue { in_the_queue(labels.clone()) } else { labels.clone() };
+            folder.add(labels, frames.iter().copied(), is_truncated(stack), count, value_ns);
         }
     }
+}
+
+/// Where the frames of a stack are, without those of the program that found it.
+pub(super) fn places(
+    stack: &Stack,
+    frames: Frames<'_>,
+    spaces: &Spaces,
+    readers: &Readers,
+    interpreters: &mut Interpreters,
+    symbols: &mut Symbols,
+) -> Vec<Place<ModuleId>> {
+    let interrupted = stack.state == STATE_ON_CPU;
+    let ours = if interrupted { 0 } else { naming::frames_of_ours(frames.kernel, symbols) };
+    let frames = Frames { kernel: &frames.kernel[ours..], ..frames };
+    let maps = spaces.maps_of(stack, &readers.modules);
+    readers.places(key_of(stack), maps, frames, interrupted, interpreters)
+}
+
+/// The stack ends before its outermost frame.
+pub(super) fn is_truncated(stack: &Stack) -> bool {
+    stack.flags & COMPLETE == 0 || stack.flags & NO_ROOM != 0
+}
+
+/// The same while it waits for a CPU.
+pub(super) fn in_the_queue(labels: Labels) -> Labels {
+    Labels { state: RUNNABLE, reason: None, ..labels }
 }

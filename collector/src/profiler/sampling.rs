@@ -21,6 +21,7 @@ const REPLACED_AFTER: Duration = Duration::from_secs(300);
 const JITTER: std::ops::Range<u64> = 60..400;
 
 /// A sampler, at work or kept for the next capture.
+#[derive(Debug)]
 pub(super) struct Sampling {
     pub(super) id: u64,
     pub(super) what: What,

@@ -160,7 +160,7 @@ fn interpreter(module: &Module) -> Option<Runtime> {
 }
 
 /// What one sampler was told.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Spaces {
     /// By the number that the sampler has for them.
     by_number: HashMap<u32, Arc<ProcessMaps>>,

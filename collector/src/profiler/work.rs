@@ -1,6 +1,6 @@
 //! What the profiling thread does: begins what is asked for, looks after what is sampled, and makes profiles of it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,12 +16,12 @@ use super::{Answer, CaptureError, Wanted, Whom};
 use crate::kernel::{Names, Samplers, Threads, What};
 use crate::procfs::kallsyms::Kallsyms;
 use crate::procfs::root::{Buffer, Root};
-use crate::profile::Profile;
 use crate::profile::fold::Folder;
 use crate::profile::modules::{Limits, Modules};
 use crate::profile::symbols::{self, Symbols};
+use crate::profile::{Kind, Profile};
 use crate::snapshot::Snapshot;
-use crate::units::unix_ns;
+use crate::units::{Pid, unix_ns};
 
 /// Captures at a time.
 const MAX_CAPTURES: usize = 4;
@@ -140,15 +140,51 @@ impl Work {
     }
 
     /// What was kept of a time.
-    pub(super) fn kept(&self, from_ns: u64, to_ns: u64, whom: &Whom) -> Result<Profile, CaptureError> {
-        let continuous = self.continuous.as_ref().ok_or(CaptureError::NotKept(None))?;
-        continuous.kept.between(from_ns, to_ns, whom)
+    pub(super) fn kept(
+        &mut self,
+        kind: Kind,
+        from_to_ns: (u64, u64),
+        whom: &Whom,
+    ) -> Result<Profile, CaptureError> {
+        let mut continuous = self.continuous.take().ok_or(CaptureError::NotKept(None))?;
+        let kept = if kind == Kind::OnCpu {
+            &continuous.kept
+        } else {
+            self.keep_tails(&mut continuous.tails);
+            &continuous.tails.kept
+        };
+        let profile = kept.between(kind, from_to_ns, whom);
+        self.continuous = Some(continuous);
+        profile
+    }
+
+    /// Tells samplers that are at work all the time of who was found since, so that not even their first stacks are cut short.
+    fn introduce_newcomers(&mut self, continuous: &mut Continuous) {
+        if !self.snapshots.has_changed().unwrap_or(false) {
+            return;
+        }
+        let Some(snapshot) = self.snapshots.borrow_and_update().clone() else { return };
+        let workers = workers::listed(&snapshot).map(|(_, worker)| (worker.pid, worker.started_unix_ns));
+        let present: HashSet<(Pid, u64)> = workers.collect();
+        for (pid, _) in present.difference(&continuous.known) {
+            let started = self.samplings.iter_mut().filter(|sampling| sampling.sampler.is_started());
+            for sampling in started.chain(continuous.tails.sampling.as_mut()) {
+                sampling.spaces.introduce(*pid, &mut self.readers, &mut sampling.sampler);
+            }
+        }
+        continuous.known = present;
+        continuous.tails.set_limits_of_new(&snapshot);
     }
 
     /// Keeps what was sampled, when it was for long enough, and goes on. True if nothing is found now that has no name yet.
     fn keep(&mut self) -> bool {
         let Some(mut continuous) = self.continuous.take() else { return true };
-        let mut all_named = continuous.measuring.is_none();
+        self.introduce_newcomers(&mut continuous);
+        self.met_strangers |= self.look_after_tails(&mut continuous.tails);
+        if continuous.tails.are_due() {
+            self.keep_tails(&mut continuous.tails);
+        }
+        let mut all_named = continuous.measuring.is_none() && continuous.tails.are_kept();
         if let Some(mut measuring) = continuous.measuring.take_if(|measuring| measuring.is_over()) {
             let (now, now_unix_ns, mut after) = (Instant::now(), unix_ns(), Vec::new());
             match self.profile(&measuring, now.duration_since(measuring.began), Some(&mut after)) {
@@ -166,6 +202,8 @@ impl Work {
                 // It begins anew, or another one does: until then nothing is sampled.
                 self.stop_unwanted();
             }
+            // Of waits too.
+            self.keep_tails(&mut continuous.tails);
             all_named = true;
             self.untidy |= continuous.is_untidy();
         }
@@ -204,30 +242,37 @@ impl Work {
         let is_shared = |sampling: &Sampling| {
             sampling.what == what && matches!(what, What::OnCpu { .. }) && sampling.has_room()
         };
-        let index = match self.samplings.iter().position(is_shared) {
-            Some(index) => index,
-            None => {
-                self.next_sampling += 1;
-                let sampler = self.samplers.load(what, self.readers.rows() * 3 / 2)?;
-                self.samplings.push(Sampling::new(self.next_sampling, what, sampler));
-                self.samplings.len() - 1
-            }
+        let mut sampling = match self.samplings.iter().position(is_shared) {
+            Some(index) => self.samplings.swap_remove(index),
+            None => self.load(what)?,
         };
+        self.introduce(&mut sampling, &wanted.whom);
+        let id = sampling.id;
+        self.samplings.push(sampling);
+        Ok(id)
+    }
+
+    /// A new one.
+    pub(super) fn load(&mut self, what: What) -> Result<Sampling, CaptureError> {
+        self.next_sampling += 1;
+        let sampler = self.samplers.load(what, self.readers.rows() * 3 / 2)?;
+        Ok(Sampling::new(self.next_sampling, what, sampler))
+    }
+
+    /// Tells a sampling whom it will meet.
+    pub(super) fn introduce(&mut self, sampling: &mut Sampling, whom: &Whom) {
         let mut pids = Vec::new();
         if let Some(snapshot) = self.snapshots.borrow().as_deref() {
             let workers = workers::listed(snapshot);
-            let workers =
-                workers.filter(|(pool, worker)| wanted.whom.has(pool, Some(worker.slot), worker.pid));
+            let workers = workers.filter(|(pool, worker)| whom.has(pool, Some(worker.slot), worker.pid));
             pids.extend(workers.map(|(_, worker)| worker.pid));
             // Who is forked meanwhile has their address space, until it calls execve(2).
-            let pools = snapshot.pools.iter().filter(|pool| wanted.whom.has_pool(&pool.name));
+            let pools = snapshot.pools.iter().filter(|pool| whom.has_pool(&pool.name));
             pids.extend(pools.flat_map(|pool| &pool.masters).map(|master| master.pid));
         }
-        let sampling = &mut self.samplings[index];
         for pid in pids {
             sampling.spaces.introduce(pid, &mut self.readers, &mut sampling.sampler);
         }
-        Ok(sampling.id)
     }
 
     /// How long until the next look: until the next capture is over, at most.

@@ -69,7 +69,16 @@ impl Workers {
     /// Whose thread this is.
     pub(super) fn labels_of(&self, row: &ThreadRow, state: &'static str) -> Labels {
         let (pool, slot) = self.place(row.pid, row.start_ns, row.pool);
-        Labels { pool, slot, pid: row.pid, tid: row.tid, thread: name(&row.comm), state, reason: None }
+        Labels {
+            pool,
+            slot,
+            pid: row.pid,
+            tid: row.tid,
+            thread: name(&row.comm),
+            state,
+            reason: None,
+            ended_unix_ns: None,
+        }
     }
 
     /// Who was found at a stack.
@@ -84,6 +93,7 @@ impl Workers {
             thread: name(&stack.comm),
             state: if on_cpu { ON_CPU } else { "blocked" },
             reason: if on_cpu { None } else { TIME_KINDS.get(stack.reason as usize).copied() },
+            ended_unix_ns: None,
         }
     }
 }

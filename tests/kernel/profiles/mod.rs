@@ -5,6 +5,7 @@ mod continuous;
 mod hostile;
 mod raw;
 mod stock;
+mod tails;
 mod threads;
 mod waiter;
 

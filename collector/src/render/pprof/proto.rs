@@ -187,6 +187,8 @@ fn labels<'a>(labels: &'a Labels, slot: &'a str, strings: &mut Strings<'a>) -> V
         ("generation", labels.slot.map_or(0, |(_, generation)| generation)),
         ("pid", labels.pid.into()),
         ("tid", labels.tid.into()),
+        // As other profilers that tell samples one by one name it.
+        ("end_timestamp_ns", labels.ended_unix_ns.unwrap_or(0)),
     ];
     for (key, number) in numbers.into_iter().filter(|(_, number)| *number > 0) {
         message.message(SAMPLE_LABEL, |m| {

@@ -47,6 +47,7 @@ fn labels(pool: &str, slot: u32, state: &'static str, reason: Option<&'static st
         thread: "worker".into(),
         state,
         reason,
+        ended_unix_ns: None,
     }
 }
 
@@ -477,6 +478,7 @@ fn any_profile(any_index: bool) -> impl Strategy<Value = Profile> {
                 thread,
                 state: "blocked",
                 reason: Some("lock"),
+                ended_unix_ns: None,
             },
         ),
         1..5,

@@ -77,6 +77,9 @@ fn write_labels(labels: &Labels, out: &mut String) -> fmt::Result {
     if let Some(reason) = labels.reason {
         write!(out, " reason={reason}")?;
     }
+    if let Some(ended_unix_ns) = labels.ended_unix_ns {
+        write!(out, " ended={}", when(ended_unix_ns))?;
+    }
     writeln!(out)
 }
 

@@ -1,0 +1,244 @@
+//! Waits that are as long as those that make requests slow: each with its stack and when it was over, sampled all the time.
+
+use std::cmp::Reverse;
+use std::collections::{HashMap, HashSet};
+use std::time::Instant;
+
+use collector_ebpf::sample::Tail;
+use collector_ebpf::schedule::{KINDS, RUNNABLE};
+
+use super::continuous::{LASTS, TRIED_AGAIN_AFTER};
+use super::kept::Kept;
+use super::measuring::{in_the_queue, is_truncated, places};
+use super::naming::{self, Interpreters};
+use super::sampling::Sampling;
+use super::work::Work;
+use super::workers::Workers;
+use super::{CaptureError, Whom};
+use crate::kernel::What;
+use crate::profile::fold::Folder;
+use crate::profile::{Kind, Labels, Profile};
+use crate::snapshot::{Pool, Snapshot};
+use crate::units::{NANOS_PER_SECOND, monotonic_ns, unix_ns};
+
+/// Bytes that they may take.
+const MOST_BYTES: usize = 16 << 20;
+
+/// Of one time that is kept, the longest, as many of each pool.
+const MOST_WAITS: usize = 1024;
+
+/// No shorter one is kept, however short those of a pool are.
+const SHORTEST_NS: u64 = NANOS_PER_SECOND / 10_000;
+
+/// The shortest one of a kind of which it is not known how long others are.
+const SHORTEST_UNKNOWN_NS: u64 = NANOS_PER_SECOND / 1000;
+
+/// What of waits is sampled all the time.
+#[derive(Debug)]
+pub(super) struct Tails {
+    pub(super) sampling: Option<Sampling>,
+    /// Pools that it was told the limits of.
+    limited: HashSet<u32>,
+    /// Since the last time that is kept.
+    told: Vec<Tail>,
+    lost: u64,
+    /// Lost by the sampler before.
+    lost_before: u64,
+    began: Instant,
+    began_unix_ns: u64,
+    pub(super) kept: Kept,
+    /// Not before.
+    next_try: Instant,
+}
+
+impl Tails {
+    pub(super) fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            sampling: None,
+            limited: HashSet::new(),
+            told: Vec::new(),
+            lost: 0,
+            lost_before: 0,
+            began: now,
+            began_unix_ns: unix_ns(),
+            kept: Kept::new(MOST_BYTES),
+            next_try: now,
+        }
+    }
+
+    /// Takes what was told.
+    fn take(&mut self) {
+        let Some(sampling) = &mut self.sampling else { return };
+        self.lost += sampling.sampler.tails(|tail| self.told.push(tail));
+        if self.told.len() > 8 * MOST_WAITS {
+            self.leave_the_longest();
+        }
+    }
+
+    /// It is time to keep what was told.
+    pub(super) fn are_due(&self) -> bool {
+        self.began.elapsed() >= LASTS
+    }
+
+    /// Nothing was told that has not been kept, with its names.
+    pub(super) fn are_kept(&self) -> bool {
+        self.told.is_empty()
+    }
+
+    fn leave_the_longest(&mut self) {
+        let before = self.told.len();
+        if before <= MOST_WAITS {
+            return;
+        }
+        self.told.sort_unstable_by_key(|tail| Reverse(tail.waited_ns));
+        let mut of_pools: HashMap<u32, usize> = self.told.iter().map(|tail| (tail.pool, 0)).collect();
+        let share = (MOST_WAITS / of_pools.len()).max(1);
+        self.told.retain(|tail| {
+            let count = of_pools.entry(tail.pool).or_default();
+            *count += 1;
+            *count <= share
+        });
+        self.lost += (before - self.told.len()) as u64;
+    }
+
+    /// Says how long a wait of each pool has to be.
+    fn set_limits(&mut self, snapshot: Option<&Snapshot>) {
+        self.limited.clear();
+        if let Some(snapshot) = snapshot {
+            self.set_limits_of_new(snapshot);
+        }
+    }
+
+    /// The same of pools of which it was not said.
+    pub(super) fn set_limits_of_new(&mut self, snapshot: &Snapshot) {
+        let Some(sampling) = &self.sampling else { return };
+        for pool in &snapshot.pools {
+            if self.limited.insert(pool.number)
+                && let Err(error) = sampling.sampler.set_least(pool.number, &least_ns(pool))
+            {
+                tracing::debug!(pool = %pool.name, %error, "no waits of a pool are kept");
+            }
+        }
+    }
+}
+
+/// The shortest wait of a pool that is kept, by kind: of those in which it waits for work none is; of others, as long as but 1 %
+/// of the last minute, or twice as long as half of them, whichever is less. Where more than 1 % are slow, p99 is one of these.
+fn least_ns(pool: &Pool) -> [u64; KINDS] {
+    let intervals = pool.schedule.as_ref().and_then(|schedule| schedule.intervals.as_ref());
+    std::array::from_fn(|kind| {
+        if pool.idle_in.has(kind as u32) {
+            return u64::MAX;
+        }
+        // The shortest window that has any.
+        let window = intervals.and_then(|intervals| intervals[kind].windows.first());
+        window.map_or(SHORTEST_UNKNOWN_NS, |window| {
+            ((window.p99.min(2.0 * window.p50) * NANOS_PER_SECOND as f64) as u64).max(SHORTEST_NS)
+        })
+    })
+}
+
+impl Work {
+    /// Takes what was told of waits, and begins to have them told if nothing does. True if a process was met that was not known.
+    pub(super) fn look_after_tails(&mut self, tails: &mut Tails) -> bool {
+        if tails.sampling.is_none() && Instant::now() >= tails.next_try {
+            match self.sampling_of_tails() {
+                Ok(sampling) => {
+                    tails.sampling = Some(sampling);
+                    (tails.began, tails.began_unix_ns, tails.lost_before) = (Instant::now(), unix_ns(), 0);
+                    tails.set_limits(self.snapshots.borrow().as_deref());
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "no long waits are kept; tried again in a minute");
+                    tails.next_try = Instant::now() + TRIED_AGAIN_AFTER;
+                }
+            }
+        }
+        tails.take();
+        let Some(sampling) = &mut tails.sampling else { return false };
+        let unknown = sampling.sampler.unknown();
+        for pid in &unknown {
+            sampling.spaces.tell(*pid, &mut self.readers, &mut sampling.sampler);
+        }
+        !unknown.is_empty()
+    }
+
+    fn sampling_of_tails(&mut self) -> Result<Sampling, CaptureError> {
+        let mut sampling = self.load(What::Tails)?;
+        self.introduce(&mut sampling, &Whom::default());
+        sampling.start()?;
+        Ok(sampling)
+    }
+
+    /// Keeps the waits since the last time that is kept.
+    pub(super) fn keep_tails(&mut self, tails: &mut Tails) {
+        let now = Instant::now();
+        tails.take();
+        match self.profile_of_tails(tails) {
+            Ok(Some(profile)) => tails.kept.add(profile, now),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::debug!(%error, "waits are not kept");
+                tails.sampling = None;
+            }
+        }
+        tails.kept.forget_old(now);
+        (tails.began, tails.began_unix_ns, tails.lost) = (now, unix_ns(), 0);
+        tails.told.clear();
+        tails.set_limits(self.snapshots.borrow().as_deref());
+        let Some(sampling) = &mut tails.sampling else { return };
+        if !sampling.sampler.has_room_for_stacks() {
+            sampling.sampler.stop();
+            if sampling.start().is_err() {
+                tails.sampling = None;
+                return;
+            }
+        }
+        if !sampling.can_go_on() {
+            tails.sampling = None;
+        }
+    }
+
+    /// Each wait that was told, as a sample of its own.
+    fn profile_of_tails(&mut self, tails: &mut Tails) -> Result<Option<Profile>, CaptureError> {
+        tails.leave_the_longest();
+        let Some(sampling) = &tails.sampling else { return Ok(None) };
+        let counts = sampling.sampler.counts()?;
+        let workers = Workers::of(self.snapshots.borrow().as_deref());
+        let mut folder = Folder::default();
+        folder.add_lost(tails.lost + counts.lost.saturating_sub(tails.lost_before));
+        tails.lost_before = counts.lost;
+        let mut by_stack: HashMap<u32, Vec<Tail>> = HashMap::new();
+        for tail in &tails.told {
+            by_stack.entry(tail.stack).or_default().push(*tail);
+        }
+        let is_wanted = |place| by_stack.contains_key(&place);
+        let mut kernel = Vec::new();
+        sampling.sampler.read_some(is_wanted, |_, _, frames| {
+            kernel.extend(frames.kernel.iter().flat_map(|address| [*address, address - 1]));
+        });
+        naming::learn_kernel(&kernel, &mut self.names, &self.samplers, &mut self.symbols);
+        let unix_minus_monotonic_ns = unix_ns().wrapping_sub(monotonic_ns());
+        let mut interpreters = Interpreters::default();
+        let (readers, symbols) = (&self.readers, &mut self.symbols);
+        sampling.sampler.read_some(is_wanted, |place, stack, frames| {
+            let frames = places(stack, frames, &sampling.spaces, readers, &mut interpreters, symbols);
+            let labels = workers.labels(stack);
+            for tail in by_stack.get(&place).into_iter().flatten() {
+                let labels = Labels {
+                    ended_unix_ns: Some(tail.end_ns.wrapping_add(unix_minus_monotonic_ns)),
+                    ..labels.clone()
+                };
+                let labels = if tail.kind == RUNNABLE { in_the_queue(labels) } else { labels };
+                folder.add(labels, frames.iter().copied(), is_truncated(stack), 1, tail.waited_ns);
+            }
+        });
+        let named = naming::named(folder.places(), &interpreters, &mut self.readers, &mut self.symbols);
+        Ok(Some(Profile {
+            started_unix_ns: tails.began_unix_ns,
+            duration_ns: tails.began.elapsed().as_nanos() as u64,
+            ..folder.finish(Kind::OffCpu, named)
+        }))
+    }
+}
