@@ -106,6 +106,8 @@ pub struct Setup {
     pub config_loaded_unix_ns: Option<u64>,
     /// Constants of this host.
     pub host: HostFacts,
+    /// For how long profiles are kept; `None` if they are not.
+    pub profiles_kept_for: Option<Duration>,
     /// Share of one CPU that the scheduler probes may take; `None` for no limit.
     pub overhead_budget: Option<f64>,
     /// Where snapshots go.
@@ -136,6 +138,7 @@ pub struct Collector {
     config_loaded_unix_ns: Option<u64>,
     config_last_reload_successful: bool,
     refused_connections: Arc<AtomicU64>,
+    profiles_kept_for: Option<Duration>,
 }
 
 impl Collector {
@@ -172,6 +175,7 @@ impl Collector {
             config_loaded_unix_ns,
             config_last_reload_successful: true,
             refused_connections: setup.refused_connections,
+            profiles_kept_for: setup.profiles_kept_for,
         }
     }
 
@@ -304,6 +308,7 @@ impl Collector {
             scheduler: None,
             maps: self.source.map_fill(),
             processes: 0,
+            profiles_kept_for: self.profiles_kept_for,
             config_loaded_unix_ns: self.config_loaded_unix_ns,
             config_last_reload_successful: self.config_last_reload_successful,
         }

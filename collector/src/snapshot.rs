@@ -4,11 +4,12 @@
 //! likes and never waits. `None` means "this host, this source or our rights do not tell", never 0.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use collector_ebpf::request::OUTCOMES;
 use collector_ebpf::schedule::KINDS;
 
-use crate::input::{Doing, ExitStatus, Profile, Sender, SlowRequest, SocketFamily, TaskState};
+use crate::input::{Doing, ExitStatus, IdleIn, Profile, Sender, SlowRequest, SocketFamily, TaskState};
 use crate::units::{CpuTime, Pid};
 use crate::worker::flags::{Flag, Limits};
 use crate::worker::matcher;
@@ -192,6 +193,8 @@ pub struct Pool {
     pub states: StateCounts,
     /// It is known when they wait for work: the scheduler is watched for them now.
     pub work_known: bool,
+    /// The kinds of time in which its workers wait for work.
+    pub idle_in: IdleIn,
     /// Workers with a flag now. Whether a worker is stuck or stale is known where [`Self::limits`] and
     /// [`Self::work_known`] say so.
     pub flags: FlagCounts,
@@ -624,6 +627,8 @@ pub struct DeathCertificate {
 /// Our own cost and losses, as totals since start unless said otherwise.
 #[derive(Clone, Debug, Default)]
 pub struct Own {
+    /// For how long profiles are kept, those of requests that were slow among them; `None` if they are not.
+    pub profiles_kept_for: Option<Duration>,
     /// CPU of this process, `getrusage(RUSAGE_SELF)`.
     pub cpu: CpuTime,
     /// Our resident memory, bytes, now.

@@ -92,8 +92,8 @@ pub struct Flags {
     #[arg(long = "probes.bpf-stats", env = "COLLECTOR_PROBES_BPF_STATS", global = true)]
     pub bpf_stats: bool,
 
-    /// Sample what runs on each CPU so often a second, all the time, and keep the last ten minutes for
-    /// `/debug/pprof/profile?from=-5m`; 19 is a good number. 0 samples nothing while nobody asks
+    /// Sample what runs on each CPU so often a second, and each long wait, all the time, and keep the last ten minutes for
+    /// `/debug/pprof/profile?from=-5m`, `offcpu` and slow requests; 19 is a good number. 0 samples nothing while nobody asks
     #[arg(
         long = "profiles.continuous-hz",
         env = "COLLECTOR_PROFILES_CONTINUOUS_HZ",

@@ -1,6 +1,7 @@
 //! A snapshot in which everything occurs that can: the one that golden files and handler tests show.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use collector_ebpf::histogram::index;
 use collector_ebpf::request::ABORTED;
@@ -9,8 +10,8 @@ use collector_ebpf::waterfall::STRETCH_SHIFT;
 
 use crate::histogram::Scratch;
 use crate::input::{
-    Comm, Doing, ExitStatus, Interval, OpenSocket, Profile, Rss, ScheduleReading, Sender, SlowRequest,
-    SocketFamily, TaskState, ThreadDoing, WaterfallReading,
+    Comm, Doing, ExitStatus, IdleIn, Interval, OpenSocket, Profile, Rss, ScheduleReading, Sender,
+    SlowRequest, SocketFamily, TaskState, ThreadDoing, WaterfallReading,
 };
 use crate::snapshot::{
     AcceptQueue, DeathCertificate, Distribution, EventCounts, ExitCounts, Feature, FlagCounts, Flagged,
@@ -68,6 +69,7 @@ pub(crate) fn pool(name: &str) -> Pool {
         size: 0,
         states: StateCounts::default(),
         work_known: false,
+        idle_in: IdleIn::default(),
         flags: FlagCounts::default(),
         flagged: FlagCounts::default(),
         limits: Limits::default(),
@@ -415,6 +417,7 @@ pub(crate) fn snapshot() -> Snapshot {
         ],
         exits_total: 18,
         own: Own {
+            profiles_kept_for: Some(Duration::from_secs(600)),
             maps: vec![MapFill { name: "slots", entries: 3, capacity: 8192 }],
             scheduler: Some(SchedulerCost {
                 budget: Some(0.01),

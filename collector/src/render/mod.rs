@@ -3,6 +3,7 @@
 pub mod json;
 pub mod pprof;
 pub mod prometheus;
+mod slow;
 
 #[cfg(test)]
 pub(crate) mod fixture;

@@ -57,7 +57,8 @@ pub enum NoSlowRequests {
     NoneLeft,
 }
 
-/// `/api/v1/pools/{pool}/slow`: the slowest requests of a pool in each window.
+/// `/api/v1/pools/{pool}/slow`: the slowest requests of a pool in each window, with where the profile of each is as long as it is
+/// kept.
 pub fn slow(snapshot: &Snapshot, name: &str) -> Result<Vec<u8>, NoSlowRequests> {
     let pool = snapshot.pools.iter().find(|pool| &*pool.name == name).ok_or(NoSlowRequests::Pool)?;
     let slowest = SlowRequests::of(pool, snapshot).ok_or_else(|| {

@@ -9,6 +9,7 @@ use super::times::{Windows, recorded, windows};
 use super::{Seconds, Time, finite};
 use crate::histogram::Scratch;
 use crate::input::{REQUEST_OUTCOMES, SlowRequest, TIME_KINDS};
+use crate::render::slow::{profile_of, span_of};
 use crate::snapshot::{self, Snapshot};
 use crate::units::{NANOS_PER_SECOND, Pid};
 use crate::worker::requests::{self, imbalance};
@@ -134,6 +135,9 @@ struct Slow {
     /// By kind of time; those that it was in for no time are left out.
     seconds: BTreeMap<&'static str, Seconds>,
     residual_seconds: f64,
+    /// Where to find what its thread did meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    profile: Option<String>,
 }
 
 /// The slowest requests of a pool by window, the slowest first; `None` where that is not measured.
@@ -152,7 +156,7 @@ impl SlowRequests {
 
 impl Slow {
     fn of(request: &SlowRequest, pool: &snapshot::Pool, snapshot: &Snapshot) -> Self {
-        let began_unix_ns = request.begin_ns.saturating_add_signed(snapshot.unix_minus_monotonic);
+        let (began_unix_ns, _) = span_of(request, snapshot);
         // A pid may have come back since.
         let lives = pool.workers.iter().find(|w| w.pid == request.pid && w.started_unix_ns <= began_unix_ns);
         let died = || {
@@ -177,6 +181,7 @@ impl Slow {
             seconds: kinds.filter(|(_, ns)| *ns > 0).map(|(kind, ns)| (kind, Seconds(ns))).collect(),
             residual_seconds: residual_ns(request.duration_ns, &request.time_ns) as f64
                 / NANOS_PER_SECOND as f64,
+            profile: profile_of(request, snapshot),
         }
     }
 }

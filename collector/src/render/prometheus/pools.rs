@@ -3,7 +3,7 @@
 use super::buffer::Piece;
 use super::family::*;
 use super::text::{Nanos, One};
-use super::writer::{LabelWriter, Labels, Name, Place, Variants, Writer};
+use super::writer::{Exemplar, LabelWriter, Labels, Name, Place, Variants, Writer};
 use super::{COMM, MODE, PID, POOL, REASON, Series};
 
 use crate::snapshot::{AcceptQueue, Distribution, Master, Pool};
@@ -150,10 +150,21 @@ pub(super) fn write_distributions<'a, I: Iterator<Item = (Piece<'a>, &'a Distrib
     families: [&Family; 3],
     distributions: impl Fn() -> I,
 ) {
+    write_exemplified(writer, families, || distributions().map(|(labels, of)| (labels, of, &[][..])));
+}
+
+/// The same of histograms of which there are examples.
+pub(super) fn write_exemplified<'a, I: Iterator<Item = (Piece<'a>, &'a Distribution, &'a [Exemplar])>>(
+    writer: &mut Writer<'_>,
+    families: [&Family; 3],
+    distributions: impl Fn() -> I,
+) {
     writer.family(families[0], |samples| samples.add_histograms(distributions()));
-    writer.family(families[1], |samples| samples.add_quantiles(distributions()));
+    writer.family(families[1], |samples| {
+        samples.add_quantiles(distributions().map(|(labels, distribution, _)| (labels, distribution)));
+    });
     writer.family(families[2], |samples| {
-        for (labels, distribution) in distributions() {
+        for (labels, distribution, _) in distributions() {
             samples.add(labels, distribution.discarded);
         }
     });

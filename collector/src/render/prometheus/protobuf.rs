@@ -11,7 +11,9 @@
 use super::buffer::{BLOCK, Buffer, Piece};
 use super::family::{Family, Kind};
 use super::native::{Native, SCHEMA};
+use super::writer::Exemplar;
 use crate::snapshot::Distribution;
+use crate::units::NANOS_PER_SECOND;
 
 // Keys of fields: number, and how the value is written.
 const VARINT: u8 = 0;
@@ -46,6 +48,12 @@ const HISTOGRAM_POSITIVE_SPAN: u8 = key(12, BYTES);
 const HISTOGRAM_POSITIVE_DELTA: u8 = key(13, BYTES);
 const BUCKET_CUMULATIVE_COUNT: u8 = key(1, VARINT);
 const BUCKET_UPPER_BOUND: u8 = key(2, FIXED);
+const BUCKET_EXEMPLAR: u8 = key(3, BYTES);
+const EXEMPLAR_LABEL: u8 = key(1, BYTES);
+const EXEMPLAR_VALUE: u8 = key(2, FIXED);
+const EXEMPLAR_TIMESTAMP: u8 = key(3, BYTES);
+const TIMESTAMP_SECONDS: u8 = key(1, VARINT);
+const TIMESTAMP_NANOS: u8 = key(2, VARINT);
 const SPAN_OFFSET: u8 = key(1, VARINT);
 const SPAN_LENGTH: u8 = key(2, VARINT);
 
@@ -118,6 +126,7 @@ pub(super) fn put_histogram(
     out: &mut Buffer,
     labels: Piece<'_>,
     distribution: &Distribution,
+    exemplars: &[Exemplar],
     native: &mut Native,
 ) {
     native.fill(distribution);
@@ -126,10 +135,21 @@ pub(super) fn put_histogram(
         nested(out, METRIC_HISTOGRAM, |out| {
             put_count(out, HISTOGRAM_COUNT, distribution.count);
             put_double(out, HISTOGRAM_SUM, distribution.sum);
+            let mut above = f64::NEG_INFINITY;
             for (bound, count) in distribution.bounds.iter().zip(&distribution.cumulative) {
                 nested(out, HISTOGRAM_BUCKET, |out| {
                     put_count(out, BUCKET_CUMULATIVE_COUNT, *count);
                     put_double(out, BUCKET_UPPER_BOUND, *bound);
+                    put_exemplar(out, Exemplar::within(exemplars, above, *bound));
+                });
+                above = *bound;
+            }
+            if let Some(exemplar) = Exemplar::within(exemplars, above, f64::INFINITY) {
+                // Readers make this bucket of the count; an example needs one.
+                nested(out, HISTOGRAM_BUCKET, |out| {
+                    put_count(out, BUCKET_CUMULATIVE_COUNT, distribution.count);
+                    put_double(out, BUCKET_UPPER_BOUND, f64::INFINITY);
+                    put_exemplar(out, Some(exemplar));
                 });
             }
             put_count(out, HISTOGRAM_SCHEMA, zigzag(SCHEMA.into()));
@@ -146,6 +166,21 @@ pub(super) fn put_histogram(
                     native.deltas.iter().for_each(|delta| put_varint(out, zigzag(*delta)));
                 });
             }
+        });
+    });
+}
+
+fn put_exemplar(out: &mut Buffer, exemplar: Option<&Exemplar>) {
+    let Some(Exemplar { seconds, ended_unix_ns, profile }) = exemplar else { return };
+    nested(out, BUCKET_EXEMPLAR, |out| {
+        nested(out, EXEMPLAR_LABEL, |out| {
+            put_text(out, LABEL_NAME, "profile");
+            put_text(out, LABEL_VALUE, profile);
+        });
+        put_double(out, EXEMPLAR_VALUE, *seconds);
+        nested(out, EXEMPLAR_TIMESTAMP, |out| {
+            put_count(out, TIMESTAMP_SECONDS, ended_unix_ns / NANOS_PER_SECOND);
+            put_count(out, TIMESTAMP_NANOS, ended_unix_ns % NANOS_PER_SECOND);
         });
     });
 }

@@ -4,10 +4,12 @@
 
 use super::family::*;
 use super::text::{Nanos, SignedNanos};
-use super::writer::{Labels, Name, Place, Variants, Writer};
+use super::writer::{Exemplar, Labels, Name, Place, Variants, Writer};
 use super::{POOL, Series};
 use crate::input::{REQUEST_OUTCOMES, TIME_KINDS};
-use crate::snapshot::{self, Distribution};
+use crate::render::slow::{profile_of, span_of};
+use crate::snapshot::{self, Distribution, Snapshot};
+use crate::units::NANOS_PER_SECOND;
 
 const OUTCOME: Name = Name::new("outcome");
 const KIND: Name = Name::new("kind");
@@ -38,20 +40,21 @@ pub(super) fn write(writer: &mut Writer<'_>, series: &Series<'_>) {
         }
     });
     let mut labels = Labels::of(writer.format);
-    let mut durations: Vec<(Place, &Distribution)> = Vec::new();
+    let mut durations: Vec<(Place, &Distribution, Vec<Exemplar>)> = Vec::new();
     for (pool, _) in series.pools() {
         let Some(seconds) = requests_of(pool).and_then(|requests| requests.seconds.as_ref()) else {
             continue;
         };
         let of_pool = labels.add(None, |labels| labels.text(&POOL, &pool.name));
-        for (name, seconds) in REQUEST_OUTCOMES.iter().zip(seconds) {
+        for (outcome, (name, seconds)) in REQUEST_OUTCOMES.iter().zip(seconds).enumerate() {
             let of_outcome = labels.add(Some(of_pool), |labels| labels.text(&OUTCOME, name));
-            durations.push((of_outcome, &**seconds));
+            durations.push((of_outcome, &**seconds, exemplars(pool, outcome as u32, series.snapshot)));
         }
     }
-    let durations = || durations.iter().map(|(place, seconds)| (labels.get(*place), *seconds));
     let families = [&POOL_REQUEST, &POOL_REQUEST_QUANTILE, &POOL_REQUEST_DISCARDED];
-    super::pools::write_distributions(writer, families, durations);
+    let durations =
+        || durations.iter().map(|(place, seconds, exemplars)| (labels.get(*place), *seconds, &exemplars[..]));
+    super::pools::write_exemplified(writer, families, durations);
     super::pools::write_distributions(
         writer,
         [&POOL_FIRST_REQUEST, &POOL_FIRST_REQUEST_QUANTILE, &POOL_FIRST_REQUEST_DISCARDED],
@@ -71,6 +74,24 @@ pub(super) fn write(writer: &mut Writer<'_>, series: &Series<'_>) {
         },
     );
     write_waterfalls(writer, series);
+}
+
+/// The slowest requests of a pool that ended so, the latest first: those whose profile is kept.
+fn exemplars(pool: &snapshot::Pool, outcome: u32, snapshot: &Snapshot) -> Vec<Exemplar> {
+    const WINDOW: &str = "5m";
+    let waterfall = requests_of(pool).and_then(|requests| requests.waterfall.as_ref());
+    let windows = waterfall.into_iter().flat_map(|waterfall| waterfall.slowest.iter());
+    let slowest = windows.filter(|(window, _)| *window == WINDOW).flat_map(|(_, requests)| requests);
+    let exemplars = slowest.filter(|request| request.outcome == outcome).filter_map(|request| {
+        Some(Exemplar {
+            seconds: request.duration_ns as f64 / NANOS_PER_SECOND as f64,
+            ended_unix_ns: span_of(request, snapshot).1,
+            profile: profile_of(request, snapshot)?,
+        })
+    });
+    let mut exemplars: Vec<Exemplar> = exemplars.collect();
+    exemplars.sort_by_key(|exemplar| std::cmp::Reverse(exemplar.ended_unix_ns));
+    exemplars
 }
 
 /// Of requests that had their thread to themselves.

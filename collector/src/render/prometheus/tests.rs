@@ -31,6 +31,8 @@ struct Sample {
     name: String,
     labels: BTreeMap<String, String>,
     value: f64,
+    /// As it is written.
+    exemplar: Option<String>,
 }
 
 /// Reads a sample line by the grammar, sharing nothing with the writer.
@@ -65,8 +67,9 @@ fn parse_sample(line: &str) -> Sample {
         rest = rest.strip_prefix('}').unwrap();
     }
     let value = rest.strip_prefix(' ').unwrap();
+    let (value, exemplar) = value.split_once(" # ").map_or((value, None), |(value, of)| (value, Some(of)));
     let value = if value == "+Inf" { f64::INFINITY } else { value.parse().unwrap() };
-    Sample { name: name.to_owned(), labels, value }
+    Sample { name: name.to_owned(), labels, value, exemplar: exemplar.map(str::to_owned) }
 }
 
 fn samples(text: &str) -> Vec<Sample> {
@@ -92,6 +95,43 @@ fn golden_files() {
         let text = rendered_groups(&snapshot, format, groups).replace(version, "version=\"VERSION\"");
         fixture::check_golden(name, &text);
     }
+}
+
+/// The buckets of web's requests with an example, each with that.
+fn exemplified(text: &str) -> Vec<(String, String, String)> {
+    let samples = samples(text).into_iter().filter(|sample| sample.exemplar.is_some());
+    samples
+        .map(|Sample { name, labels, exemplar, .. }| {
+            assert_eq!(name, "worker_pool_request_duration_seconds_bucket");
+            assert_eq!(labels["pool"], "web");
+            (labels["outcome"].clone(), labels["le"].clone(), exemplar.unwrap())
+        })
+        .collect()
+}
+
+#[test]
+fn slow_requests_are_examples_of_the_bucket_that_they_are_in() {
+    let mut snapshot = fixture::snapshot();
+    let examples = exemplified(&rendered(&snapshot, Format::OpenMetrics));
+    assert!(examples.len() >= 2, "{examples:?}");
+    for (_, le, example) in &examples {
+        // {profile="/debug/pprof/offcpu?…"} 0.26 1767323044.51
+        let (labels, rest) = example.strip_prefix("{profile=\"").unwrap().split_once("\"} ").unwrap();
+        assert!(labels.starts_with("/debug/pprof/"), "{example}");
+        let numbers: Vec<f64> = rest.split(' ').map(|number| number.parse().unwrap()).collect();
+        let [seconds, ended] = numbers[..] else { panic!("{example}") };
+        let bounds = snapshot.pools.iter().find(|pool| &*pool.name == "web").unwrap();
+        let bounds =
+            bounds.schedule.as_ref().unwrap().requests.as_ref().unwrap().seconds.as_ref().unwrap()[0].bounds;
+        let le: f64 = if le == "+Inf" { f64::INFINITY } else { le.parse().unwrap() };
+        let above = bounds.iter().rev().find(|bound| **bound < le).copied().unwrap_or(0.0);
+        assert!(above < seconds && seconds <= le, "{example} in le={le}");
+        assert!(ended < fixture::AT as f64 / 1e9, "{example}");
+    }
+    // The text format of Prometheus has none, nor is there one that leads nowhere.
+    assert_eq!(exemplified(&rendered(&snapshot, Format::Text)), []);
+    snapshot.own.profiles_kept_for = None;
+    assert_eq!(exemplified(&rendered(&snapshot, Format::OpenMetrics)), []);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use super::Format;
 use super::buffer::{Buffer, NUMBER, OwnPiece};
 use super::family::Family;
+use super::writer::Exemplar;
 use crate::units::NANOS_PER_SECOND;
 
 /// Writes what stands before the samples of a family.
@@ -180,6 +181,19 @@ impl Value for SignedNanos {
     fn number(self) -> f64 {
         self.0 as f64 / NANOS_PER_SECOND as f64
     }
+}
+
+/// Adds an example to the line that was written last, if there is one.
+pub(super) fn put_exemplar(out: &mut Buffer, exemplar: Option<&Exemplar>) {
+    let Some(Exemplar { seconds, ended_unix_ns, profile }) = exemplar else { return };
+    out.end -= b"\n".len();
+    out.put(b" # {profile=\"");
+    put_escaped(out, profile);
+    out.put(b"\"} ");
+    out.put_line([], *seconds);
+    out.end -= b"\n".len();
+    out.put_byte(b' ');
+    out.put_line([], Nanos(*ended_unix_ns));
 }
 
 /// What stands between the labels of a bucket and its count.

@@ -206,6 +206,21 @@ impl Writer<'_> {
     }
 }
 
+/// One of those that a histogram counts.
+pub(super) struct Exemplar {
+    pub(super) seconds: f64,
+    pub(super) ended_unix_ns: u64,
+    /// Path and query of its profile.
+    pub(super) profile: String,
+}
+
+impl Exemplar {
+    /// The first that is above one number and not above another.
+    pub(super) fn within(exemplars: &[Self], above: f64, most: f64) -> Option<&Self> {
+        exemplars.iter().find(|exemplar| exemplar.seconds > above && exemplar.seconds <= most)
+    }
+}
+
 /// The samples of one family.
 pub(super) struct Samples<'a> {
     out: &'a mut Buffer,
@@ -282,14 +297,14 @@ impl Samples<'_> {
         self.out.put_line([self.end.get()], value);
     }
 
-    /// Adds histograms.
+    /// Adds histograms, each with what there are examples of, the latest first.
     pub(super) fn add_histograms<'a>(
         &mut self,
-        histograms: impl Iterator<Item = (Piece<'a>, &'a Distribution)>,
+        histograms: impl Iterator<Item = (Piece<'a>, &'a Distribution, &'a [Exemplar])>,
     ) {
         if self.format == Format::Protobuf {
-            for (labels, distribution) in histograms {
-                protobuf::put_histogram(self.out, labels, distribution, self.native);
+            for (labels, distribution, exemplars) in histograms {
+                protobuf::put_histogram(self.out, labels, distribution, exemplars, self.native);
             }
             return;
         }
@@ -297,15 +312,21 @@ impl Samples<'_> {
             ["_bucket", "_sum", "_count"].map(|suffix| OwnPiece::new(&[self.family.name, suffix]));
         let infinite = OwnPiece::new(&[",le=\"+Inf\"} "]);
         let (mut bounds, mut ends): (&[f64], Vec<OwnPiece>) = (&[], Vec::new());
-        for (labels, distribution) in histograms {
+        for (labels, distribution, exemplars) in histograms {
+            // There are none in Prometheus's own text.
+            let exemplars = if self.format == Format::OpenMetrics { exemplars } else { &[] };
             if !std::ptr::eq(bounds, distribution.bounds) {
                 bounds = distribution.bounds;
                 ends = bounds.iter().map(|bound| bucket_end(*bound, self.format)).collect();
             }
-            for (end, value) in ends.iter().zip(&distribution.cumulative) {
+            let mut above = f64::NEG_INFINITY;
+            for ((end, value), bound) in ends.iter().zip(&distribution.cumulative).zip(bounds) {
                 self.out.put_line([bucket.get(), labels, end.get()], *value);
+                text::put_exemplar(self.out, Exemplar::within(exemplars, above, *bound));
+                above = *bound;
             }
             self.out.put_line([bucket.get(), labels, infinite.get()], distribution.count);
+            text::put_exemplar(self.out, Exemplar::within(exemplars, above, f64::INFINITY));
             self.out.put_line([sum.get(), labels, self.end.get()], distribution.sum);
             self.out.put_line([count.get(), labels, self.end.get()], distribution.count);
         }

@@ -36,7 +36,9 @@ fn said_by(family: &MetricFamily) -> Vec<(Series, f64)> {
                 MetricType::Gauge
             }
             (None, None, Some(histogram)) => {
-                for bucket in &histogram.bucket {
+                // Readers take the last one, which has no bound, for what the count says.
+                let is_bound = |bucket: &&client_model::Bucket| bucket.upper_bound.unwrap() < f64::INFINITY;
+                for bucket in histogram.bucket.iter().filter(is_bound) {
                     let mut bound = Vec::new();
                     write_bound(&mut bound, bucket.upper_bound.unwrap(), Format::Text);
                     let count = bucket.cumulative_count.unwrap() as f64;
@@ -79,6 +81,53 @@ fn says_what_the_text_says() {
     for group in Group::ALL {
         check_against_text(&snapshot, [group].into_iter().collect());
     }
+}
+
+#[test]
+fn examples_are_those_of_the_text() {
+    let snapshot = fixture::snapshot();
+    let mut read = Vec::new();
+    for family in self::read(&snapshot, Groups::all()) {
+        for bucket in family.metric.iter().filter_map(|m| m.histogram.as_ref()).flat_map(|h| &h.bucket) {
+            let Some(exemplar) = &bucket.exemplar else { continue };
+            let [label] = &exemplar.label[..] else { panic!("{exemplar:?}") };
+            let ended = exemplar.timestamp.unwrap();
+            let ended = format!("{}.{:09}", ended.seconds, ended.nanos);
+            read.push(format!(
+                "{{{}=\"{}\"}} {:?} {}",
+                label.name(),
+                label.value(),
+                exemplar.value(),
+                ended.trim_end_matches('0').trim_end_matches('.')
+            ));
+        }
+    }
+    let text = exemplified(&rendered(&snapshot, Format::OpenMetrics));
+    assert_eq!(read, text.into_iter().map(|(.., example)| example).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_bucket_without_a_bound_is_written_for_an_example_alone() {
+    let mut snapshot = fixture::snapshot();
+    {
+        let web = snapshot.pools.iter_mut().find(|pool| &*pool.name == "web").unwrap();
+        let waterfall = web.schedule.as_mut().unwrap().requests.as_mut().unwrap().waterfall.as_mut().unwrap();
+        let mut slowest = (*waterfall.slowest).clone();
+        for (_, requests) in &mut slowest {
+            requests[0].duration_ns = 100_000_000_000_000;
+        }
+        waterfall.slowest = slowest.into();
+    }
+    let last = |snapshot: &Snapshot| {
+        let families = read(snapshot, Groups::all());
+        let family = families.iter().find(|f| f.name() == "worker_pool_request_duration_seconds").unwrap();
+        let histograms = family.metric.iter().filter_map(|m| m.histogram.clone());
+        histograms.filter_map(|h| h.bucket.last().cloned()).find(|b| b.upper_bound() == f64::INFINITY)
+    };
+    assert_eq!(last(&snapshot).and_then(|bucket| bucket.exemplar).unwrap().value(), 1e5);
+    check_against_text(&snapshot, Groups::all());
+    snapshot.own.profiles_kept_for = None;
+    assert_eq!(last(&snapshot), None);
 }
 
 #[test]
