@@ -377,7 +377,7 @@ impl Sampler {
     /// Forgets all stacks, of a sampler that is not started.
     pub fn clear(&mut self) {
         for index in 0..MAX_STACKS {
-            if self.stacks.get(index).is_some_and(|stack| stack.hash != 0) {
+            if self.is_taken(index) {
                 self.stacks.set(index, Stack::default());
             }
         }
@@ -456,6 +456,16 @@ impl Sampler {
         pids
     }
 
+    /// A place for a stack is not free; what is there may not be all there yet. Most are free, and a copy of each was most of
+    /// what reading took.
+    fn is_taken(&self, index: usize) -> bool {
+        self.stacks.at(index).is_some_and(|stack| {
+            let hash = stack.wrapping_byte_add(offset_of!(Stack, hash)).cast::<u64>();
+            // SAFETY: a field inside the mapping, aligned, as long as `self`; the programs set it atomically.
+            unsafe { AtomicU64::from_ptr(hash) }.load(Ordering::Relaxed) != 0
+        })
+    }
+
     /// Calls with each stack and its frames.
     pub fn read(&self, mut tell: impl FnMut(&Stack, Frames<'_>)) {
         self.read_some(|_| true, |_, stack, frames| tell(stack, frames));
@@ -465,7 +475,7 @@ impl Sampler {
     pub fn read_some(&self, is_wanted: impl Fn(u32) -> bool, mut tell: impl FnMut(u32, &Stack, Frames<'_>)) {
         let mut addresses = Vec::new();
         let mut taken = 0;
-        for place in 0..MAX_STACKS as u32 {
+        for place in (0..MAX_STACKS as u32).filter(|place| self.is_taken(*place as usize)) {
             let stack = self.stacks.get(place as usize).filter(|stack| stack.flags & READY != 0);
             taken += usize::from(stack.is_some());
             let Some(stack) = stack.filter(|_| is_wanted(place)) else { continue };
