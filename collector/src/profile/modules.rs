@@ -287,6 +287,11 @@ impl Modules {
         self.modules.get(&id).map(|entry| &entry.module)
     }
 
+    /// How many were met since the beginning, also those that are there no more.
+    pub fn met(&self) -> u64 {
+        self.next
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.modules.len()

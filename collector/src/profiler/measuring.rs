@@ -35,6 +35,10 @@ impl Measuring {
     pub(super) fn is_over(&self) -> bool {
         self.left().is_zero()
     }
+
+    pub(super) fn is_half_over(&self) -> bool {
+        self.left() <= self.wanted.duration / 2
+    }
 }
 
 /// What had been counted when a capture began.

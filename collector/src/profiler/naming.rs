@@ -74,6 +74,29 @@ pub(super) fn named(
     named
 }
 
+/// Learns what is at the places that are in files, for as long as there is time.
+pub(super) fn learn_files(
+    places: &[Place<ModuleId>],
+    readers: &Readers,
+    symbols: &mut Symbols,
+    is_late: impl Fn() -> bool,
+) {
+    let mut of_modules: HashMap<ModuleId, Vec<u64>> = HashMap::new();
+    for place in places {
+        if let Place::Module(module, address) = *place {
+            of_modules.entry(module).or_default().push(address);
+        }
+    }
+    for (id, addresses) in of_modules {
+        if is_late() {
+            return;
+        }
+        if let Some(module) = readers.modules.get(id) {
+            symbols.user(module, &addresses);
+        }
+    }
+}
+
 /// Learns what is at addresses of the kernel: of those that are not known it is asked, all at once. What it does not say is
 /// looked for in a listing of all that it has, when names are needed.
 pub(super) fn learn_kernel(

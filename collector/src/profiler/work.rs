@@ -17,7 +17,7 @@ use crate::kernel::{Names, Samplers, Threads, What};
 use crate::procfs::kallsyms::Kallsyms;
 use crate::procfs::root::{Buffer, Root};
 use crate::profile::fold::Folder;
-use crate::profile::modules::{Limits, Modules};
+use crate::profile::modules::{Limits, ModuleId, Modules};
 use crate::profile::symbols::{self, Symbols};
 use crate::profile::{Kind, Profile};
 use crate::snapshot::Snapshot;
@@ -56,12 +56,24 @@ pub(super) struct Work {
     pub(super) idle_since: Option<Instant>,
     /// At the last look.
     met_strangers: bool,
+    /// Modules that had been met when names were looked up.
+    named_modules: u64,
 }
 
 /// A capture under way.
 struct Capture {
     measuring: Measuring,
+    /// What was found in its first half was looked up, or need not be.
+    is_learnt: bool,
     answer: Answer,
+}
+
+/// What was found since a measuring began.
+struct Found {
+    folder: Folder<ModuleId>,
+    interpreters: Interpreters,
+    /// Of what was asked for.
+    period_ns: u64,
 }
 
 impl Work {
@@ -92,6 +104,7 @@ impl Work {
             next_sampling: 0,
             idle_since: None,
             met_strangers: false,
+            named_modules: 0,
         }
     }
 
@@ -102,7 +115,7 @@ impl Work {
             return;
         }
         match self.measure(wanted) {
-            Ok(measuring) => self.captures.push(Capture { measuring, answer }),
+            Ok(measuring) => self.captures.push(Capture { measuring, is_learnt: false, answer }),
             Err(error) => drop(answer.send(Err(error))),
         }
     }
@@ -297,12 +310,13 @@ impl Work {
         }
         // Who went away wants nothing any more.
         self.captures.retain(|capture| !capture.answer.is_closed());
+        self.learn();
         let over: Vec<Capture> =
             self.captures.extract_if(.., |capture| capture.measuring.is_over()).collect();
         let now = Instant::now();
         self.stop_unwanted();
         self.untidy |= !over.is_empty();
-        for Capture { measuring, answer } in over {
+        for Capture { measuring, answer, .. } in over {
             let _ = answer.send(self.profile(&measuring, now.duration_since(measuring.began), None));
         }
         let all_named = self.keep();
@@ -318,13 +332,49 @@ impl Work {
         self.measuring().flat_map(|measuring| measuring.before.iter().map(|(id, _)| *id)).collect()
     }
 
-    /// What was found. `after` gets what had been counted by then.
+    /// Looks up what was found in the first half of a capture, if there are files that were not there when names were looked up
+    /// last: to read them is nearly all that a first profile takes, and at the end somebody waits for it. Nothing is read that
+    /// the profile does not need; only what was found is gone through once more, so that is not done for each.
+    fn learn(&mut self) {
+        let is_due = |capture: &Capture| !capture.is_learnt && capture.measuring.is_half_over();
+        let Some(index) = self.captures.iter().position(is_due) else { return };
+        let mut capture = self.captures.swap_remove(index);
+        capture.is_learnt = true;
+        if self.readers.modules.met() > self.named_modules && !capture.measuring.is_over() {
+            self.named_modules = self.readers.modules.met();
+            if let Ok(Found { folder, .. }) = self.found(&capture.measuring, None) {
+                let is_late = || capture.measuring.is_over();
+                naming::learn_files(folder.places(), &self.readers, &mut self.symbols, is_late);
+            }
+        }
+        self.captures.push(capture);
+    }
+
+    /// The profile of what was found. `after` gets what had been counted by then.
     fn profile(
         &mut self,
         measuring: &Measuring,
         duration: Duration,
-        mut after: Option<&mut Vec<(u64, Before)>>,
+        after: Option<&mut Vec<(u64, Before)>>,
     ) -> Result<Profile, CaptureError> {
+        let Found { folder, interpreters, period_ns } = self.found(measuring, after)?;
+        self.named_modules = self.readers.modules.met();
+        let named = naming::named(folder.places(), &interpreters, &mut self.readers, &mut self.symbols);
+        let profile = Profile {
+            started_unix_ns: measuring.began_unix_ns,
+            duration_ns: duration.as_nanos() as u64,
+            period_ns,
+            ..folder.finish(measuring.wanted.kind, named)
+        };
+        Ok(profile.with_period_of_samples())
+    }
+
+    /// What was found, without names but those of the kernel.
+    fn found(
+        &mut self,
+        measuring: &Measuring,
+        mut after: Option<&mut Vec<(u64, Before)>>,
+    ) -> Result<Found, CaptureError> {
         let workers = Workers::of(self.snapshots.borrow().as_deref());
         let mut folder = Folder::default();
         let mut interpreters = Interpreters::default();
@@ -362,14 +412,7 @@ impl Work {
                 after.push((*id, Before { counts, stacks }));
             }
         }
-        let named = naming::named(folder.places(), &interpreters, &mut self.readers, &mut self.symbols);
-        let profile = Profile {
-            started_unix_ns: measuring.began_unix_ns,
-            duration_ns: duration.as_nanos() as u64,
-            period_ns,
-            ..folder.finish(measuring.wanted.kind, named)
-        };
-        Ok(profile.with_period_of_samples())
+        Ok(Found { folder, interpreters, period_ns })
     }
 
     /// Lets go of all that was read.
