@@ -78,7 +78,7 @@ pub fn run(flags: Flags) -> anyhow::Result<()> {
         config: file.aggregate(),
         config_loaded_unix_ns: loaded_unix_ns,
         host,
-        profiles_kept_for: served.profiler.as_ref().and_then(Profiler::keeps_for),
+        profiling: served.profiler.as_ref().map(Profiler::account),
         overhead_budget: (flags.overhead_budget > 0.0).then_some(flags.overhead_budget / 100.0),
         publisher,
         refused_connections: connections.refused_counter(),

@@ -13,7 +13,6 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeSpec;
-use nix::time::ClockId;
 use tokio::sync::watch;
 
 use crate::aggregate::{self, Aggregate};
@@ -21,8 +20,9 @@ use crate::governor::Governor;
 use crate::heap;
 use crate::input::{CgroupReader, FactReader, SocketReader, Source};
 use crate::procfs;
+use crate::profiler::Account;
 use crate::snapshot::{Feature, Own, Snapshot};
-use crate::units::{CpuTime, HostFacts, NANOS_PER_SECOND, monotonic_ns, unix_ns};
+use crate::units::{CpuTime, HostFacts, NANOS_PER_SECOND, monotonic_ns, thread_cpu_ns, unix_ns};
 
 /// Time between two drains while there is much to tell. The event buffer holds several times what the fastest fork storm
 /// writes meanwhile (see [`collector_ebpf::limits::EVENT_RING_BYTES`]).
@@ -106,8 +106,8 @@ pub struct Setup {
     pub config_loaded_unix_ns: Option<u64>,
     /// Constants of this host.
     pub host: HostFacts,
-    /// For how long profiles are kept; `None` if they are not.
-    pub profiles_kept_for: Option<Duration>,
+    /// What profiles of workers cost; `None` if there can be none here.
+    pub profiling: Option<Arc<Account>>,
     /// Share of one CPU that the scheduler probes may take; `None` for no limit.
     pub overhead_budget: Option<f64>,
     /// Where snapshots go.
@@ -138,7 +138,7 @@ pub struct Collector {
     config_loaded_unix_ns: Option<u64>,
     config_last_reload_successful: bool,
     refused_connections: Arc<AtomicU64>,
-    profiles_kept_for: Option<Duration>,
+    profiling: Option<Arc<Account>>,
 }
 
 impl Collector {
@@ -175,7 +175,7 @@ impl Collector {
             config_loaded_unix_ns,
             config_last_reload_successful: true,
             refused_connections: setup.refused_connections,
-            profiles_kept_for: setup.profiles_kept_for,
+            profiling: setup.profiling,
         }
     }
 
@@ -292,6 +292,8 @@ impl Collector {
         let process = self.own.read();
         let mut losses = self.source.losses();
         losses.push(("http_connection_refused", self.refused_connections.load(Ordering::Relaxed)));
+        let profiling = self.profiling.as_ref().map(|account| account.read());
+        losses.extend(profiling.map(|profiling| ("profile_sample", profiling.lost)));
         Own {
             cpu: own_cpu(),
             rss_bytes: process.rss_bytes,
@@ -308,7 +310,7 @@ impl Collector {
             scheduler: None,
             maps: self.source.map_fill(),
             processes: 0,
-            profiles_kept_for: self.profiles_kept_for,
+            profiling,
             config_loaded_unix_ns: self.config_loaded_unix_ns,
             config_last_reload_successful: self.config_last_reload_successful,
         }
@@ -319,12 +321,6 @@ impl std::fmt::Debug for Collector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Collector").field("source", &self.source.name()).finish_non_exhaustive()
     }
-}
-
-fn thread_cpu_ns() -> u64 {
-    ClockId::CLOCK_THREAD_CPUTIME_ID.now().map_or(0, |t| {
-        u64::try_from(t.tv_sec()).unwrap_or(0) * NANOS_PER_SECOND + u64::try_from(t.tv_nsec()).unwrap_or(0)
-    })
 }
 
 fn own_cpu() -> CpuTime {

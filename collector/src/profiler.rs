@@ -4,6 +4,7 @@
 //! it sleeps, and nothing of it is in the kernel, unless it is to sample all the time and keep what it finds
 //! (`continuous`). Captures of the same things at the same rate share their samples.
 
+mod account;
 mod continuous;
 mod kept;
 mod measuring;
@@ -26,6 +27,7 @@ use jiff::Timestamp;
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 
+pub use self::account::Account;
 use self::continuous::Continuous;
 use self::work::Work;
 use crate::kernel::{LoadError, Samplers, What};
@@ -157,7 +159,7 @@ enum Request {
 #[derive(Clone, Debug)]
 pub struct Profiler {
     requests: mpsc::Sender<Request>,
-    keeps: bool,
+    account: Arc<Account>,
 }
 
 impl Profiler {
@@ -169,9 +171,14 @@ impl Profiler {
         answered
     }
 
-    /// For how long what runs on CPUs, which is sampled all the time then, and long waits are kept; `None` if they are not.
-    pub fn keeps_for(&self) -> Option<Duration> {
-        self.keeps.then_some(kept::KEPT_FOR)
+    /// What runs on CPUs is sampled all the time, and kept, and so are long waits.
+    pub fn keeps(&self) -> bool {
+        self.account.read().kept_for.is_some()
+    }
+
+    /// What it costs.
+    pub fn account(&self) -> Arc<Account> {
+        Arc::clone(&self.account)
     }
 
     /// What was kept of a time, from when to when, nanoseconds since the Unix epoch: what ran ([`Kind::OnCpu`]), to the ten seconds,
@@ -206,6 +213,7 @@ pub struct Profiling {
     /// One for each who reads.
     procfs: [Root; 3],
     continuous: Option<Continuous>,
+    account: Arc<Account>,
 }
 
 /// Both ends. To be made before rights are dropped: whether the kernel shows the addresses of its functions is decided then. What runs
@@ -218,7 +226,9 @@ pub fn new(
 ) -> Result<(Profiler, Profiling), ProcfsError> {
     let (sender, requests) = mpsc::channel();
     let roots = [Root::open(procfs)?, Root::open(procfs)?, Root::open(procfs)?];
+    let account = Arc::new(Account::new(continuous_hz.map(|_| kept::KEPT_FOR)));
     let profiling = Profiling {
+        account: Arc::clone(&account),
         requests,
         samplers,
         snapshots,
@@ -226,14 +236,14 @@ pub fn new(
         procfs: roots,
         continuous: continuous_hz.map(Continuous::new),
     };
-    Ok((Profiler { requests: sender, keeps: continuous_hz.is_some() }, profiling))
+    Ok((Profiler { requests: sender, account }, profiling))
 }
 
 impl Profiling {
     /// Works until all other ends are dropped.
     pub fn run(self) {
-        let Self { requests, samplers, snapshots, kallsyms, procfs, continuous } = self;
-        let mut work = Work::new(samplers, snapshots, kallsyms, procfs, continuous);
+        let Self { requests, samplers, snapshots, kallsyms, procfs, continuous, account } = self;
+        let mut work = Work::new(samplers, snapshots, kallsyms, procfs, continuous, account);
         loop {
             let next = match (work.is_at_work(), work.idle_since) {
                 (true, _) => requests.recv_timeout(work.next_look()),
@@ -257,6 +267,7 @@ impl Profiling {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             work.look_after();
+            work.account_for();
         }
     }
 }

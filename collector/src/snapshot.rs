@@ -627,8 +627,8 @@ pub struct DeathCertificate {
 /// Our own cost and losses, as totals since start unless said otherwise.
 #[derive(Clone, Debug, Default)]
 pub struct Own {
-    /// For how long profiles are kept, those of requests that were slow among them; `None` if they are not.
-    pub profiles_kept_for: Option<Duration>,
+    /// What profiles of workers cost; `None` if there can be none here.
+    pub profiling: Option<Profiling>,
     /// CPU of this process, `getrusage(RUSAGE_SELF)`.
     pub cpu: CpuTime,
     /// Our resident memory, bytes, now.
@@ -663,6 +663,22 @@ pub struct Own {
     pub config_loaded_unix_ns: Option<u64>,
     /// The last reload succeeded.
     pub config_last_reload_successful: bool,
+}
+
+/// What profiles of workers cost, as totals since start unless said otherwise.
+#[derive(Clone, Copy, Debug)]
+pub struct Profiling {
+    /// For how long profiles are kept, those of requests that were slow among them; `None` if they are not.
+    pub kept_for: Option<Duration>,
+    /// Captures that somebody asked for and that have begun.
+    pub captures: u64,
+    /// Samples, and waits, that there was no room for in a profile, or that were not seen to their end; those of two captures at a time
+    /// count for both.
+    pub lost: u64,
+    /// Memory that kept profiles take now, bytes, about; `None` if none are kept.
+    pub kept_bytes: Option<u64>,
+    /// CPU time of the profiling thread, ns. What sampling itself takes is not in it.
+    pub cpu_ns: u64,
 }
 
 /// How full a kernel map is.

@@ -162,13 +162,18 @@ pub fn monotonic_ns() -> u64 {
     clock_ns(nix::time::ClockId::CLOCK_MONOTONIC)
 }
 
+/// CPU time of this thread so far, ns.
+pub fn thread_cpu_ns() -> u64 {
+    clock_ns(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID)
+}
+
 /// Nanoseconds since the Unix epoch, for the edge only: what is shown, never what is measured.
 pub fn unix_ns() -> u64 {
     clock_ns(nix::time::ClockId::CLOCK_REALTIME)
 }
 
 fn clock_ns(clock: nix::time::ClockId) -> u64 {
-    // clock_gettime fails only for a clock the kernel does not have; these three exist since Linux 2.6.39.
+    // clock_gettime fails only for a clock the kernel does not have; these exist since Linux 2.6.39.
     clock.now().map_or(0, |t| {
         u64::try_from(t.tv_sec()).unwrap_or(0) * NANOS_PER_SECOND + u64::try_from(t.tv_nsec()).unwrap_or(0)
     })

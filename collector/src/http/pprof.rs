@@ -282,7 +282,7 @@ async fn capture(shared: &Shared, kind: Kind, asked: Asked) -> Result<Response, 
         // Who is asked for may be gone by now.
         let whom = parameters.whom()?;
         let profiler = shared.profiler.as_ref().ok_or(Error::NoProfiles)?;
-        if profiler.keeps_for().is_none() {
+        if !profiler.keeps() {
             return Err(Error::NothingKept);
         }
         let profile = tokio::time::timeout(MOST_LATE, profiler.kept(kind, from_to_ns, whom.clone())).await;

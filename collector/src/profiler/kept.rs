@@ -46,6 +46,11 @@ impl Kept {
         self.forget_old(ended);
     }
 
+    /// Bytes that all of it takes, about.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Lets go of what is too old, and of what there is no room for.
     pub(super) fn forget_old(&mut self, now: Instant) {
         while let Some(oldest) = self.profiles.front()

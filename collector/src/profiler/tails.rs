@@ -176,7 +176,10 @@ impl Work {
         let now = Instant::now();
         tails.take();
         match self.profile_of_tails(tails) {
-            Ok(Some(profile)) => tails.kept.add(profile, now),
+            Ok(Some(profile)) => {
+                self.account.add_lost_of(&profile);
+                tails.kept.add(profile, now);
+            }
             Ok(None) => {}
             Err(error) => {
                 tracing::debug!(%error, "waits are not kept");

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::account::Account;
 use super::continuous::Continuous;
 use super::measuring::{Before, Fold, Measuring};
 use super::naming::{self, Interpreters};
@@ -21,7 +22,7 @@ use crate::profile::modules::{Limits, ModuleId, Modules};
 use crate::profile::symbols::{self, Symbols};
 use crate::profile::{Kind, Profile};
 use crate::snapshot::Snapshot;
-use crate::units::{Pid, unix_ns};
+use crate::units::{Pid, thread_cpu_ns, unix_ns};
 
 /// Captures at a time.
 const MAX_CAPTURES: usize = 4;
@@ -49,6 +50,7 @@ pub(super) struct Work {
     samplings: Vec<Sampling>,
     captures: Vec<Capture>,
     continuous: Option<Continuous>,
+    pub(super) account: Arc<Account>,
     /// What was read of those who have ended is to go.
     pub(super) untidy: bool,
     next_sampling: u64,
@@ -83,6 +85,7 @@ impl Work {
         kallsyms: Kallsyms,
         [for_stat, for_maps, for_names]: [Root; 3],
         continuous: Option<Continuous>,
+        account: Arc<Account>,
     ) -> Self {
         Self {
             samplers,
@@ -100,6 +103,7 @@ impl Work {
             samplings: Vec::new(),
             captures: Vec::new(),
             continuous,
+            account,
             untidy: false,
             next_sampling: 0,
             idle_since: None,
@@ -115,7 +119,10 @@ impl Work {
             return;
         }
         match self.measure(wanted) {
-            Ok(measuring) => self.captures.push(Capture { measuring, is_learnt: false, answer }),
+            Ok(measuring) => {
+                self.account.add_capture();
+                self.captures.push(Capture { measuring, is_learnt: false, answer });
+            }
             Err(error) => drop(answer.send(Err(error))),
         }
     }
@@ -366,6 +373,7 @@ impl Work {
             period_ns,
             ..folder.finish(measuring.wanted.kind, named)
         };
+        self.account.add_lost_of(&profile);
         Ok(profile.with_period_of_samples())
     }
 
@@ -413,6 +421,14 @@ impl Work {
             }
         }
         Ok(Found { folder, interpreters, period_ns })
+    }
+
+    /// Says what it has cost so far.
+    pub(super) fn account_for(&self) {
+        self.account.set_cpu_ns(thread_cpu_ns());
+        if let Some(continuous) = &self.continuous {
+            self.account.set_kept_bytes(continuous.kept.bytes() + continuous.tails.kept.bytes());
+        }
     }
 
     /// Lets go of all that was read.

@@ -15,8 +15,8 @@ use crate::input::{
 };
 use crate::snapshot::{
     AcceptQueue, DeathCertificate, Distribution, EventCounts, ExitCounts, Feature, FlagCounts, Flagged,
-    MapFill, Master, Own, Pool, ProgramCost, Reading, SchedulerCost, Snapshot, StateCounts, WindowQuantiles,
-    Worker, WorkerState, Workers,
+    MapFill, Master, Own, Pool, Profiling, ProgramCost, Reading, SchedulerCost, Snapshot, StateCounts,
+    WindowQuantiles, Worker, WorkerState, Workers,
 };
 use crate::units::{CpuTime, ProcessKey};
 use crate::worker::flags::{Flag, Limits};
@@ -417,7 +417,13 @@ pub(crate) fn snapshot() -> Snapshot {
         ],
         exits_total: 18,
         own: Own {
-            profiles_kept_for: Some(Duration::from_secs(600)),
+            profiling: Some(Profiling {
+                kept_for: Some(Duration::from_secs(600)),
+                captures: 3,
+                lost: 5,
+                kept_bytes: Some(1_048_576),
+                cpu_ns: 1_500_000_000,
+            }),
             maps: vec![MapFill { name: "slots", entries: 3, capacity: 8192 }],
             scheduler: Some(SchedulerCost {
                 budget: Some(0.01),

@@ -17,7 +17,7 @@ pub(super) fn span_of(request: &SlowRequest, snapshot: &Snapshot) -> (u64, u64) 
 /// ran, whichever took more of its time. No longer than 117 characters, so that it can be the label of an exemplar.
 pub(super) fn profile_of(request: &SlowRequest, snapshot: &Snapshot) -> Option<String> {
     let (began, ended) = span_of(request, snapshot);
-    let kept_for_ns = u64::try_from(snapshot.own.profiles_kept_for?.as_nanos()).unwrap_or(u64::MAX);
+    let kept_for_ns = u64::try_from(snapshot.own.profiling?.kept_for?.as_nanos()).unwrap_or(u64::MAX);
     if began.saturating_add(kept_for_ns) < snapshot.at_unix_ns {
         return None;
     }
@@ -57,10 +57,15 @@ mod tests {
     fn where_most_of_the_time_went_is_what_is_to_be_looked_at() {
         let mut snapshot = fixture::snapshot();
         snapshot.unix_minus_monotonic = 1_000_000_000_000;
-        (snapshot.at_unix_ns, snapshot.own.profiles_kept_for) = (1_005_000_000_000, None);
+        snapshot.at_unix_ns = 1_005_000_000_000;
+        let keep = |snapshot: &mut Snapshot, kept_for| {
+            let profiling = snapshot.own.profiling.as_mut();
+            profiling.expect("it is in the fixture").kept_for = kept_for;
+        };
+        keep(&mut snapshot, None);
         let ms = 1_000_000_u64;
         assert_eq!(profile_of(&request(1, 2, 3), &snapshot), None, "none is kept");
-        snapshot.own.profiles_kept_for = Some(Duration::from_secs(600));
+        keep(&mut snapshot, Some(Duration::from_secs(600)));
         let shown = |on_cpu, runnable, network| {
             profile_of(&request(on_cpu * ms, runnable * ms, network * ms), &snapshot).unwrap_or_default()
         };
@@ -75,7 +80,7 @@ mod tests {
     #[test]
     fn it_fits_into_an_exemplar() {
         let mut snapshot = fixture::snapshot();
-        snapshot.own.profiles_kept_for = Some(Duration::MAX);
+        snapshot.own.profiling.as_mut().expect("it is in the fixture").kept_for = Some(Duration::MAX);
         let request = SlowRequest {
             begin_ns: u64::MAX / 2,
             duration_ns: u64::MAX / 2,

@@ -123,4 +123,7 @@ fn a_slow_request_leads_to_the_stack_that_it_waited_at() {
         examples.clone().find(is_slow).unwrap_or_else(|| panic!("{:?}", examples.collect::<Vec<_>>()));
     let counts = Pprof::take(&collector, what).counts();
     assert_eq!(counts.get("wait_for_the_database"), Some(&1.0), "{counts:?} of {what}");
+    let cost = |series: &str| collector.metric(&format!("collector_profile_{series}"));
+    assert_eq!(cost("captures_total"), Some(0.0), "all of it was there already");
+    assert!(cost("kept_bytes") > Some(0.0) && cost("cpu_seconds_total") > Some(0.0));
 }

@@ -58,8 +58,20 @@ struct Cost<'a> {
     programs: Vec<Program<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     scheduler_probes: Option<Probes>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    profiles: Option<Profiles>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     maps: BTreeMap<&'static str, Fill>,
+}
+
+/// Those of workers.
+#[derive(Serialize)]
+struct Profiles {
+    captures: u64,
+    lost_samples: u64,
+    cpu_seconds: Seconds,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kept_bytes: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -128,6 +140,12 @@ impl<'a> Collector<'a> {
                     .iter()
                     .map(|p| Program { name: p.name, runs: p.runs, run_seconds: Seconds(p.run_time_ns) })
                     .collect(),
+                profiles: own.profiling.map(|profiling| Profiles {
+                    captures: profiling.captures,
+                    lost_samples: profiling.lost,
+                    cpu_seconds: Seconds(profiling.cpu_ns),
+                    kept_bytes: profiling.kept_bytes,
+                }),
                 scheduler_probes: own.scheduler.map(|scheduler| Probes {
                     cpu_ratio: scheduler.share.and_then(finite),
                     cpu_budget_ratio: scheduler.budget,

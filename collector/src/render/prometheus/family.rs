@@ -311,6 +311,12 @@ families! {
             "CPU the scheduler probes may take for followed threads, as a share of one CPU; absent without a limit.";
         DEGRADED = Gauge "collector_degraded" ["step"] ""
             "1 for each step taken to keep the scheduler probes within their budget: no histograms, then no probes.";
+        PROFILE_CAPTURES = Counter "collector_profile_captures_total" [] ""
+            "Profiles that somebody asked for and that were begun.";
+        PROFILE_CPU = Counter "collector_profile_cpu_seconds_total" [] "seconds"
+            "CPU time of the thread that makes profiles; what it takes to sample is not in it.";
+        PROFILE_KEPT = Gauge "collector_profile_kept_bytes" [] "bytes"
+            "Memory that profiles of the last minutes take, about; absent unless they are kept.";
         MAP_ENTRIES = Gauge "collector_map_entries" ["map"] ""
             "Entries of a BPF map that are in use or were handed out.";
         MAP_CAPACITY = Gauge "collector_map_capacity_entries" ["map"] ""

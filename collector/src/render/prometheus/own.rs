@@ -60,6 +60,9 @@ pub(super) fn write(writer: &mut Writer<'_>, snapshot: &Snapshot) {
             one_label(samples, &Name::new("step"), step, u64::from(taken));
         }
     });
+    writer.single(&PROFILE_CAPTURES, own.profiling.map(|profiling| profiling.captures));
+    writer.single(&PROFILE_CPU, own.profiling.map(|profiling| Nanos(profiling.cpu_ns)));
+    writer.single(&PROFILE_KEPT, own.profiling.and_then(|profiling| profiling.kept_bytes));
     let maps = |writer: &mut Writer<'_>, family: &Family, of: fn(&MapFill) -> u64| {
         writer.family(family, |samples| {
             for map in &own.maps {

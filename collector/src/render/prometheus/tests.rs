@@ -130,7 +130,7 @@ fn slow_requests_are_examples_of_the_bucket_that_they_are_in() {
     }
     // The text format of Prometheus has none, nor is there one that leads nowhere.
     assert_eq!(exemplified(&rendered(&snapshot, Format::Text)), []);
-    snapshot.own.profiles_kept_for = None;
+    snapshot.own.profiling = None;
     assert_eq!(exemplified(&rendered(&snapshot, Format::OpenMetrics)), []);
 }
 

@@ -126,7 +126,7 @@ fn the_bucket_without_a_bound_is_written_for_an_example_alone() {
     };
     assert_eq!(last(&snapshot).and_then(|bucket| bucket.exemplar).unwrap().value(), 1e5);
     check_against_text(&snapshot, Groups::all());
-    snapshot.own.profiles_kept_for = None;
+    snapshot.own.profiling = None;
     assert_eq!(last(&snapshot), None);
 }
 
