@@ -330,8 +330,30 @@ impl Source {
             for (at, symbol) in missing.into_iter().zip(self.ask(&asked, false)) {
                 found[at] = symbol;
             }
+            self.name_in_full(addresses, &mut found);
         }
         found
+    }
+
+    /// Debug information that has lines only (`line-tables-only` of rustc) names a function of Rust without the modules that it is
+    /// in, which its symbol has: a program has many a `poll<…>` and `{closure#0}`. Of those that were inlined there is no symbol.
+    fn name_in_full<'a>(&'a self, addresses: &[u64], found: &mut [Option<Sym<'a>>]) {
+        let is_short = |symbol: &Sym<'_>| {
+            let code = symbol.code_info.as_ref();
+            let of_rust = code.is_some_and(|code| code.file.as_encoded_bytes().ends_with(b".rs"));
+            of_rust && !is_mangled(&symbol.name)
+        };
+        let short = |at: &usize| found[*at].as_ref().is_some_and(is_short);
+        let short: Vec<usize> = (0..addresses.len()).filter(short).collect();
+        if short.is_empty() {
+            return;
+        }
+        let asked: Vec<u64> = short.iter().map(|at| addresses[*at]).collect();
+        for (at, symbol) in short.into_iter().zip(self.ask(&asked, false)) {
+            if let (Some(found), Some(symbol)) = (&mut found[at], symbol.filter(|s| is_mangled(&s.name))) {
+                found.name = symbol.name;
+            }
+        }
     }
 
     fn ask(&self, addresses: &[u64], debug: bool) -> Vec<Option<Sym<'_>>> {
@@ -344,6 +366,11 @@ impl Source {
         });
         answers.chain(std::iter::repeat(None)).take(addresses.len()).collect()
     }
+}
+
+/// As symbols are that tell the modules, or namespaces, of a function.
+fn is_mangled(name: &str) -> bool {
+    name.starts_with("_R") || name.starts_with("_Z")
 }
 
 /// All of the addresses, which are each there once.

@@ -132,6 +132,29 @@ fn a_function_of_this_program_has_its_name_and_line() {
 }
 
 #[test]
+fn a_function_of_rust_has_the_modules_that_it_is_in_where_debug_information_has_lines_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = "pub mod within {\n\
+        \x20   #[inline(never)]\n\
+        \x20   pub fn looked_for<T: Copy>(number: T) -> T { std::hint::black_box(number) }\n\
+        }\n\
+        fn main() { within::looked_for(1); std::thread::park(); }\n";
+    std::fs::write(directory.path().join("program.rs"), source).unwrap();
+    run(directory.path(), "rustc", &["-O", "-Cdebuginfo=line-tables-only", "program.rs"]);
+    run(directory.path(), "chmod", &["755", "program"]);
+    let program = directory.path().join("program");
+    let listed = Command::new("nm").arg(&program).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let line = listed.lines().find(|line| line.contains("looked_for")).unwrap();
+    let address = u64::from_str_radix(line.split(' ').next().unwrap(), 16).unwrap();
+    let running = Running::start(&program);
+    let found = symbols(Config::default()).user(running.module(&program), &[address]).remove(0);
+    let line = found.lines.last().unwrap();
+    assert!(line.name.starts_with("program::within::looked_for"), "{found:?}");
+    assert!(line.file.ends_with("program.rs") && line.line == 3, "{found:?}");
+}
+
+#[test]
 fn inlined_functions_are_inside_of_others() {
     let directory = tempfile::tempdir().unwrap();
     let program = build(directory.path(), &[]);
