@@ -63,6 +63,7 @@
 //! - Nothing grows without bound: processes, pools, slots, certificates, label length, connections have ceilings.
 //! - What a pool does, however fast, takes no death certificate from one that has fewer.
 //! - Nothing below [`collect`] sleeps or blocks; nothing in [`http`] touches `/proc`, bpf(2) or the registry.
+//! - We are a worker of nobody: a profile of ourselves is taken by programs with maps of their own, in which nobody else is.
 //! - While nobody asks for a profile no sampling program is loaded, and none of its maps exists.
 //! - Files of what is profiled are read piece by piece and never mapped: one that is cut off while it is mapped kills its
 //!   reader.

@@ -53,6 +53,8 @@ pub struct Whom {
     pub pid: Option<Pid>,
     /// The thread with this id.
     pub tid: Option<Pid>,
+    /// Not of workers, but of this process. No pool, slot or pid may be given then.
+    pub own: bool,
 }
 
 impl Whom {

@@ -63,7 +63,7 @@ pub enum Error {
     ProfilesNeedUsers,
     /// This host cannot.
     #[error(
-        "workers cannot be profiled here: that takes eBPF on x86_64; `collector doctor` tells what is missing"
+        "nobody can be profiled here: that takes eBPF on x86_64; `collector doctor` tells what is missing"
     )]
     NoProfiles,
     /// As many as there can be.

@@ -1,4 +1,4 @@
-//! `/debug/pprof`: profiles of workers, as Go's own handlers serve those of themselves.
+//! `/debug/pprof`: profiles of workers, as Go's own handlers serve those of themselves; and of ourselves.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -49,6 +49,8 @@ pub(super) struct Parameters {
     slot: Option<u32>,
     pid: Option<u32>,
     tid: Option<u32>,
+    /// Whose profile, if it is not that of workers.
+    target: Option<String>,
     /// Waits that are shorter do not count.
     min: Option<String>,
     debug: Option<u32>,
@@ -62,6 +64,21 @@ pub(super) struct Parameters {
 }
 
 impl Parameters {
+    fn whom(&self) -> Result<Whom, Error> {
+        let workers = Whom { tid: self.tid, ..whom(self.pool.clone(), self.slot, self.pid)? };
+        match self.target.as_deref() {
+            None => Ok(workers),
+            Some("self") if workers.pool.is_none() && workers.pid.is_none() => {
+                Ok(Whom { own: true, ..workers })
+            }
+            Some("self") => {
+                let text = "target=self is the collector itself: pool=, slot= and pid= are of workers";
+                Err(Error::BadRequest(text.into()))
+            }
+            Some(other) => Err(unknown_target(other)),
+        }
+    }
+
     fn wanted(&self, kind: Kind, snapshot: &Snapshot) -> Result<Wanted, Error> {
         let seconds = self.seconds.unwrap_or(SECONDS);
         if !(LEAST_SECONDS..=MOST_SECONDS).contains(&seconds) {
@@ -90,10 +107,6 @@ impl Parameters {
         Ok(Wanted { least_ns, ..wanted })
     }
 
-    fn whom(&self) -> Result<Whom, Error> {
-        Ok(Whom { tid: self.tid, ..whom(self.pool.clone(), self.slot, self.pid)? })
-    }
-
     /// The time that is asked for, nanoseconds since the Unix epoch, if it is over.
     fn then(&self, kind: Kind, now: Timestamp) -> Result<Option<(u64, u64)>, Error> {
         let from = match (&self.from, &self.to) {
@@ -108,6 +121,10 @@ impl Parameters {
         }
         if self.seconds.is_some() || self.hz.is_some() || self.min.is_some() {
             let text = "from= is of what was sampled already: seconds=, hz= and min= are of what is to be";
+            return Err(Error::BadRequest(text.into()));
+        }
+        if self.target.is_some() {
+            let text = "from= is of workers, which are sampled all the time; target=self is sampled from now on, for seconds=";
             return Err(Error::BadRequest(text.into()));
         }
         if from >= to {
@@ -155,7 +172,13 @@ fn whom(pool: Option<String>, slot: Option<u32>, pid: Option<u32>) -> Result<Who
     if slot.is_some() && pool.is_none() {
         return Err(Error::BadRequest("slot= is a place in a pool, which pool= has to name".into()));
     }
-    Ok(Whom { pool, slot, pid, tid: None })
+    Ok(Whom { pool, slot, pid, ..Whom::default() })
+}
+
+fn unknown_target(target: &str) -> Error {
+    Error::BadRequest(format!(
+        "target={target:?} is nobody: target=self is the collector itself, and without it workers are meant"
+    ))
 }
 
 /// What threads are asked for with.
@@ -165,6 +188,7 @@ pub(super) struct OfThreads {
     pool: Option<String>,
     slot: Option<u32>,
     pid: Option<u32>,
+    target: Option<String>,
     debug: Option<u32>,
     format: Option<String>,
 }
@@ -360,6 +384,15 @@ pub(super) async fn threads(
 ) -> Result<Response, Error> {
     let Query(parameters) = asked.map_err(|rejection| Error::BadRequest(rejection.body_text()))?;
     let told = parameters.told()?;
+    match parameters.target.as_deref() {
+        None => {}
+        Some("self") => {
+            let text = "threads are told of workers; what the collector itself runs is in /debug/pprof/profile?target=self, and \
+                        what it waits for in /debug/pprof/offcpu?target=self";
+            return Err(Error::BadRequest(text.into()));
+        }
+        Some(other) => return Err(unknown_target(other)),
+    }
     let whom = whom(parameters.pool, parameters.slot, parameters.pid)?;
     let profiler = shared.profiler.as_ref().ok_or(Error::NoProfiles)?;
     find(&*shared.snapshot()?, &whom)?;
@@ -411,7 +444,7 @@ pub(super) async fn index(_: Allowed) -> Response {
     let mut page = String::from(
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>/debug/pprof/</title></head><body>\n\
          <h1>/debug/pprof/</h1>\n<p>Profiles of workers: <code>go tool pprof \'http://HOST/debug/pprof/profile?pool=NAME\'</code></p>\n\
-         <p>seconds= (30), pool=, slot=, pid=, hz= (99, of what runs), min= (of what waits, e.g. 10ms, or p99 of the pool's waits for the same reason), \
+         <p>seconds= (30), pool=, slot=, pid=, or target=self for the collector itself, hz= (99, of what runs), min= (of what waits, e.g. 10ms, or p99 of the pool's waits for the same reason), \
          format=proto|text|folded|flamegraph or debug=1; from=, to=</p>\n<dl>\n",
     );
     for (name, text) in PROFILES {

@@ -656,6 +656,11 @@ async fn nonsense_is_refused_before_anything_is_sampled() {
         ("from=2999-01-01T00:00:00Z", "is not before to="),
         ("from=-1m&hz=19", "was sampled already"),
         ("from=-1m&slot=1", "pool="),
+        ("target=web", "target=self is the collector itself"),
+        ("target=self&pool=web", "are of workers"),
+        ("target=self&pid=1", "are of workers"),
+        ("target=self&slot=1", "pool="),
+        ("target=self&from=-1m", "from now on"),
     ] {
         let refused = get_locally(&site.router, &format!("/debug/pprof/profile?{query}")).await;
         assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{query}");
@@ -678,6 +683,8 @@ async fn nonsense_is_refused_before_anything_is_sampled() {
         "runqueue?from=1760000000.5&to=1760000000.75",
         "runqueue",
         "wall?debug=1&gc=1",
+        "profile?target=self",
+        "offcpu?target=self&min=10ms",
         "trace",
     ] {
         let answer = get_locally(&site.router, &format!("/debug/pprof/{path}")).await;
@@ -698,6 +705,8 @@ async fn threads_are_asked_for_by_what_they_know() {
         ("debug=1&format=proto", "contradict"),
         ("debug=0&format=text", "contradict"),
         ("format=json", "flamegraph"),
+        ("target=self", "/debug/pprof/profile?target=self"),
+        ("target=web", "is nobody"),
     ] {
         let refused = get_locally(&site.router, &format!("/debug/pprof/threads?{query}")).await;
         assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{query}");

@@ -3,6 +3,7 @@
 //! Knows nothing of pools, names or rules; a pool is a number that comes back with a process.
 #![allow(unsafe_code, reason = "bpf(2) and memory shared with the kernel; each block argues its case")]
 
+mod alone;
 pub mod btf;
 mod events;
 mod free_list;

@@ -22,6 +22,7 @@ use collector_ebpf::schedule::KINDS;
 use collector_ebpf::unwind::Row;
 use collector_ebpf::{maps, programs};
 
+use super::alone;
 use super::load::{self, Constants, LoadError, OBJECT};
 use super::names::Names;
 use super::object::{Made, Object};
@@ -126,9 +127,20 @@ impl Samplers {
 
     /// Loads one with room for so many rows of rules, at least.
     pub fn load(&self, what: What, rows: usize) -> Result<Sampler, LoadError> {
+        self.load_for(what, rows, false)
+    }
+
+    /// The same for one that samples this process and nobody else.
+    pub fn load_for_own(&self, what: What, rows: usize) -> Result<Sampler, LoadError> {
+        self.load_for(what, rows, true)
+    }
+
+    fn load_for(&self, what: What, rows: usize, own: bool) -> Result<Sampler, LoadError> {
         let Parts { constants, kernel_functions, tracepoints, shared, events, .. } = &*self.0;
         let rows = rows.clamp(MAX_ROWS, MOST_ROWS);
         let made = |name: &str| match shared.iter().find(|(shared, _)| *shared == name) {
+            Some(_) if own && name == maps::TAGS => Made::New(None),
+            Some(_) if own && name == maps::SLOTS => Made::New(Some(1)),
             Some((_, map)) => Made::Given(map.as_fd()),
             None if name == maps::MODULE_ROWS => Made::New(u32::try_from(rows).ok()),
             None if maps::OF_PROFILES.contains(&name) || name.starts_with('.') => Made::New(None),
@@ -153,6 +165,10 @@ impl Samplers {
             }
             What::OffCpu { .. } | What::Tails => Vec::new(),
         };
+        if own {
+            alone::tag_ourselves(object.take_map_data(maps::TAGS)?, object.take_map_data(maps::SLOTS)?)
+                .map_err(LoadError::Shared)?;
+        }
         let sampler = Sampler {
             parts: Arc::clone(&self.0),
             what,

@@ -25,6 +25,8 @@ const JITTER: std::ops::Range<u64> = 60..400;
 pub(super) struct Sampling {
     pub(super) id: u64,
     pub(super) what: What,
+    /// Of this process, not of workers.
+    pub(super) own: bool,
     pub(super) sampler: Sampler,
     pub(super) spaces: Spaces,
     loaded: Instant,
@@ -36,11 +38,12 @@ pub(super) struct Sampling {
 
 impl Sampling {
     /// One that has not begun.
-    pub(super) fn new(id: u64, what: What, sampler: Sampler) -> Self {
+    pub(super) fn new(id: u64, what: What, own: bool, sampler: Sampler) -> Self {
         let now = Instant::now();
         Self {
             id,
             what,
+            own,
             sampler,
             spaces: Spaces::default(),
             loaded: now,

@@ -165,7 +165,7 @@ impl Work {
     }
 
     fn sampling_of_tails(&mut self) -> Result<Sampling, CaptureError> {
-        let mut sampling = self.load(What::Tails)?;
+        let mut sampling = self.load(What::Tails, false)?;
         self.introduce(&mut sampling, &Whom::default());
         sampling.start()?;
         Ok(sampling)

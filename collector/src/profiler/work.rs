@@ -129,9 +129,11 @@ impl Work {
 
     /// Begins to measure.
     fn measure(&mut self, wanted: Wanted) -> Result<Measuring, CaptureError> {
-        let sampled = wanted.sampled();
+        let (sampled, own) = (wanted.sampled(), wanted.whom.own);
         // There may be no room for another one beside those that are kept for others.
-        self.let_go(|sampling| sampled.contains(&sampling.what) && sampling.is_of_use_again());
+        self.let_go(|sampling| {
+            sampling.own == own && sampled.contains(&sampling.what) && sampling.is_of_use_again()
+        });
         let samplings = sampled.into_iter().map(|what| self.prepare(what, &wanted));
         // All is ready before any begins.
         let ids = samplings.collect::<Result<Vec<u64>, _>>()?;
@@ -187,7 +189,8 @@ impl Work {
         let workers = workers::listed(&snapshot).map(|(_, worker)| (worker.pid, worker.started_unix_ns));
         let present: HashSet<(Pid, u64)> = workers.collect();
         for (pid, _) in present.difference(&continuous.known) {
-            let started = self.samplings.iter_mut().filter(|sampling| sampling.sampler.is_started());
+            let started = self.samplings.iter_mut();
+            let started = started.filter(|sampling| sampling.sampler.is_started() && !sampling.own);
             for sampling in started.chain(continuous.tails.sampling.as_mut()) {
                 sampling.spaces.introduce(*pid, &mut self.readers, &mut sampling.sampler);
             }
@@ -259,12 +262,16 @@ impl Work {
     /// A sampling of this, which knows who is wanted: to load one takes the kernel, which verifies it, longer than all else. Those of
     /// waits are not shared: one that began before a capture would be in it.
     fn prepare(&mut self, what: What, wanted: &Wanted) -> Result<u64, CaptureError> {
+        let own = wanted.whom.own;
         let is_shared = |sampling: &Sampling| {
-            sampling.what == what && matches!(what, What::OnCpu { .. }) && sampling.has_room()
+            sampling.own == own
+                && sampling.what == what
+                && matches!(what, What::OnCpu { .. })
+                && sampling.has_room()
         };
         let mut sampling = match self.samplings.iter().position(is_shared) {
             Some(index) => self.samplings.swap_remove(index),
-            None => self.load(what)?,
+            None => self.load(what, own)?,
         };
         self.introduce(&mut sampling, &wanted.whom);
         let id = sampling.id;
@@ -273,16 +280,22 @@ impl Work {
     }
 
     /// A new one.
-    pub(super) fn load(&mut self, what: What) -> Result<Sampling, CaptureError> {
+    pub(super) fn load(&mut self, what: What, own: bool) -> Result<Sampling, CaptureError> {
         self.next_sampling += 1;
-        let sampler = self.samplers.load(what, self.readers.rows() * 3 / 2)?;
-        Ok(Sampling::new(self.next_sampling, what, sampler))
+        let rows = self.readers.rows() * 3 / 2;
+        let sampler = match own {
+            true => self.samplers.load_for_own(what, rows)?,
+            false => self.samplers.load(what, rows)?,
+        };
+        Ok(Sampling::new(self.next_sampling, what, own, sampler))
     }
 
     /// Tells a sampling whom it will meet.
     pub(super) fn introduce(&mut self, sampling: &mut Sampling, whom: &Whom) {
         let mut pids = Vec::new();
-        if let Some(snapshot) = self.snapshots.borrow().as_deref() {
+        if whom.own {
+            pids.push(std::process::id());
+        } else if let Some(snapshot) = self.snapshots.borrow().as_deref() {
             let workers = workers::listed(snapshot);
             let workers = workers.filter(|(pool, worker)| whom.has(pool, Some(worker.slot), worker.pid));
             pids.extend(workers.map(|(_, worker)| worker.pid));

@@ -3,6 +3,7 @@
 mod burner;
 mod continuous;
 mod hostile;
+mod ourselves;
 mod raw;
 mod stock;
 mod tails;

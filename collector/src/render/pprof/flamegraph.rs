@@ -77,7 +77,7 @@ fn title(profile: &Profile) -> String {
     pools.sort_unstable();
     pools.dedup();
     let whose = match pools[..] {
-        [] => String::new(),
+        [] | [""] => String::new(),
         [pool] => format!("{}: ", clipped(pool).replace(acts, "\u{fffd}")),
         _ => format!("{} pools: ", pools.len()),
     };

@@ -1,7 +1,8 @@
 //! Folded stacks: a line per stack, outermost frame first, with semicolons between them and a number behind.
 //!
 //! The outermost is the pool, where bcc's tools have the name of the process: workers of a pool do the same work, so
-//! their stacks are added up, and who wants them apart asks for `profile.proto`. In a wall clock profile and in one of
+//! their stacks are added up, and who wants them apart asks for `profile.proto`. Who is in no pool, as the collector itself, has the
+//! names of its threads there. In a wall clock profile and in one of
 //! threads the second is the state, which is the first question there: running, waiting for a CPU, or blocked?
 //!
 //! The number is that of threads, or of samples on CPU, as `profile` of bcc has it, and microseconds otherwise, as its `offcputime`.
@@ -83,7 +84,7 @@ fn sums(profile: &Profile) -> BTreeMap<String, u64> {
 
 /// The frames that every stack of these labels begins with.
 fn root(profile: &Profile, labels: &Labels) -> String {
-    let mut root = plain(&labels.pool);
+    let mut root = plain(if labels.pool.is_empty() { &labels.thread } else { &labels.pool });
     // A line that begins so is a comment.
     if root.starts_with('#') {
         root.replace_range(..1, "_");
