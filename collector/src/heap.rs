@@ -1,5 +1,9 @@
-//! What the C library's allocator keeps back from the kernel, and what was read of the program's own files.
+//! What the C library's allocator keeps back from the kernel, and what was read of the program's own files; and, in [`sampled`],
+//! what it gives out.
 #![allow(unsafe_code, reason = "calls of the C library about memory")]
+
+pub mod sampled;
+mod tables;
 
 use std::ffi::c_int;
 use std::ptr;
@@ -19,6 +23,14 @@ pub fn map_large_blocks() {
 pub fn trim() {
     // SAFETY: no precondition.
     unsafe { libc::malloc_trim(0) };
+}
+
+/// Bytes of blocks that are in use, as the C library's allocator counts them: with what it needs for each, and what threads keep for
+/// their next ones. It looks through all that is free for that.
+pub fn malloc_in_use() -> u64 {
+    // SAFETY: no precondition.
+    let info = unsafe { libc::mallinfo2() };
+    info.uordblks as u64 + info.hblkhd as u64
 }
 
 /// Gives the pages of code and constants back to the kernel: most of what a start needs is not needed again, and what is

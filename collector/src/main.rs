@@ -5,10 +5,14 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use collector::config::cli::{Cli, Command, Flags, LogFormat, LogLevel};
+use collector::heap::sampled::Sampled;
 use collector::{app, config, doctor};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+
+#[global_allocator]
+static ALLOCATOR: Sampled = Sampled;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

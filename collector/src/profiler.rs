@@ -6,6 +6,7 @@
 
 mod account;
 mod continuous;
+mod heap;
 mod kept;
 mod measuring;
 mod naming;
@@ -29,6 +30,7 @@ use tokio::sync::{oneshot, watch};
 
 pub use self::account::Account;
 use self::continuous::Continuous;
+pub use self::heap::heap;
 use self::work::Work;
 use crate::kernel::{LoadError, Samplers, What};
 use crate::procfs::ProcfsError;
@@ -77,7 +79,7 @@ impl Whom {
 /// What is asked for.
 #[derive(Clone, Debug)]
 pub struct Wanted {
-    /// What is to be measured. Not [`Kind::Threads`], which nothing is measured for.
+    /// What is to be measured. Not [`Kind::Threads`] and [`Kind::Heap`], which nothing is measured for.
     pub kind: Kind,
     /// Of whom.
     pub whom: Whom,
@@ -98,7 +100,7 @@ impl Wanted {
             Kind::OnCpu => vec![on_cpu],
             Kind::OffCpu | Kind::RunQueue => vec![off_cpu],
             Kind::Wall => vec![on_cpu, off_cpu],
-            Kind::Threads => Vec::new(),
+            Kind::Threads | Kind::Heap => Vec::new(),
         }
     }
 }

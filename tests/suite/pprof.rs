@@ -79,13 +79,18 @@ fn profile(kind: Kind) -> Profile {
 
 /// What `go tool pprof` says to a profile; `None` where there is none.
 fn pprof(kind: Kind, options: &[&str]) -> Option<String> {
+    pprof_of(&render(&profile(kind), Format::Proto).unwrap(), options)
+}
+
+/// The same for one that is written.
+fn pprof_of(written: &[u8], options: &[&str]) -> Option<String> {
     if let Err(error) = Command::new("go").arg("version").output() {
         println!("left out: no go: {error}; its package is golang-go");
         return None;
     }
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("profile.pb.gz");
-    std::fs::write(&path, render(&profile(kind), Format::Proto).unwrap()).unwrap();
+    std::fs::write(&path, written).unwrap();
     let mut go = Command::new("go");
     // Newer ones build the tool when it is first used, and must not go and fetch an even newer one for that.
     go.args(["tool", "pprof", "-symbolize=none"]).args(options).arg(&path);
@@ -197,4 +202,89 @@ fn threads_need_ebpf_and_sound_questions() {
     assert_eq!(collector.request("/debug/pprof/threads", &foreign).unwrap().status(), 403);
     let index = collector.text("/debug/pprof/", "*/*");
     assert!(index.contains("<a href=\"threads\">"), "{index}");
+}
+
+/// A profile of the collector's own, as it is served.
+fn own(collector: &Collector, what: &str) -> Vec<u8> {
+    let mut response = collector.request(&format!("/debug/pprof/{what}"), &[]).expect("it answers");
+    let bytes = response.body_mut().with_config().limit(1 << 28).read_to_vec().expect("bytes");
+    assert_eq!(response.status(), 200, "{what}: {}", String::from_utf8_lossy(&bytes));
+    bytes
+}
+
+/// Sums of the values of all samples, in the order in which they have them, and what is said of all.
+fn sums_of(raw: &str) -> Vec<i64> {
+    let mut sums = Vec::new();
+    let samples = raw.lines().skip_while(|line| *line != "Samples:").skip(2);
+    for line in samples.take_while(|line| *line != "Locations") {
+        // The others are labels.
+        let Some((values, _)) = line.split_once(':') else { continue };
+        let values = values.split_whitespace().map_while(|value| value.parse::<i64>().ok());
+        for (at, value) in values.enumerate() {
+            if at == sums.len() {
+                sums.push(0);
+            }
+            sums[at] += value;
+        }
+    }
+    sums
+}
+
+/// By two counts of the same: malloc's, and where the memory is that a configuration of many rules needs.
+#[test]
+fn the_heap_is_what_malloc_counts_by_who_asked_for_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("config.yml");
+    // A class of all letters of all scripts takes a compiled expression some hundred thousand bytes.
+    let pools: String = (0..100)
+        .map(|pool| {
+            format!(
+                "  - {{name: p{pool}, match: {{cmdline: '\\w+{pool}[a-z]+\\s(alpha|beta).*\\w{{2,9}}'}}}}\n"
+            )
+        })
+        .collect();
+    std::fs::write(&file, format!("pools:\n{pools}")).unwrap();
+    let collector = Collector::start(&["--source=procfs", &format!("--config.file={}", file.display())]);
+    let heap = own(&collector, "heap?gc=1");
+    let Some(raw) = pprof_of(&heap, &["-raw"]) else { return };
+    for line in [
+        "PeriodType: space bytes",
+        "Period: 524288",
+        "alloc_objects/count alloc_space/bytes inuse_objects/count inuse_space/bytes[dflt]",
+    ] {
+        assert!(raw.lines().any(|said| said == line), "{line:?} is not in\n{raw}");
+    }
+    let sums = sums_of(&raw);
+    let comments = pprof_of(&heap, &["-comments"]).unwrap();
+    let counted =
+        comments.lines().find_map(|line| line.strip_prefix("bytes in use by all of malloc, counted: "));
+    let counted: f64 = counted.unwrap().parse().unwrap();
+    println!("in use, estimated: {sums:?}, counted by malloc: {counted}");
+    assert!(counted > 40e6, "it is large enough for an estimate: {counted}");
+    // With malloc's own of some percent. Were all blocks small ones, 40 MB would be 76 samples, which vary by 11.5 % (standard deviation).
+    assert!((sums[3] as f64 / counted - 1.0).abs() < 0.4, "{sums:?}, counted {counted}");
+    assert!(sums[0] >= sums[2] && sums[1] >= sums[3], "more is asked for than is in use: {sums:?}");
+
+    let total: f64 = sums[3] as f64;
+    let of_rules = pprof_of(&heap, &["-raw", "-focus=regex"]).unwrap();
+    let of_rules = sums_of(&of_rules)[3] as f64;
+    println!("of that in expressions: {of_rules}");
+    assert!(of_rules > 0.6 * total, "{of_rules} of {total}");
+    let top = pprof_of(&heap, &["-top", "-cum", "-nodecount=300"]).unwrap();
+    assert!(top.contains("Type: inuse_space") && top.contains("collector::config::file::"), "{top}");
+    assert!(!top.contains("collector::heap::sampled"), "the allocator itself is in none: {top}");
+
+    // What was asked for in half a second is less than what was asked for since the start.
+    let allocs = pprof_of(&own(&collector, "allocs?seconds=0.5"), &["-raw"]).unwrap();
+    assert!(allocs.contains("alloc_space/bytes[dflt]") && allocs.contains("Duration: 500m"), "{allocs}");
+    let meanwhile = sums_of(&allocs);
+    assert!(meanwhile.get(1).is_none_or(|bytes| *bytes < sums[1] / 2), "{meanwhile:?} of {sums:?}");
+
+    let text = collector.text("/debug/pprof/heap?debug=1", "*/*");
+    assert!(text.starts_with("--- heap profile: "), "{text}");
+    let index = collector.text("/debug/pprof/", "*/*");
+    assert!(index.contains("<a href=\"heap\">") && index.contains("target=self"), "{index}");
+    // Who may see it is who may see all of them.
+    let foreign = collector.request("/debug/pprof/heap", &[("sec-fetch-site", "cross-site")]).unwrap();
+    assert_eq!(foreign.status(), 403);
 }

@@ -14,6 +14,7 @@
 //! | `GET /debug/pprof/` | what there is below it |
 //! | `GET /debug/pprof/{profile,offcpu,runqueue,wall}?seconds=&pool=&slot=&pid=&target=&hz=&min=&format=&debug=` | a profile of workers, or with `target=self` of this process, when it is taken; 403 over the network from those who were not asked who they are; 404 for a worker that is not there; 429 while as many are taken as can be; 501 without eBPF |
 //! | `GET /debug/pprof/threads?pool=&slot=&pid=&format=&debug=` | what all threads of workers do now, with their stacks; statuses as of a profile |
+//! | `GET /debug/pprof/{heap,allocs}?seconds=&format=&debug=` | what this process has memory in use for, or has asked for; statuses as of a profile |
 //! | `GET`, `POST /debug/pprof/symbol` | that there are no names to ask for |
 //! | `GET /debug/pprof/cmdline` | our command line |
 //! | `GET /debug/pprof/trace` | 501, with what there is instead |
@@ -31,6 +32,7 @@ mod dashboard;
 mod error;
 mod guard;
 mod health;
+mod heap;
 mod metrics;
 mod negotiate;
 mod pprof;
@@ -47,7 +49,7 @@ use axum::middleware::{from_fn_with_state, map_response_with_state};
 use axum::response::Response;
 use axum::routing::{get, post};
 use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use self::access::Access;
 pub use self::access::{AccessConfig, RateLimit};
@@ -56,12 +58,13 @@ pub use self::error::Error;
 pub use self::reload::ReloadRequest;
 pub use self::server::{Connections, Limits, serve};
 use crate::profile::Kind;
+use crate::profile::heap::Shown;
 use crate::profiler::Profiler;
 use crate::render::prometheus::Groups;
 use crate::snapshot::Snapshot;
 
 /// Every path but that of the metrics, which can be configured.
-const PATHS: [&str; 21] = [
+const PATHS: [&str; 23] = [
     "/",
     "/api/v1/summary",
     "/api/v1/stats",
@@ -75,6 +78,8 @@ const PATHS: [&str; 21] = [
     "/debug/pprof/runqueue",
     "/debug/pprof/wall",
     "/debug/pprof/threads",
+    "/debug/pprof/heap",
+    "/debug/pprof/allocs",
     "/debug/pprof/symbol",
     "/debug/pprof/cmdline",
     "/debug/pprof/trace",
@@ -124,6 +129,8 @@ pub struct Shared {
     reload: Option<mpsc::Sender<ReloadRequest>>,
     /// `None` where workers cannot be profiled.
     profiler: Option<Profiler>,
+    /// Whose turn it is to have a profile of the heap made.
+    heaps: Semaphore,
     page: Bytes,
     access: RwLock<Arc<Access>>,
     /// What a scrape gets that does not say what it wants.
@@ -142,7 +149,8 @@ impl Shared {
         let page = dashboard::page_for(&config.telemetry_path);
         let access = RwLock::new(Arc::new(Access::new(access)));
         let groups = RwLock::default();
-        Self { config, snapshots, cache: Cache::default(), reload, profiler, page, access, groups }
+        let (cache, heaps) = (Cache::default(), Semaphore::new(1));
+        Self { config, snapshots, cache, reload, profiler, heaps, page, access, groups }
     }
 
     /// From the next scrape on that does not say what it wants.
@@ -198,6 +206,8 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route("/debug/pprof/runqueue", pprof::profile(Kind::RunQueue))
         .route("/debug/pprof/wall", pprof::profile(Kind::Wall))
         .route("/debug/pprof/threads", get(pprof::threads))
+        .route("/debug/pprof/heap", heap::heap(Shown::InUse))
+        .route("/debug/pprof/allocs", heap::heap(Shown::Allocated))
         .route("/debug/pprof/symbol", get(pprof::symbol).post(pprof::symbol))
         .route("/debug/pprof/cmdline", get(pprof::cmdline))
         .route("/debug/pprof/trace", get(pprof::trace))

@@ -28,9 +28,9 @@ use crate::units::NANOS_PER_SECOND;
 /// Seconds of a capture, unless given: as Go has it.
 const SECONDS: f64 = 30.0;
 /// The longest one.
-const MOST_SECONDS: f64 = 300.0;
+pub(super) const MOST_SECONDS: f64 = 300.0;
 /// The shortest one.
-const LEAST_SECONDS: f64 = 0.1;
+pub(super) const LEAST_SECONDS: f64 = 0.1;
 /// Samples a second and CPU, unless given: not 100, in step with what many programs do.
 const HZ: u32 = 99;
 /// The most of these.
@@ -135,15 +135,19 @@ impl Parameters {
     }
 
     fn format(&self) -> Result<Format, Error> {
-        match (self.format.as_deref(), self.debug.unwrap_or(0)) {
-            (None | Some("proto"), 0) => Ok(Format::Proto),
-            (None | Some("text"), _) => Ok(Format::Text),
-            (Some("folded"), _) => Ok(Format::Folded),
-            (Some("flamegraph"), _) => Ok(Format::FlameGraph),
-            (Some(other), _) => {
-                let text = format!("format={other:?} is none of proto, text, folded and flamegraph");
-                Err(Error::BadRequest(text))
-            }
+        format_of(self.format.as_deref(), self.debug)
+    }
+}
+
+pub(super) fn format_of(format: Option<&str>, debug: Option<u32>) -> Result<Format, Error> {
+    match (format, debug.unwrap_or(0)) {
+        (None | Some("proto"), 0) => Ok(Format::Proto),
+        (None | Some("text"), _) => Ok(Format::Text),
+        (Some("folded"), _) => Ok(Format::Folded),
+        (Some("flamegraph"), _) => Ok(Format::FlameGraph),
+        (Some(other), _) => {
+            let text = format!("format={other:?} is none of proto, text, folded and flamegraph");
+            Err(Error::BadRequest(text))
         }
     }
 }
@@ -175,7 +179,7 @@ fn whom(pool: Option<String>, slot: Option<u32>, pid: Option<u32>) -> Result<Who
     Ok(Whom { pool, slot, pid, ..Whom::default() })
 }
 
-fn unknown_target(target: &str) -> Error {
+pub(super) fn unknown_target(target: &str) -> Error {
     Error::BadRequest(format!(
         "target={target:?} is nobody: target=self is the collector itself, and without it workers are meant"
     ))
@@ -333,7 +337,7 @@ async fn rendered(profile: Answered, kind: Kind, format: Format) -> Result<Respo
     answer(kind, format, move || pprof::render(&profile, format)).await
 }
 
-fn failed(error: CaptureError) -> Error {
+pub(super) fn failed(error: CaptureError) -> Error {
     match error {
         CaptureError::Busy => Error::ProfilesBusy,
         error @ CaptureError::NotKept(_) => Error::NotKept(error.to_string()),
@@ -345,7 +349,7 @@ fn failed(error: CaptureError) -> Error {
 }
 
 /// What is rendered where it keeps nobody waiting.
-async fn answer(
+pub(super) async fn answer(
     kind: Kind,
     format: Format,
     render: impl FnOnce() -> Result<Vec<u8>, pprof::Error> + Send + 'static,
@@ -364,6 +368,7 @@ async fn answer(
                 Kind::RunQueue => "attachment; filename=\"runqueue.pb.gz\"",
                 Kind::Wall => "attachment; filename=\"wall.pb.gz\"",
                 Kind::Threads => "attachment; filename=\"threads.pb.gz\"",
+                Kind::Heap => "attachment; filename=\"heap.pb.gz\"",
             });
             response.headers_mut().insert(header::CONTENT_DISPOSITION, attachment);
         }
@@ -411,7 +416,7 @@ pub(super) async fn threads(
 }
 
 /// What is served under `/debug/pprof/`, and what it is.
-const PROFILES: [(&str, &str); 8] = [
+const PROFILES: [(&str, &str); 10] = [
     (
         "profile",
         "What workers run on CPUs, by samples: from now on, or with from=-5m&to=-3m what was kept \
@@ -432,6 +437,12 @@ const PROFILES: [(&str, &str); 8] = [
         "What all threads of workers do now, each with its stack in the kernel and in its program. Takes pool=, slot=, pid=; \
          debug=1 puts those at the same stack together, format=proto|folded|flamegraph is for programs.",
     ),
+    (
+        "heap",
+        "What the collector itself has memory in use for, by where it was asked for: estimated from one in 512 KiB since the start. \
+         seconds= is from now on, debug=1 is for reading.",
+    ),
+    ("allocs", "The same, of all that it has asked for."),
     ("symbol", "Names of addresses: none, as profiles have them already."),
     ("cmdline", "Command line of the collector, its arguments separated by zero bytes."),
     (

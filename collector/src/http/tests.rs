@@ -611,7 +611,9 @@ async fn get_locally(router: &Router, uri: &str) -> Answer {
 #[tokio::test]
 async fn profiles_are_for_this_host_or_for_those_who_say_who_they_are() {
     let site = site();
-    for path in ["", "profile", "offcpu", "threads", "cmdline"].map(|name| format!("/debug/pprof/{name}")) {
+    for path in ["", "profile", "offcpu", "threads", "heap", "allocs", "cmdline"]
+        .map(|name| format!("/debug/pprof/{name}"))
+    {
         let path = &*path;
         let refused = get(&site.router, path).await;
         assert_eq!(refused.status, StatusCode::FORBIDDEN, "{path}");
@@ -689,6 +691,36 @@ async fn nonsense_is_refused_before_anything_is_sampled() {
     ] {
         let answer = get_locally(&site.router, &format!("/debug/pprof/{path}")).await;
         assert_eq!(answer.status, StatusCode::NOT_IMPLEMENTED, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn the_heap_is_that_of_the_collector() {
+    let site = site();
+    for (query, hint) in [
+        ("pool=web", "not seen from outside"),
+        ("slot=1", "not seen from outside"),
+        ("pid=1", "not seen from outside"),
+        ("target=web", "target=self"),
+        ("seconds=301", "to 300"),
+        ("seconds=-1", "is not from"),
+        ("hz=99", "unknown field"),
+        ("format=svg", "flamegraph"),
+    ] {
+        let refused = get_locally(&site.router, &format!("/debug/pprof/heap?{query}")).await;
+        assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{query}");
+        assert!(refused.error().contains(hint), "{query}: {}", refused.error());
+    }
+    // It takes no eBPF. The tests have an allocator that samples nothing.
+    for query in [
+        "heap?gc=1&debug=1",
+        "heap?target=self",
+        "allocs?seconds=0.1",
+        "heap?format=folded",
+        "allocs?format=flamegraph",
+    ] {
+        let answer = get_locally(&site.router, &format!("/debug/pprof/{query}")).await;
+        assert_eq!(answer.status, StatusCode::OK, "{query}");
     }
 }
 

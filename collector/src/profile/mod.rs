@@ -8,6 +8,7 @@ mod elf;
 pub mod fold;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
+pub mod heap;
 mod image;
 pub mod merge;
 pub mod modules;
@@ -44,6 +45,8 @@ pub enum Kind {
     Wall,
     /// Threads at one moment, each once: how many, whatever they do.
     Threads,
+    /// Memory of this process: how many blocks, and their bytes ([`heap`]).
+    Heap,
 }
 
 /// One profile. Indices are into the tables of the same profile.
@@ -164,7 +167,7 @@ pub struct Sample {
     pub labels: u32,
     /// How many.
     pub count: u64,
-    /// CPU time or waiting time, altogether; of [`Kind::Threads`] 0.
+    /// CPU time or waiting time, altogether; of [`Kind::Threads`] 0, of [`Kind::Heap`] bytes.
     pub value_ns: u64,
     /// The stack ends before its outermost frame.
     pub truncated: bool,

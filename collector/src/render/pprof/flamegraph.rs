@@ -1,7 +1,7 @@
 //! A flame graph, as inferno draws it from folded stacks.
 //!
 //! Its colours are those of mixed-mode flame graphs on CPU and of the wall clock (kernel, inlined, C++, other), blue for
-//! waits as is the custom; frames of one name have one colour, in this graph and the next.
+//! waits and green for memory as is the custom; frames of one name have one colour, in this graph and the next.
 
 use std::io::{self, Write};
 
@@ -65,6 +65,7 @@ fn options(profile: &Profile, narrowest: f64) -> Options<'static> {
     options.colors = match profile.kind {
         Kind::OnCpu | Kind::Wall | Kind::Threads => Palette::Multi(MultiPalette::Java),
         Kind::OffCpu | Kind::RunQueue => Palette::Basic(BasicPalette::Blue),
+        Kind::Heap => Palette::Basic(BasicPalette::Mem),
     };
     options.deterministic = true;
     options.min_width = narrowest;
@@ -83,7 +84,7 @@ fn title(profile: &Profile) -> String {
     };
     let name = Measure::of(profile.kind).name;
     match profile.kind {
-        Kind::Threads => format!("{whose}{name}"),
+        Kind::Threads | Kind::Heap if profile.duration_ns == 0 => format!("{whose}{name}"),
         _ => format!("{whose}{name}, {:?}", duration(profile.duration_ns)),
     }
 }

@@ -5,7 +5,8 @@
 //! names of its threads there. In a wall clock profile and in one of
 //! threads the second is the state, which is the first question there: running, waiting for a CPU, or blocked?
 //!
-//! The number is that of threads, or of samples on CPU, as `profile` of bcc has it, and microseconds otherwise, as its `offcputime`.
+//! The number is that of threads, or of samples on CPU, as `profile` of bcc has it, of bytes, and microseconds otherwise, as of its
+//! `offcputime`.
 //! A function of the kernel ends in `_[k]` and an inlined one in `_[i]`, as `stackcollapse-perf.pl --all` writes them:
 //! flame graphs colour frames by it and leave it out of what they show. Where there is no name there is
 //! `file+0xaddress`.
@@ -38,16 +39,22 @@ pub(super) fn render(profile: &Profile) -> String {
 
 /// What the numbers are.
 pub(super) fn unit(kind: Kind) -> &'static str {
-    if of_time(kind) { "us" } else { Measure::of(kind).count }
+    match kind {
+        Kind::Heap => "bytes",
+        _ if of_value(kind) => "us",
+        _ => Measure::of(kind).count,
+    }
 }
 
-fn of_time(kind: Kind) -> bool {
+/// Not of how many there are.
+fn of_value(kind: Kind) -> bool {
     !matches!(kind, Kind::OnCpu | Kind::Threads)
 }
 
 /// Stacks and their numbers, each stack once and in order. Numbers do not add up to more than one can be.
 pub(super) fn stacks(profile: &Profile) -> impl Iterator<Item = (String, u64)> {
-    let per_unit = if of_time(profile.kind) { NANOS_PER_MICROSECOND } else { 1 };
+    let of_time = of_value(profile.kind) && profile.kind != Kind::Heap;
+    let per_unit = if of_time { NANOS_PER_MICROSECOND } else { 1 };
     let mut left = u64::MAX;
     sums(profile).into_iter().map(move |(stack, sum)| {
         let value = (sum / per_unit).min(left);
@@ -77,13 +84,16 @@ fn sums(profile: &Profile) -> BTreeMap<String, u64> {
             }
         }
         let sum = sums.entry(stack).or_default();
-        *sum = sum.saturating_add(if of_time(profile.kind) { sample.value_ns } else { sample.count });
+        *sum = sum.saturating_add(if of_value(profile.kind) { sample.value_ns } else { sample.count });
     }
     sums
 }
 
 /// The frames that every stack of these labels begins with.
 fn root(profile: &Profile, labels: &Labels) -> String {
+    if profile.kind == Kind::Heap {
+        return "heap".to_owned();
+    }
     let mut root = plain(if labels.pool.is_empty() { &labels.thread } else { &labels.pool });
     // A line that begins so is a comment.
     if root.starts_with('#') {

@@ -1,7 +1,7 @@
 //! A profile as `profile.proto` of google/pprof, as text to read, as folded stacks, and as a flame graph.
 //!
 //! `frames` says which frames a sample has and how they are called; `proto`, `text`, `folded` and `flamegraph` write
-//! them, `threads` those of one moment with what else is known of each thread. What all of them keep to:
+//! them, `threads` those of one moment with what else is known of each thread, `heap` text of memory. What all of them keep to:
 //!
 //! - A stack that ends before its outermost frame gets `[truncated]` as that frame, so that what is missing below `main`
 //!   stands beside `main` and not nowhere. An empty stack counts as one of these.
@@ -14,6 +14,7 @@
 mod flamegraph;
 mod folded;
 mod frames;
+mod heap;
 mod proto;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ use std::time::Duration;
 
 pub use self::flamegraph::CONTENT_SECURITY_POLICY;
 pub use self::threads::{collapsed, listed};
+use crate::profile::heap::Heap;
 use crate::profile::{Kind, Profile};
 
 /// A format for profiles.
@@ -71,10 +73,21 @@ pub enum Error {
 /// Writes a profile.
 pub fn render(profile: &Profile, format: Format) -> Result<Vec<u8>, Error> {
     match format {
-        Format::Proto => proto::render(profile).map_err(|source| Error::Write { format, source }),
+        Format::Proto => proto::render(profile, None).map_err(|source| Error::Write { format, source }),
         Format::Text => Ok(text::render(profile).into_bytes()),
         Format::Folded => Ok(folded::render(profile).into_bytes()),
         Format::FlameGraph => flamegraph::render(profile),
+    }
+}
+
+/// Writes a profile of a heap.
+pub fn render_heap(heap: &Heap, format: Format) -> Result<Vec<u8>, Error> {
+    match format {
+        Format::Proto => {
+            proto::render(&heap.profile, Some(heap)).map_err(|source| Error::Write { format, source })
+        }
+        Format::Text => Ok(heap::render(heap).into_bytes()),
+        Format::Folded | Format::FlameGraph => render(&heap.profile, format),
     }
 }
 
@@ -100,6 +113,7 @@ impl Measure {
             Kind::RunQueue => ("run queue", "contentions", Some("delay"), "waits"),
             Kind::Wall => ("wall clock", "samples", Some("wall"), "samples"),
             Kind::Threads => ("threads", "threads", None, "threads"),
+            Kind::Heap => ("heap", "inuse_objects", Some("inuse_space"), "allocations"),
         };
         Self { name, count, time, counted }
     }
@@ -119,7 +133,13 @@ fn remarks(profile: &Profile) -> Vec<String> {
         remarks.push(format!("{what} truncated: {} of {}", losses.truncated, losses.samples));
     }
     if losses.lost > 0 {
-        let how = if profile.kind == Kind::Threads { "left out, as they are too many" } else { "lost" };
+        let how = match profile.kind {
+            Kind::Threads => "left out, as they are too many",
+            Kind::Heap => {
+                "sampled and not followed to their end, so that they are missing from what is in use"
+            }
+            _ => "lost",
+        };
         remarks.push(format!("{what} {how}: {}", losses.lost));
     }
     if damaged > 0 {

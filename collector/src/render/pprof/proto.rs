@@ -8,7 +8,7 @@
 //!
 //! Types of values are those of Go's profiles, as readers go by them: Parca and Pyroscope name a profile after its types
 //! of values and its type of period, so profiles of waits have the period of Go's mutex profile, which is one contention, and
-//! those of threads that of its goroutine profile.
+//! those of threads that of its goroutine profile, and those of memory all four values and the period of its heap profile.
 //!
 //! # Labels
 //!
@@ -33,13 +33,24 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 
 use super::frames::{self, TRUNCATED};
-use super::{Measure, remarks};
+use super::{Measure, heap, remarks};
+use crate::heap::sampled::PERIOD_BYTES;
+use crate::profile::heap::{Heap, Shown};
 use crate::profile::{Kind, Labels, Profile, Sample};
 
-/// Writes a profile.
-pub(super) fn render(profile: &Profile) -> io::Result<Vec<u8>> {
+/// What Go's profiles of heaps have.
+const HEAP_VALUES: [(&str, &str); 4] = [
+    ("alloc_objects", "count"),
+    ("alloc_space", "bytes"),
+    ("inuse_objects", "count"),
+    ("inuse_space", "bytes"),
+];
+
+/// Writes a profile; of a heap with what is known of it.
+pub(super) fn render(profile: &Profile, heap: Option<&Heap>) -> io::Result<Vec<u8>> {
     let slots: Vec<String> = profile.labels.iter().map(slot).collect();
-    let remarks = remarks(profile);
+    let mut remarks = remarks(profile);
+    remarks.extend(heap.map(heap::of_malloc));
     let mut strings = Strings::default();
     // The empty string is the first of the table.
     strings.index("");
@@ -49,18 +60,25 @@ pub(super) fn render(profile: &Profile) -> io::Result<Vec<u8>> {
     let measure = Measure::of(profile.kind);
     let count = (measure.count, "count");
     let time = measure.time.map(|time| (time, "nanoseconds"));
-    for (kind, unit) in std::iter::once(count).chain(time) {
+    let of_heap = heap.map(|_| HEAP_VALUES).into_iter().flatten();
+    let measured = std::iter::once(count).chain(time).filter(|_| heap.is_none());
+    for (kind, unit) in of_heap.chain(measured) {
         out.put(PROFILE_SAMPLE_TYPE, |m| put_value_type(m, &mut strings, kind, unit))?;
     }
     let (period_type, period) = match (profile.kind, time) {
         (Kind::OnCpu | Kind::Wall, Some(time)) => (time, profile.period_ns),
+        (Kind::Heap, _) => (("space", "bytes"), PERIOD_BYTES),
         _ => (count, 1),
+    };
+    let default = match heap {
+        Some(heap) if heap.shown == Shown::Allocated => "alloc_space",
+        _ => time.unwrap_or(count).0,
     };
     out.put(PROFILE_PERIOD_TYPE, |m| put_value_type(m, &mut strings, period_type.0, period_type.1))?;
     out.put_number(PROFILE_PERIOD, period)?;
     out.put_number(PROFILE_TIME_NANOS, profile.started_unix_ns)?;
     out.put_number(PROFILE_DURATION_NANOS, profile.duration_ns)?;
-    out.put_number(PROFILE_DEFAULT_SAMPLE_TYPE, strings.index(time.unwrap_or(count).0))?;
+    out.put_number(PROFILE_DEFAULT_SAMPLE_TYPE, strings.index(default))?;
     for remark in &remarks {
         out.put_number(PROFILE_COMMENT, strings.index(remark))?;
     }
@@ -69,13 +87,25 @@ pub(super) fn render(profile: &Profile) -> io::Result<Vec<u8>> {
     let labels: Vec<Vec<u8>> =
         profile.labels.iter().zip(&slots).map(|(of, slot)| labels(of, slot, &mut strings)).collect();
     let mut any_truncated = false;
-    for (sample, _) in frames::samples(profile) {
+    for (at, sample) in profile.samples.iter().enumerate() {
+        if frames::labels(profile, sample).is_none() {
+            continue;
+        }
         let truncated = frames::truncated(sample);
         any_truncated |= truncated;
         let labels = labels.get(sample.labels as usize).map_or(&[][..], Vec::as_slice);
         out.put(PROFILE_SAMPLE, |m| {
-            let values = [Some(sample.count), time.map(|_| sample.value_ns)];
-            put_sample(m, sample, truncated.then_some(profile.locations.len()), values, labels)
+            let missing = truncated.then_some(profile.locations.len());
+            if let Some(of) = heap.and_then(|heap| heap.values.get(at)) {
+                let amounts = [of.allocated, of.in_use];
+                // Less than nothing is the largest of numbers here.
+                let values = amounts.map(|of| [of.objects.cast_unsigned(), of.bytes.cast_unsigned()]);
+                put_sample(m, sample, missing, values.into_iter().flatten(), labels);
+            } else {
+                let values = [Some(sample.count), time.map(|_| sample.value_ns)].into_iter().flatten();
+                // They are signed there.
+                put_sample(m, sample, missing, values.map(|v| v.min(i64::MAX.cast_unsigned())), labels);
+            }
         })?;
     }
     put_tables(profile, any_truncated, &mut strings, &mut out)?;
@@ -156,13 +186,11 @@ fn put_sample(
     message: &mut Message,
     sample: &Sample,
     missing: Option<usize>,
-    values: [Option<u64>; 2],
+    values: impl Iterator<Item = u64>,
     labels: &[u8],
 ) {
     let stack = sample.stack.iter().map(|index| *index as usize).chain(missing);
     message.packed(SAMPLE_LOCATION_ID, stack.map(id));
-    // They are signed there.
-    let values = values.into_iter().flatten().map(|value| value.min(i64::MAX.cast_unsigned()));
     message.packed(SAMPLE_VALUE, values);
     message.bytes.extend_from_slice(labels);
 }

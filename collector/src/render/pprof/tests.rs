@@ -11,6 +11,8 @@ use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
 use super::*;
+use crate::heap::sampled::Amount;
+use crate::profile::heap::{Shown, Values};
 use crate::profile::threads::{Dump, Thread};
 use crate::profile::{Function, Labels, Line, Location, Losses, Mapping, Sample};
 
@@ -92,8 +94,13 @@ fn profile(kind: Kind) -> Profile {
 
 /// Reads `profile.proto` and insists on what its readers do: Go's `CheckValid`, Parca's `ValidatePprofProfile`.
 fn read(profile: &Profile) -> model::Profile {
+    read_bytes(&render(profile, Format::Proto).unwrap())
+}
+
+/// What was written, checked for what no profile may lack.
+fn read_bytes(written: &[u8]) -> model::Profile {
     let mut bytes = Vec::new();
-    GzDecoder::new(&*render(profile, Format::Proto).unwrap()).read_to_end(&mut bytes).unwrap();
+    GzDecoder::new(written).read_to_end(&mut bytes).unwrap();
     let read = model::Profile::decode(&*bytes).unwrap();
     assert_eq!(read.string_table[0], "");
     assert_eq!(read.string_table.iter().collect::<BTreeSet<_>>().len(), read.string_table.len());
@@ -670,4 +677,78 @@ fn a_profile_of_threads_counts_them_and_nothing_else() {
          web;running;[truncated] 1\n\
          web;sleeping;main;serve;parse_[i];vfs_read_[k] 2\n"
     );
+}
+
+/// Of some time, in which less became in use at one place.
+fn of_heap() -> Heap {
+    let nobody = Labels { pid: 0, tid: 0, slot: None, thread: "".into(), ..labels("", 0, "", None) };
+    let sample = |stack: &[u32], bytes| Sample {
+        stack: stack.into(),
+        labels: 0,
+        count: 1,
+        value_ns: bytes,
+        truncated: false,
+    };
+    let values = |allocated: (i64, i64), in_use: (i64, i64)| {
+        let amount = |(objects, bytes)| Amount { objects, bytes };
+        Values { allocated: amount(allocated), in_use: amount(in_use) }
+    };
+    Heap {
+        profile: Profile {
+            duration_ns: 2 * SECOND,
+            labels: vec![nobody],
+            samples: vec![sample(&[1, 0], 0), sample(&[0], 4096)],
+            losses: Losses { samples: 2, truncated: 0, lost: 3 },
+            ..profile(Kind::Heap)
+        },
+        values: vec![values((1, 512), (-2, -1024)), values((3, 5000), (1, 4096))],
+        shown: Shown::InUse,
+        malloc_in_use: 123_456,
+    }
+}
+
+#[test]
+fn a_profile_of_a_heap_has_the_values_of_go() {
+    for (shown, default) in [(Shown::InUse, "inuse_space"), (Shown::Allocated, "alloc_space")] {
+        let read = read_bytes(&render_heap(&Heap { shown, ..of_heap() }, Format::Proto).unwrap());
+        let types: Vec<_> = read.sample_type.iter().map(|of| read.value_type(of)).collect();
+        let expected = [
+            ("alloc_objects", "count"),
+            ("alloc_space", "bytes"),
+            ("inuse_objects", "count"),
+            ("inuse_space", "bytes"),
+        ];
+        assert_eq!(types, expected);
+        let values: Vec<_> = read.sample.iter().map(|sample| &*sample.value).collect();
+        assert_eq!(values, [[1, 512, -2, -1024], [3, 5000, 1, 4096]]);
+        assert_eq!(read.text(read.default_sample_type), default);
+        assert_eq!(read.value_type(&read.period_type.unwrap()), ("space", "bytes"));
+        assert_eq!(read.period, 524_288);
+        assert!(read.sample.iter().all(|sample| sample.label.is_empty()), "memory is nobody's");
+        let comments: Vec<&str> = read.comment.iter().map(|index| read.text(*index)).collect();
+        assert!(comments.iter().any(|comment| comment.ends_with("malloc, counted: 123456")), "{comments:?}");
+    }
+}
+
+#[test]
+fn a_heap_is_shown_by_its_bytes() {
+    let text = |format| String::from_utf8(render_heap(&of_heap(), format).unwrap()).unwrap();
+    let expected = "\
+--- heap profile: -1: 3072 [4: 5512] @ heap/524288
+of 2s until 2023-11-14T22:13:20Z
+blocks and bytes that were in use in the end less those in the beginning [asked for meanwhile]
+bytes in use by all of malloc, counted: 123456
+allocations sampled and not followed to their end, so that they are missing from what is in use: 3
+
+1: 4096 [3: 5000] @
+#\tmain\t/src/main.c:12
+
+-2: -1024 [1: 512] @
+#\tparse (inlined)\t/src/parse.h:5
+#\tserve\t/src/serve.c:30
+#\tmain\t/src/main.c:12
+";
+    assert_eq!(text(Format::Text), expected);
+    assert_eq!(text(Format::Folded), "heap;main 4096\nheap;main;serve;parse_[i] 0\n");
+    assert!(text(Format::FlameGraph).contains("heap, 2s"));
 }

@@ -83,7 +83,8 @@ fn write_labels(labels: &Labels, out: &mut String) -> fmt::Result {
     writeln!(out)
 }
 
-fn write_frame(frame: &Frame<'_>, out: &mut String) -> fmt::Result {
+/// A frame on a line of its own.
+pub(super) fn write_frame(frame: &Frame<'_>, out: &mut String) -> fmt::Result {
     write!(out, "#\t")?;
     write_place(frame, out)
 }
