@@ -1,6 +1,6 @@
 //! `/debug/pprof/heap` and `allocs`: what this process has asked for memory for, as Go's own handlers have it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::extract::rejection::QueryRejection;
@@ -61,6 +61,11 @@ impl Parameters {
     }
 }
 
+/// Requests at a time.
+pub(super) const MAX_HEAPS: usize = 4;
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 /// What it is now, or in how far it is another after some time.
 pub(super) fn heap(shown: Shown) -> MethodRouter<Arc<Shared>> {
     get(
@@ -80,15 +85,18 @@ async fn take(
     let Query(parameters) = asked.map_err(|rejection| Error::BadRequest(rejection.body_text()))?;
     let format = format_of(parameters.format.as_deref(), parameters.debug)?;
     let duration = parameters.duration()?;
+    // What goes on when its client has gone away counts, too.
+    let permit = Arc::clone(&shared.heaps).try_acquire_owned().map_err(|_| Error::ProfilesBusy)?;
     let mut before = None;
     if let Some(duration) = duration {
         before = Some(sampled::heap());
         tokio::time::sleep(duration).await;
     }
-    let after = sampled::heap();
-    // One after the other: names take memory for a moment.
-    let _turn = shared.heaps.acquire().await.map_err(|_| Error::ShuttingDown)?;
     let named = tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        // Names take memory for a moment.
+        let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let after = sampled::heap();
         let heap = profiler::heap(before.as_ref(), &after, shown);
         drop((before, after));
         crate::heap::trim();

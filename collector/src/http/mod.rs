@@ -130,7 +130,7 @@ pub struct Shared {
     /// `None` where workers cannot be profiled.
     profiler: Option<Profiler>,
     /// Whose turn it is to have a profile of the heap made.
-    heaps: Semaphore,
+    heaps: Arc<Semaphore>,
     page: Bytes,
     access: RwLock<Arc<Access>>,
     /// What a scrape gets that does not say what it wants.
@@ -149,7 +149,7 @@ impl Shared {
         let page = dashboard::page_for(&config.telemetry_path);
         let access = RwLock::new(Arc::new(Access::new(access)));
         let groups = RwLock::default();
-        let (cache, heaps) = (Cache::default(), Semaphore::new(1));
+        let (cache, heaps) = (Cache::default(), Arc::new(Semaphore::new(heap::MAX_HEAPS)));
         Self { config, snapshots, cache, reload, profiler, heaps, page, access, groups }
     }
 

@@ -634,6 +634,16 @@ async fn profiles_are_for_this_host_or_for_those_who_say_who_they_are() {
 }
 
 #[tokio::test]
+async fn profiles_of_the_heap_are_limited() {
+    let site = site();
+    let held = Arc::clone(&site.shared.heaps).try_acquire_many_owned(super::heap::MAX_HEAPS as u32).unwrap();
+    let refused = get_locally(&site.router, "/debug/pprof/heap").await;
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
+    drop(held);
+    assert_eq!(get_locally(&site.router, "/debug/pprof/heap").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
 async fn nonsense_is_refused_before_anything_is_sampled() {
     let site = site();
     for (query, hint) in [
