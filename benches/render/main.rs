@@ -9,7 +9,7 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use collector::input::{IdleIn, Rss, TaskState};
+use collector::input::{Rss, TaskState};
 use collector::render::json;
 use collector::render::prometheus::{Buffer, Format, Groups, render};
 use collector::snapshot::{
@@ -232,7 +232,6 @@ fn snapshot(pools: u32) -> Snapshot {
         size: workers,
         states: StateCounts { active: workers, ..StateCounts::default() },
         work_known: pools > 1,
-        idle_in: IdleIn::default(),
         flags: FlagCounts::default(),
         flagged: FlagCounts::default(),
         limits: Limits::default(),

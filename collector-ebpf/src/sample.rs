@@ -187,7 +187,9 @@ pub struct Sampling {
     /// Tails that were told, wrapping; raised atomically.
     pub tails: u32,
     /// Zero: fills the cache line.
-    pub padding: [u32; 7],
+    pub padding: [u32; 5],
+    /// When sampling began with all stacks forgotten, `CLOCK_MONOTONIC` ns: waits that began before have none. Set by user space.
+    pub began_ns: u64,
     /// Waits that were shorter are in no count, by kind of [`crate::schedule`], ns. Set by user space.
     pub least_ns: [u64; LEAST],
     /// Thread group ids whose address space is not known, by order of asking modulo the length.

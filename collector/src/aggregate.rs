@@ -737,7 +737,6 @@ impl Aggregate {
             size,
             states,
             work_known: pool.watched,
-            idle_in: pool.wishes.idle_in,
             flags,
             flagged: pool.flagged,
             limits: pool.limits,

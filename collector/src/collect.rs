@@ -293,7 +293,10 @@ impl Collector {
         let mut losses = self.source.losses();
         losses.push(("http_connection_refused", self.refused_connections.load(Ordering::Relaxed)));
         let profiling = self.profiling.as_ref().map(|account| account.read());
-        losses.extend(profiling.map(|profiling| ("profile_sample", profiling.lost)));
+        if let Some(profiling) = &profiling {
+            losses.push(("profile_sample", profiling.lost));
+            losses.push(("profile_wait_passed_over", profiling.passed_over));
+        }
         Own {
             cpu: own_cpu(),
             rss_bytes: process.rss_bytes,

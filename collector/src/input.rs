@@ -236,11 +236,6 @@ impl IdleIn {
         Self(bits)
     }
 
-    /// This kind is among them.
-    pub const fn has(self, kind: u32) -> bool {
-        self.0 >> kind & 1 != 0
-    }
-
     /// The kind with this name, if it is one that a thread is blocked in.
     pub fn kind_named(name: &str) -> Option<u32> {
         let kind = TIME_KINDS.iter().position(|kind| *kind == name)? as u32;

@@ -177,7 +177,7 @@ impl Profiler {
 
     /// What runs on CPUs is sampled all the time, and kept, and so are long waits.
     pub fn keeps(&self) -> bool {
-        self.account.read().kept_for.is_some()
+        self.account.keeps()
     }
 
     /// What it costs.
@@ -230,7 +230,7 @@ pub fn new(
 ) -> Result<(Profiler, Profiling), ProcfsError> {
     let (sender, requests) = mpsc::channel();
     let roots = [Root::open(procfs)?, Root::open(procfs)?, Root::open(procfs)?];
-    let account = Arc::new(Account::new(continuous_hz.map(|_| kept::KEPT_FOR)));
+    let account = Arc::new(Account::new(continuous_hz.is_some()));
     let profiling = Profiling {
         account: Arc::clone(&account),
         requests,

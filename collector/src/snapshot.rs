@@ -4,12 +4,11 @@
 //! likes and never waits. `None` means "this host, this source or our rights do not tell", never 0.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use collector_ebpf::request::OUTCOMES;
 use collector_ebpf::schedule::KINDS;
 
-use crate::input::{Doing, ExitStatus, IdleIn, Profile, Sender, SlowRequest, SocketFamily, TaskState};
+use crate::input::{Doing, ExitStatus, Profile, Sender, SlowRequest, SocketFamily, TaskState};
 use crate::units::{CpuTime, Pid};
 use crate::worker::flags::{Flag, Limits};
 use crate::worker::matcher;
@@ -193,8 +192,6 @@ pub struct Pool {
     pub states: StateCounts,
     /// It is known when they wait for work: the scheduler is watched for them now.
     pub work_known: bool,
-    /// The kinds of time in which its workers wait for work.
-    pub idle_in: IdleIn,
     /// Workers with a flag now. Whether a worker is stuck or stale is known where [`Self::limits`] and
     /// [`Self::work_known`] say so.
     pub flags: FlagCounts,
@@ -668,13 +665,16 @@ pub struct Own {
 /// What profiles of workers cost, as totals since start unless said otherwise.
 #[derive(Clone, Copy, Debug)]
 pub struct Profiling {
-    /// For how long profiles are kept, those of requests that were slow among them; `None` if they are not.
-    pub kept_for: Option<Duration>,
+    /// Since when profiles are kept, those of requests that were slow among them, nanoseconds since the Unix epoch; `None` if they
+    /// are not.
+    pub kept_since_unix_ns: Option<u64>,
     /// Captures that somebody asked for and that have begun.
     pub captures: u64,
     /// Samples, and waits, that there was no room for in a profile, or that were not seen to their end; those of two captures at a time
     /// count for both.
     pub lost: u64,
+    /// Waits that were not looked at, long or not, as there were too many.
+    pub passed_over: u64,
     /// Memory that kept profiles take now, bytes, about; `None` if none are kept.
     pub kept_bytes: Option<u64>,
     /// CPU time of the profiling thread, ns. What sampling itself takes is not in it.

@@ -73,7 +73,7 @@ fn profile(kind: Kind) -> Profile {
             sample(&[2], 1, 20, true),
             sample(&[1, 0], 1, 20, false),
         ],
-        losses: Losses { samples: 100, truncated: 20, lost: 1 },
+        losses: Losses { samples: 100, truncated: 20, lost: 1, passed_over: 0 },
     }
 }
 

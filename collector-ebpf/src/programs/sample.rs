@@ -13,7 +13,7 @@ use collector_ebpf::sample::{
     CODE_UNKNOWN, COMPLETE, LEAST, MAX_FRAMES, MAX_STACKS, MAX_TAILS, MAX_WORDS, NO_ROOM, NO_WINDOW, PLACES,
     READY, STATE_BLOCKED, STATE_ON_CPU, STATE_PREEMPTED, Sampled as Counter, Stack, Wait, Walk,
 };
-use collector_ebpf::schedule::{OTHER, RUNNABLE};
+use collector_ebpf::schedule::{LOCK, OTHER, PARKS_IN_SHARED_LOCK, RUNNABLE, Times};
 use collector_ebpf::slot::ROLE_WORKER;
 
 use crate::blocked::{NO_USER_SIDE, reason};
@@ -21,7 +21,8 @@ use crate::kernel::{Current, Registers, Task, now, offset, read};
 use crate::schedule::Followed;
 use crate::unwind::{ask_for, space_of, unwind};
 use crate::{
-    LEAST_OF_POOLS, SAMPLED, SAMPLING, SLOTS, STACK_WORDS, STACKS, TAILS, WAITS, WALKS, add_u64, python,
+    LEAST_OF_POOLS, SAMPLED, SAMPLING, SLOTS, STACK_WORDS, STACKS, TAILS, TIMES, WAITS, WALKS, add_u64,
+    python,
 };
 
 /// Which of [`WALKS`] is whose: one program may interrupt another on its CPU.
@@ -43,6 +44,7 @@ const SP: usize = 152;
 /// A thread of a worker.
 pub(crate) struct Sampled {
     task: Task,
+    slot: u32,
     pub(crate) pool: u32,
 }
 
@@ -58,7 +60,7 @@ pub(crate) fn sampled(task: Task) -> Option<Sampled> {
     }
     let slot = SLOTS.get_ptr(owner.slot)?;
     // SAFETY: a pointer into the array.
-    Some(Sampled { task, pool: unsafe { (&raw const (*slot).pool).read_volatile() } })
+    Some(Sampled { task, slot: owner.slot, pool: unsafe { (&raw const (*slot).pool).read_volatile() } })
 }
 
 /// One event of a CPU.
@@ -170,7 +172,7 @@ fn leave(ctx: &BtfTracePointContext, sampled: &Sampled, preempted: bool, now: u6
     let (Some(walk), Some(registers)) = (WALKS.get_ptr_mut(OFF_CPU), Registers::of(task)) else { return };
     let (kind, reason) =
         if wants_to_run { (STATE_PREEMPTED, 0) } else { (STATE_BLOCKED, reason(task, state, OTHER)) };
-    if !is_to_be_looked_at(sampled.pool, if wants_to_run { RUNNABLE } else { reason }, walk, now) {
+    if !is_to_be_looked_at(sampled, if wants_to_run { RUNNABLE } else { reason }, walk, now) {
         return;
     }
     begin(walk, Some(ctx.as_ptr()));
@@ -188,6 +190,7 @@ fn leave(ctx: &BtfTracePointContext, sampled: &Sampled, preempted: bool, now: u6
 /// A blocked thread could run again.
 #[inline(always)]
 fn end_blocked(wait: *mut Wait, now: u64) {
+    forget_stack_of_before(wait);
     // SAFETY: callers pass a pointer into the map.
     let (place, waited_ns) = unsafe { ((*wait).stack.wrapping_sub(1), now.wrapping_sub((*wait).since_ns)) };
     if let Some(stack) = STACKS.get_ptr_mut(place)
@@ -209,9 +212,23 @@ fn end_blocked(wait: *mut Wait, now: u64) {
     }
 }
 
+/// A wait that began before all stacks were forgotten has none any more: its place may be another's.
+#[inline(always)]
+fn forget_stack_of_before(wait: *mut Wait) {
+    let Some(sampling) = SAMPLING.get_ptr(0) else { return };
+    // SAFETY: a pointer into the array, which user space sets; callers pass a pointer into the map.
+    unsafe {
+        if (*wait).since_ns < (&raw const (*sampling).began_ns).read_volatile() && (*wait).stack != 0 {
+            count(Counter::UNSEEN);
+            (*wait).stack = 0;
+        }
+    }
+}
+
 /// A thread that could run runs.
 #[inline(always)]
 fn end_queued(wait: *mut Wait, now: u64) {
+    forget_stack_of_before(wait);
     // SAFETY: callers pass a pointer into the map.
     let (place, waited_ns) = unsafe { ((*wait).stack.wrapping_sub(1), now.wrapping_sub((*wait).since_ns)) };
     if let Some(stack) = STACKS.get_ptr_mut(place)
@@ -249,14 +266,14 @@ fn least_ns(pool: u32, kind: u32) -> u64 {
 /// Whether the stack of who leaves its CPU for this may be wanted: not where it waits for work, nor too often, if only those of
 /// tails are.
 #[inline(always)]
-fn is_to_be_looked_at(pool: u32, kind: u32, walk: *mut Walk, now: u64) -> bool {
+fn is_to_be_looked_at(sampled: &Sampled, kind: u32, walk: *mut Walk, now: u64) -> bool {
     let Some(sampling) = SAMPLING.get_ptr(0) else { return false };
     // SAFETY: a pointer into the array; user space sets it.
     let apart_ns = unsafe { (*sampling).walks_apart_ns };
     if apart_ns == 0 {
         return true;
     }
-    if least_ns(pool, kind) == u64::MAX {
+    if least_ns(sampled.pool, kind) == u64::MAX || waits_for_work(sampled.slot, kind) {
         return false;
     }
     // SAFETY: callers pass a pointer into the array, of this CPU.
@@ -268,6 +285,22 @@ fn is_to_be_looked_at(pool: u32, kind: u32, walk: *mut Walk, now: u64) -> bool {
     // SAFETY: as above.
     unsafe { (*walk).last_ns = next_ns.max(now) + apart_ns };
     true
+}
+
+/// A worker that was asked for nothing waits in a kind of time in which it waits for work, as [`crate::work`] has it.
+#[inline(always)]
+fn waits_for_work(slot: u32, kind: u32) -> bool {
+    let Some(times) = TIMES.get_ptr(slot) else { return false };
+    // SAFETY: a pointer into the array; others change these.
+    let (parks, followed, busy) = unsafe {
+        (
+            (&raw const (*times).parks).read_volatile(),
+            (&raw const (*times).followed).read_volatile(),
+            (&raw const (*times).busy).read_volatile(),
+        )
+    };
+    let with_others = kind == LOCK && parks & PARKS_IN_SHARED_LOCK != 0 && followed > 1;
+    Times::in_flight_of(busy) == 0 && (with_others || parks >> (kind & 31) & 1 != 0)
 }
 
 /// Tells a wait, if each is to be told.

@@ -315,8 +315,8 @@ async fn capture(shared: &Shared, kind: Kind, asked: Asked) -> Result<Response, 
         }
         let profile = tokio::time::timeout(MOST_LATE, profiler.kept(kind, from_to_ns, whom.clone())).await;
         if matches!(&profile, Ok(Ok(Ok(profile))) if profile.samples.is_empty()) {
-            // Nobody of that name was there, or is: it is another name.
-            find(&*shared.snapshot()?, &whom)?;
+            // No pool of that name was there, or is: it is another name. Who it was may have ended.
+            find(&*shared.snapshot()?, &Whom { pool: whom.pool, ..Whom::default() })?;
         }
         return rendered(profile, kind, format).await;
     }

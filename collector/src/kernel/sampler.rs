@@ -29,7 +29,7 @@ use super::object::{Made, Object};
 use super::shared::Shared;
 use super::sys::{self, RunBy};
 use super::threads::Threads;
-use crate::units::NANOS_PER_SECOND;
+use crate::units::{NANOS_PER_SECOND, monotonic_ns};
 
 /// Rows for which there is room at most, 64 MiB.
 const MOST_ROWS: usize = 8 << 20;
@@ -82,7 +82,7 @@ impl std::fmt::Debug for Parts {
 }
 
 /// Maps of the watching programs that the sampling programs read.
-pub(super) const SHARED: [&str; 3] = [maps::TAGS, maps::SLOTS, maps::CONTROL];
+pub(super) const SHARED: [&str; 4] = [maps::TAGS, maps::SLOTS, maps::TIMES, maps::CONTROL];
 
 impl Samplers {
     pub(super) fn new(parts: Parts) -> Self {
@@ -309,6 +309,7 @@ impl Drop for Sampler {
 impl Sampler {
     /// Begins to sample.
     pub fn start(&mut self) -> Result<(), LoadError> {
+        self.say(offset_of!(Sampling, began_ns), monotonic_ns());
         for (name, program) in &self.programs {
             let refused = |error| LoadError::Attach { program: name, error };
             match self.what {

@@ -131,6 +131,11 @@ impl<M: Copy + Eq + Hash> Folder<M> {
         self.samples.losses.lost += lost;
     }
 
+    /// Waits that were not looked at.
+    pub fn add_passed_over(&mut self, count: u64) {
+        self.samples.losses.passed_over += count;
+    }
+
     /// All places, each once.
     pub fn places(&self) -> &[Place<M>] {
         &self.places.values
@@ -237,6 +242,6 @@ mod tests {
         // Where they are from the lowest one on.
         let address = |address| Location { mapping: None, address, lines: Vec::new() };
         assert_eq!(profile.locations[2..], [address(0x100), address(0)]);
-        assert_eq!(profile.losses, Losses { samples: 6, truncated: 2, lost: 5 });
+        assert_eq!(profile.losses, Losses { samples: 6, truncated: 2, lost: 5, passed_over: 0 });
     }
 }

@@ -49,6 +49,7 @@ impl Merge {
         self.duration_ns += profile.duration_ns;
         self.period_ns = profile.period_ns;
         self.samples.losses.lost += profile.losses.lost;
+        self.samples.losses.passed_over += profile.losses.passed_over;
         let mut locations = HashMap::new();
         for sample in &profile.samples {
             let Some(labels) = profile.labels.get(sample.labels as usize).filter(|labels| has(labels)) else {
@@ -195,7 +196,12 @@ mod tests {
             locations: locations.collect(),
             functions,
             labels: labels.into_values(),
-            losses: Losses { samples: made.iter().map(|sample| sample.count).sum(), truncated, lost: 2 },
+            losses: Losses {
+                samples: made.iter().map(|sample| sample.count).sum(),
+                truncated,
+                lost: 2,
+                passed_over: 0,
+            },
             samples: made,
         }
     }
@@ -230,7 +236,7 @@ mod tests {
         );
         // Each sample of these is of 10 ns.
         assert_eq!((all.started_unix_ns, all.duration_ns, all.period_ns), (100, 20, 10));
-        assert_eq!(all.losses, Losses { samples: 17, truncated: 1, lost: 4 });
+        assert_eq!(all.losses, Losses { samples: 17, truncated: 1, lost: 4, passed_over: 0 });
         // Each place once.
         assert_eq!((all.locations.len(), all.functions.len(), all.mappings.len()), (4, 4, 2));
     }
@@ -240,7 +246,7 @@ mod tests {
         let both = profile(100, &[("web", &["work", "main"], 3), ("jobs", &["job", "main"], 1)]);
         let jobs = merged([&both], |labels| *labels.pool == *"jobs").unwrap();
         assert_eq!(told(&jobs), [("jobs".into(), "job;main".into(), 1, 10)]);
-        assert_eq!(jobs.losses, Losses { samples: 1, truncated: 1, lost: 2 });
+        assert_eq!(jobs.losses, Losses { samples: 1, truncated: 1, lost: 2, passed_over: 0 });
         // Nor is the code of others.
         assert_eq!(jobs.functions.len(), 2);
         // Of nobody nothing is known but how often was asked for.

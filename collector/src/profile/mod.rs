@@ -83,6 +83,8 @@ pub struct Losses {
     pub truncated: u64,
     /// Not in the profile: there was no room.
     pub lost: u64,
+    /// Waits that were not looked at, long or not, as there were too many.
+    pub passed_over: u64,
 }
 
 /// A segment of a file that holds code, of all processes that have mapped it; or the kernel.

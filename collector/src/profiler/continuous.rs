@@ -16,7 +16,7 @@ use crate::units::Pid;
 pub(super) const LASTS: Duration = Duration::from_secs(10);
 
 /// Bytes that what ran may take.
-const MOST_BYTES: usize = 48 << 20;
+const MOST_BYTES: usize = 40 << 20;
 
 /// What could not be sampled is tried again after so long.
 pub(super) const TRIED_AGAIN_AFTER: Duration = Duration::from_secs(60);
@@ -44,7 +44,7 @@ impl Continuous {
         let now = Instant::now();
         Self {
             measuring: None,
-            kept: Kept::new(MOST_BYTES),
+            kept: Kept::new(MOST_BYTES, usize::MAX),
             tails: Tails::new(),
             known: HashSet::new(),
             hz,

@@ -9,7 +9,7 @@ use crate::profile::merge::{merged, size_of_profile};
 use crate::profile::{Kind, Labels, Profile, RUNNABLE};
 
 /// Nothing is kept for longer.
-pub(super) const KEPT_FOR: Duration = Duration::from_secs(600);
+const KEPT_FOR: Duration = Duration::from_secs(600);
 
 /// Profiles of times after each other, the oldest first.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub(super) struct Kept {
     bytes: usize,
     /// That all of it may take. The oldest goes first.
     most_bytes: usize,
+    /// Of those that are added to the one before, the largest.
+    most_samples: usize,
 }
 
 #[derive(Debug)]
@@ -29,8 +31,8 @@ struct KeptProfile {
 }
 
 impl Kept {
-    pub(super) fn new(most_bytes: usize) -> Self {
-        Self { profiles: VecDeque::new(), bytes: 0, most_bytes }
+    pub(super) fn new(most_bytes: usize, most_samples: usize) -> Self {
+        Self { profiles: VecDeque::new(), bytes: 0, most_bytes, most_samples }
     }
 
     /// Adds what ended at this time: to the one before, where both together are not too long.
@@ -39,11 +41,24 @@ impl Kept {
         if let Some(last) = self.profiles.pop_back_if(|last| u128::from(lasts(last)) <= LASTS.as_nanos()) {
             self.bytes -= last.bytes;
             profile = merged([&last.profile, &profile], |_| true).unwrap_or(profile);
+            if profile.samples.len() > self.most_samples {
+                // The largest come first.
+                let others = profile.samples.split_off(self.most_samples);
+                let lost: u64 = others.iter().map(|sample| sample.count).sum();
+                profile.losses.samples -= lost;
+                profile.losses.lost += lost;
+                profile = merged([&profile], |_| true).unwrap_or(profile);
+            }
         }
         let bytes = size_of_profile(&profile);
         self.profiles.push_back(KeptProfile { profile, bytes, ended });
         self.bytes += bytes;
         self.forget_old(ended);
+    }
+
+    /// Since when there is something, nanoseconds since the Unix epoch.
+    pub(super) fn since(&self) -> Option<u64> {
+        self.span().map(|(since, _)| since)
     }
 
     /// Bytes that all of it takes, about.
@@ -128,7 +143,7 @@ mod tests {
                 ended_unix_ns: None,
             }],
             samples: vec![Sample { stack: Vec::new(), labels: 0, count, value_ns: count, truncated: false }],
-            losses: Losses { samples: count, truncated: 0, lost: 0 },
+            losses: Losses { samples: count, truncated: 0, lost: 0, passed_over: 0 },
         }
     }
 
@@ -139,7 +154,7 @@ mod tests {
 
     #[test]
     fn what_overlaps_the_time_that_is_asked_for_is_told() {
-        let (mut kept, now) = (Kept::new(MOST_BYTES), Instant::now());
+        let (mut kept, now) = (Kept::new(MOST_BYTES, usize::MAX), Instant::now());
         for second in [1000, 1010, 1020] {
             kept.add(profile(second, "web", second - 999, 0), now);
         }
@@ -154,14 +169,14 @@ mod tests {
         assert!(matches!(error, CaptureError::NotKept(Some((from, to)))
             if from == 1000 * NANOS_PER_SECOND && to == 1030 * NANOS_PER_SECOND));
         assert!(matches!(
-            Kept::new(MOST_BYTES).between(Kind::OnCpu, (0, 1), &all),
+            Kept::new(MOST_BYTES, usize::MAX).between(Kind::OnCpu, (0, 1), &all),
             Err(CaptureError::NotKept(None))
         ));
     }
 
     #[test]
     fn short_ones_are_kept_as_one() {
-        let (mut kept, now) = (Kept::new(MOST_BYTES), Instant::now());
+        let (mut kept, now) = (Kept::new(MOST_BYTES, usize::MAX), Instant::now());
         for (second, lasts_s) in [(1000, 4), (1004, 6), (1010, 1), (1011, 10)] {
             let duration_ns = lasts_s * NANOS_PER_SECOND;
             kept.add(Profile { duration_ns, ..profile(second, "web", lasts_s, 0) }, now);
@@ -175,7 +190,7 @@ mod tests {
 
     #[test]
     fn what_is_older_than_ten_minutes_goes() {
-        let (mut kept, begin) = (Kept::new(MOST_BYTES), Instant::now());
+        let (mut kept, begin) = (Kept::new(MOST_BYTES, usize::MAX), Instant::now());
         let at = |index| begin + Duration::from_secs(10 * index);
         (0..100).for_each(|index| kept.add(profile(1000 + 10 * index, "web", 1, 0), at(index)));
         assert_eq!(samples(&kept, 0, 9999, &Whom::default()), Some(60));
@@ -192,7 +207,7 @@ mod tests {
 
     #[test]
     fn what_would_take_too_much_memory_goes_and_is_not_counted_any_more() {
-        let (mut kept, now) = (Kept::new(MOST_BYTES), Instant::now());
+        let (mut kept, now) = (Kept::new(MOST_BYTES, usize::MAX), Instant::now());
         (0..20).for_each(|index| kept.add(profile(1000 + 10 * index, "web", 1, MOST_BYTES / 10), now));
         assert_eq!(samples(&kept, 0, 9999, &Whom::default()), Some(9));
         kept.add(profile(1200, "web", 1, 2 * MOST_BYTES), now);

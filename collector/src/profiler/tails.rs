@@ -15,14 +15,14 @@ use super::sampling::Sampling;
 use super::work::Work;
 use super::workers::Workers;
 use super::{CaptureError, Whom};
-use crate::kernel::What;
+use crate::kernel::{Counts, What};
 use crate::profile::fold::Folder;
 use crate::profile::{Kind, Labels, Profile};
 use crate::snapshot::{Pool, Snapshot};
 use crate::units::{NANOS_PER_SECOND, monotonic_ns, unix_ns};
 
 /// Bytes that they may take.
-const MOST_BYTES: usize = 16 << 20;
+const MOST_BYTES: usize = 24 << 20;
 
 /// Of one time that is kept, the longest, as many of each pool.
 const MOST_WAITS: usize = 1024;
@@ -33,6 +33,9 @@ const SHORTEST_NS: u64 = NANOS_PER_SECOND / 10_000;
 /// The shortest one of a kind of which it is not known how long others are.
 const SHORTEST_UNKNOWN_NS: u64 = NANOS_PER_SECOND / 1000;
 
+/// Whatever others are like, one that is as long as that is long: after an outage those of a second are.
+const LONG_NS: u64 = NANOS_PER_SECOND / 10;
+
 /// What of waits is sampled all the time.
 #[derive(Debug)]
 pub(super) struct Tails {
@@ -42,8 +45,8 @@ pub(super) struct Tails {
     /// Since the last time that is kept.
     told: Vec<Tail>,
     lost: u64,
-    /// Lost by the sampler before.
-    lost_before: u64,
+    /// What the sampler had counted before.
+    counted: Counts,
     began: Instant,
     began_unix_ns: u64,
     pub(super) kept: Kept,
@@ -59,10 +62,10 @@ impl Tails {
             limited: HashSet::new(),
             told: Vec::new(),
             lost: 0,
-            lost_before: 0,
+            counted: Counts::default(),
             began: now,
             began_unix_ns: unix_ns(),
-            kept: Kept::new(MOST_BYTES),
+            kept: Kept::new(MOST_BYTES, MOST_WAITS),
             next_try: now,
         }
     }
@@ -79,6 +82,11 @@ impl Tails {
     /// It is time to keep what was told.
     pub(super) fn are_due(&self) -> bool {
         self.began.elapsed() >= LASTS
+    }
+
+    /// Since when waits are kept, nanoseconds since the Unix epoch.
+    pub(super) fn kept_since(&self) -> u64 {
+        self.kept.since().unwrap_or(self.began_unix_ns)
     }
 
     /// Nothing was told that has not been kept, with its names.
@@ -117,24 +125,27 @@ impl Tails {
             if self.limited.insert(pool.number)
                 && let Err(error) = sampling.sampler.set_least(pool.number, &least_ns(pool))
             {
-                tracing::debug!(pool = %pool.name, %error, "no waits of a pool are kept");
+                // There is room for so many pools, those that are gone included: another one begins without these.
+                tracing::warn!(pool = %pool.name, %error, "no long waits are kept; tried again in a minute");
+                self.sampling = None;
+                self.next_try = Instant::now() + TRIED_AGAIN_AFTER;
+                return;
             }
         }
     }
 }
 
-/// The shortest wait of a pool that is kept, by kind: of those in which it waits for work none is; of others, as long as but 1 %
-/// of the last minute, or twice as long as half of them, whichever is less. Where more than 1 % are slow, p99 is one of these.
+/// The shortest wait of a pool that is kept, by kind: as long as but 1 % of the last minute, or twice as long as half of them,
+/// whichever is less (where more than 1 % are slow, p99 is one of these). None of a pool whose waits are not followed: those
+/// for work are not told from others there.
 fn least_ns(pool: &Pool) -> [u64; KINDS] {
-    let intervals = pool.schedule.as_ref().and_then(|schedule| schedule.intervals.as_ref());
+    let Some(schedule) = &pool.schedule else { return [u64::MAX; KINDS] };
     std::array::from_fn(|kind| {
-        if pool.idle_in.has(kind as u32) {
-            return u64::MAX;
-        }
         // The shortest window that has any.
-        let window = intervals.and_then(|intervals| intervals[kind].windows.first());
+        let window = schedule.intervals.as_ref().and_then(|intervals| intervals[kind].windows.first());
         window.map_or(SHORTEST_UNKNOWN_NS, |window| {
-            ((window.p99.min(2.0 * window.p50) * NANOS_PER_SECOND as f64) as u64).max(SHORTEST_NS)
+            let long = window.p99.min(2.0 * window.p50);
+            ((long * NANOS_PER_SECOND as f64) as u64).clamp(SHORTEST_NS, LONG_NS)
         })
     })
 }
@@ -146,7 +157,8 @@ impl Work {
             match self.sampling_of_tails() {
                 Ok(sampling) => {
                     tails.sampling = Some(sampling);
-                    (tails.began, tails.began_unix_ns, tails.lost_before) = (Instant::now(), unix_ns(), 0);
+                    (tails.began, tails.began_unix_ns) = (Instant::now(), unix_ns());
+                    tails.counted = Counts::default();
                     tails.set_limits(self.snapshots.borrow().as_deref());
                 }
                 Err(error) => {
@@ -193,6 +205,9 @@ impl Work {
         let Some(sampling) = &mut tails.sampling else { return };
         if !sampling.sampler.has_room_for_stacks() {
             sampling.sampler.stop();
+            // Told in the last moment, of stacks that are about to be forgotten.
+            let mut late = 0;
+            tails.lost += sampling.sampler.tails(|_| late += 1) + late;
             if sampling.start().is_err() {
                 tails.sampling = None;
                 return;
@@ -210,13 +225,15 @@ impl Work {
         let counts = sampling.sampler.counts()?;
         let workers = Workers::of(self.snapshots.borrow().as_deref());
         let mut folder = Folder::default();
-        folder.add_lost(tails.lost + counts.lost.saturating_sub(tails.lost_before));
-        tails.lost_before = counts.lost;
+        folder.add_lost(tails.lost + counts.lost.saturating_sub(tails.counted.lost));
+        folder.add_passed_over(counts.passed_over.saturating_sub(tails.counted.passed_over));
+        tails.counted = counts;
         let mut by_stack: HashMap<u32, Vec<Tail>> = HashMap::new();
         for tail in &tails.told {
             by_stack.entry(tail.stack).or_default().push(*tail);
         }
-        let is_wanted = |place| by_stack.contains_key(&place);
+        let places_of: HashSet<u32> = by_stack.keys().copied().collect();
+        let is_wanted = |place| places_of.contains(&place);
         let mut kernel = Vec::new();
         sampling.sampler.read_some(is_wanted, |_, _, frames| {
             kernel.extend(frames.kernel.iter().flat_map(|address| [*address, address - 1]));
@@ -228,7 +245,7 @@ impl Work {
         sampling.sampler.read_some(is_wanted, |place, stack, frames| {
             let frames = places(stack, frames, &sampling.spaces, readers, &mut interpreters, symbols);
             let labels = workers.labels(stack);
-            for tail in by_stack.get(&place).into_iter().flatten() {
+            for tail in by_stack.remove(&place).into_iter().flatten() {
                 let labels = Labels {
                     ended_unix_ns: Some(tail.end_ns.wrapping_add(unix_minus_monotonic_ns)),
                     ..labels.clone()
@@ -237,6 +254,8 @@ impl Work {
                 folder.add(labels, frames.iter().copied(), is_truncated(stack), 1, tail.waited_ns);
             }
         });
+        // Their stacks were not all there yet.
+        folder.add_lost(by_stack.values().map(|tails| tails.len() as u64).sum());
         let named = naming::named(folder.places(), &interpreters, &mut self.readers, &mut self.symbols);
         Ok(Some(Profile {
             started_unix_ns: tails.began_unix_ns,

@@ -440,7 +440,8 @@ impl Work {
     pub(super) fn account_for(&self) {
         self.account.set_cpu_ns(thread_cpu_ns());
         if let Some(continuous) = &self.continuous {
-            self.account.set_kept_bytes(continuous.kept.bytes() + continuous.tails.kept.bytes());
+            let bytes = continuous.kept.bytes() + continuous.tails.kept.bytes();
+            self.account.set_kept(bytes, continuous.tails.kept_since());
         }
     }
 

@@ -1,7 +1,6 @@
 //! A snapshot in which everything occurs that can: the one that golden files and handler tests show.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use collector_ebpf::histogram::index;
 use collector_ebpf::request::ABORTED;
@@ -10,8 +9,8 @@ use collector_ebpf::waterfall::STRETCH_SHIFT;
 
 use crate::histogram::Scratch;
 use crate::input::{
-    Comm, Doing, ExitStatus, IdleIn, Interval, OpenSocket, Profile, Rss, ScheduleReading, Sender,
-    SlowRequest, SocketFamily, TaskState, ThreadDoing, WaterfallReading,
+    Comm, Doing, ExitStatus, Interval, OpenSocket, Profile, Rss, ScheduleReading, Sender, SlowRequest,
+    SocketFamily, TaskState, ThreadDoing, WaterfallReading,
 };
 use crate::snapshot::{
     AcceptQueue, DeathCertificate, Distribution, EventCounts, ExitCounts, Feature, FlagCounts, Flagged,
@@ -69,7 +68,6 @@ pub(crate) fn pool(name: &str) -> Pool {
         size: 0,
         states: StateCounts::default(),
         work_known: false,
-        idle_in: IdleIn::default(),
         flags: FlagCounts::default(),
         flagged: FlagCounts::default(),
         limits: Limits::default(),
@@ -418,9 +416,10 @@ pub(crate) fn snapshot() -> Snapshot {
         exits_total: 18,
         own: Own {
             profiling: Some(Profiling {
-                kept_for: Some(Duration::from_secs(600)),
+                kept_since_unix_ns: Some(AT - 600 * SECOND),
                 captures: 3,
                 lost: 5,
+                passed_over: 7,
                 kept_bytes: Some(1_048_576),
                 cpu_ns: 1_500_000_000,
             }),

@@ -17,8 +17,7 @@ pub(super) fn span_of(request: &SlowRequest, snapshot: &Snapshot) -> (u64, u64) 
 /// ran, whichever took more of its time. No longer than 117 characters, so that it can be the label of an exemplar.
 pub(super) fn profile_of(request: &SlowRequest, snapshot: &Snapshot) -> Option<String> {
     let (began, ended) = span_of(request, snapshot);
-    let kept_for_ns = u64::try_from(snapshot.own.profiling?.kept_for?.as_nanos()).unwrap_or(u64::MAX);
-    if began.saturating_add(kept_for_ns) < snapshot.at_unix_ns {
+    if began < snapshot.own.profiling?.kept_since_unix_ns? {
         return None;
     }
     let [on_cpu, runnable] = [ON_CPU, RUNNABLE].map(|kind| request.time_ns[kind as usize]);
@@ -37,8 +36,6 @@ pub(super) fn profile_of(request: &SlowRequest, snapshot: &Snapshot) -> Option<S
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use collector_ebpf::schedule::{KINDS, NETWORK};
 
     use super::*;
@@ -57,15 +54,14 @@ mod tests {
     fn where_most_of_the_time_went_is_what_is_to_be_looked_at() {
         let mut snapshot = fixture::snapshot();
         snapshot.unix_minus_monotonic = 1_000_000_000_000;
-        snapshot.at_unix_ns = 1_005_000_000_000;
-        let keep = |snapshot: &mut Snapshot, kept_for| {
+        let keep = |snapshot: &mut Snapshot, since| {
             let profiling = snapshot.own.profiling.as_mut();
-            profiling.expect("it is in the fixture").kept_for = kept_for;
+            profiling.expect("it is in the fixture").kept_since_unix_ns = since;
         };
         keep(&mut snapshot, None);
         let ms = 1_000_000_u64;
         assert_eq!(profile_of(&request(1, 2, 3), &snapshot), None, "none is kept");
-        keep(&mut snapshot, Some(Duration::from_secs(600)));
+        keep(&mut snapshot, Some(1_005_000_000_000));
         let shown = |on_cpu, runnable, network| {
             profile_of(&request(on_cpu * ms, runnable * ms, network * ms), &snapshot).unwrap_or_default()
         };
@@ -73,14 +69,13 @@ mod tests {
         assert_eq!(shown(1, 2, 3), format!("/debug/pprof/offcpu{then}"));
         assert_eq!(shown(1, 3, 2), format!("/debug/pprof/runqueue{then}"));
         assert_eq!(shown(3, 2, 1), format!("/debug/pprof/profile{then}"));
-        snapshot.at_unix_ns += 601_000_000_000;
+        keep(&mut snapshot, Some(1_005_000_600_001));
         assert_eq!(profile_of(&request(1, 2, 3), &snapshot), None, "it is not kept any more");
     }
 
     #[test]
     fn it_fits_into_an_exemplar() {
-        let mut snapshot = fixture::snapshot();
-        snapshot.own.profiling.as_mut().expect("it is in the fixture").kept_for = Some(Duration::MAX);
+        let snapshot = fixture::snapshot();
         let request = SlowRequest {
             begin_ns: u64::MAX / 2,
             duration_ns: u64::MAX / 2,

@@ -14,7 +14,7 @@ use crate::support::{Collector, eventually, pool_of};
 
 /// Waits a little for each request, and long for some.
 const WSGI: &str = "\
-import time
+import select, time
 
 def look_up():
     time.sleep(0.002)
@@ -22,9 +22,14 @@ def look_up():
 def wait_for_the_database():
     time.sleep(0.08)
 
+def wait_for_an_answer():
+    select.select([], [], [], 0.08)
+
 def app(environ, start_response):
     if environ['PATH_INFO'] == '/slow':
         wait_for_the_database()
+    elif environ['PATH_INFO'] == '/poll':
+        wait_for_an_answer()
     else:
         look_up()
     start_response('200 OK', [('Content-Length', '2')])
@@ -42,11 +47,11 @@ fn ask(bind: &str, path: &str) {
     assert!(text.starts_with("HTTP/1.1 200"), "{text}");
 }
 
-/// The slowest of the last minute, once there are enough: one that came before the one before had ended is in no list.
-fn slowest(collector: &Collector, master: Pid, ask: impl Fn(&str)) -> Vec<Value> {
+/// The slowest of the last minute that waited for this, once there are enough: one that came before the one before had ended is
+/// in no list.
+fn slowest(collector: &Collector, master: Pid, kind: &str, ask: impl Fn()) -> Vec<Value> {
     eventually("slow ones are listed", || {
-        ask("/slow");
-        ask("/");
+        ask();
         let stats = collector.stats();
         let pool = pool_of(&stats, master)?;
         let mut answer = collector
@@ -55,8 +60,9 @@ fn slowest(collector: &Collector, master: Pid, ask: impl Fn(&str)) -> Vec<Value>
             .filter(|answer| answer.status() == 200)?;
         let listed: Value = answer.body_mut().read_json().ok()?;
         let listed = listed["slowest"]["1m"].as_array()?.clone();
-        let is_slow = |request: &&Value| request["duration_seconds"].as_f64().is_some_and(|s| s > 0.08);
-        (listed.iter().filter(is_slow).count() >= SLOW).then(|| listed[..SLOW].to_vec())
+        let waited = |request: &&Value| request["seconds"][kind].as_f64().is_some_and(|s| s >= 0.08);
+        let slow: Vec<Value> = listed.iter().filter(waited).take(SLOW).cloned().collect();
+        (slow.len() == SLOW).then_some(slow)
     })
 }
 
@@ -85,8 +91,16 @@ fn a_slow_request_leads_to_the_stack_that_it_waited_at() {
         let text = collector.request(&asked, &[]).ok()?.body_mut().read_to_string().ok()?;
         (text.matches("look_up").count() <= 5 && text.starts_with("--- ")).then_some(())
     });
-    let slow = slowest(&collector, gunicorn.pid(), |path| ask(&bind, path));
-    for request in &slow {
+    // Where it waits for work too, which is no long wait.
+    let slept = slowest(&collector, gunicorn.pid(), "sleep", || {
+        ["/slow", "/"].iter().for_each(|path| ask(&bind, path))
+    });
+    let polled = slowest(&collector, gunicorn.pid(), "poll", || {
+        ["/poll", "/"].iter().for_each(|path| ask(&bind, path))
+    });
+    let slept = slept.iter().map(|request| (request, "sleep", "wait_for_the_database"));
+    let polled = polled.iter().map(|request| (request, "poll", "wait_for_an_answer"));
+    for (request, kind, function) in slept.chain(polled) {
         let (pid, tid) = (&request["pid"], &request["tid"]);
         let profile = request["profile"].as_str().unwrap_or_else(|| panic!("no profile: {request}"));
         assert!(profile.starts_with(&format!("/debug/pprof/offcpu?pid={pid}&tid={tid}&from=")), "{profile}");
@@ -95,7 +109,8 @@ fn a_slow_request_leads_to_the_stack_that_it_waited_at() {
         // The one wait of it that was long, and no other.
         let counts = pprof.counts();
         let count = |function: &str| counts.get(function).copied().unwrap_or_default();
-        assert_eq!(count("wait_for_the_database"), 1.0, "{counts:?} of {request}");
+        assert_eq!(count(function), 1.0, "{counts:?} of {request}");
+        assert_eq!(count("SyncWorker.wait"), 0.0, "{counts:?} of {request}");
         assert_eq!(count("look_up"), 0.0, "{counts:?} of {request}");
         // Samples:
         // contentions/count delay/nanoseconds
@@ -104,10 +119,10 @@ fn a_slow_request_leads_to_the_stack_that_it_waited_at() {
         let row = raw.lines().skip_while(|line| !line.starts_with("contentions/count")).nth(1).unwrap();
         let waited_ns = row.split([' ', ':']).filter(|word| !word.is_empty()).nth(1).unwrap();
         let waited_s = waited_ns.parse::<f64>().unwrap() / 1e9;
-        let slept_s = request["seconds"]["sleep"].as_f64().unwrap();
-        println!("{waited_s} s in its profile, it slept for {slept_s} s");
+        let slept_s = request["seconds"][kind].as_f64().unwrap();
+        println!("{waited_s} s in its profile, it was in {kind} for {slept_s} s");
         // Two programs read the clock one after the other.
-        assert!((waited_s - slept_s).abs() < 0.001, "{waited_s} s, it slept for {slept_s} s");
+        assert!((waited_s - slept_s).abs() < 0.001, "{waited_s} s, {kind} for {slept_s} s");
         assert!(raw.contains("end_timestamp_ns"), "{raw}");
     }
     // Whoever comes from the histogram finds the same.
@@ -122,7 +137,8 @@ fn a_slow_request_leads_to_the_stack_that_it_waited_at() {
     let (what, _) =
         examples.clone().find(is_slow).unwrap_or_else(|| panic!("{:?}", examples.collect::<Vec<_>>()));
     let counts = Pprof::take(&collector, what).counts();
-    assert_eq!(counts.get("wait_for_the_database"), Some(&1.0), "{counts:?} of {what}");
+    let of = |function: &str| counts.get(function).copied().unwrap_or_default();
+    assert_eq!(of("wait_for_the_database") + of("wait_for_an_answer"), 1.0, "{counts:?} of {what}");
     let cost = |series: &str| collector.metric(&format!("collector_profile_{series}"));
     assert_eq!(cost("captures_total"), Some(0.0), "all of it was there already");
     assert!(cost("kept_bytes") > Some(0.0) && cost("cpu_seconds_total") > Some(0.0));

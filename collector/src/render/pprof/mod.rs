@@ -142,6 +142,10 @@ fn remarks(profile: &Profile) -> Vec<String> {
         };
         remarks.push(format!("{what} {how}: {}", losses.lost));
     }
+    if losses.passed_over > 0 {
+        remarks
+            .push(format!("{what} not looked at, long or not, as they are too many: {}", losses.passed_over));
+    }
     if damaged > 0 {
         remarks.push(format!("{what} left out, as they refer to what is not in the profile: {damaged}"));
     }

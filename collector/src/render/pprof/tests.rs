@@ -88,7 +88,7 @@ fn profile(kind: Kind) -> Profile {
             sample(&[1, 0], 0, 40),
             sample(&[4, 0], 1, 1),
         ],
-        losses: Losses { samples: 44, truncated: 3, lost: 2 },
+        losses: Losses { samples: 44, truncated: 3, lost: 2, passed_over: 0 },
     }
 }
 
@@ -527,7 +527,12 @@ fn any_profile(any_index: bool) -> impl Strategy<Value = Profile> {
                         locations,
                         labels: labels.clone(),
                         samples: Vec::new(),
-                        losses: Losses { samples: numbers[3], truncated: numbers[4], lost: numbers[5] },
+                        losses: Losses {
+                            samples: numbers[3],
+                            truncated: numbers[4],
+                            lost: numbers[5],
+                            passed_over: 0,
+                        },
                     };
                     proptest::collection::vec(sample, 0..6)
                         .prop_map(move |samples| Profile { samples, ..rest.clone() })
@@ -605,7 +610,7 @@ fn dump() -> Dump {
                 sample(&[], 1, false),
                 sample(&[2, 1, 0], 2, false),
             ],
-            losses: Losses { samples: 4, truncated: 1, lost: 7 },
+            losses: Losses { samples: 4, truncated: 1, lost: 7, passed_over: 0 },
             ..profile(Kind::Threads)
         },
         threads: vec![waits.clone(), runs, waits, refused],
@@ -698,7 +703,7 @@ fn of_heap() -> Heap {
             duration_ns: 2 * SECOND,
             labels: vec![nobody],
             samples: vec![sample(&[1, 0], 0), sample(&[0], 4096)],
-            losses: Losses { samples: 2, truncated: 0, lost: 3 },
+            losses: Losses { samples: 2, truncated: 0, lost: 3, passed_over: 0 },
             ..profile(Kind::Heap)
         },
         values: vec![values((1, 512), (-2, -1024)), values((3, 5000), (1, 4096))],
