@@ -13,13 +13,14 @@ use collector_ebpf::sample::{
     CODE_UNKNOWN, COMPLETE, LEAST, MAX_FRAMES, MAX_STACKS, MAX_TAILS, MAX_WORDS, NO_ROOM, NO_WINDOW, PLACES,
     READY, STATE_BLOCKED, STATE_ON_CPU, STATE_PREEMPTED, Sampled as Counter, Stack, Wait, Walk,
 };
-use collector_ebpf::schedule::{LOCK, OTHER, PARKS_IN_SHARED_LOCK, RUNNABLE, Times};
+use collector_ebpf::schedule::{OTHER, RUNNABLE, Times};
 use collector_ebpf::slot::ROLE_WORKER;
 
 use crate::blocked::{NO_USER_SIDE, reason};
 use crate::kernel::{Current, Registers, Task, now, offset, read};
 use crate::schedule::Followed;
 use crate::unwind::{ask_for, space_of, unwind};
+use crate::work::is_parked;
 use crate::{
     LEAST_OF_POOLS, SAMPLED, SAMPLING, SLOTS, STACK_WORDS, STACKS, TAILS, TIMES, WAITS, WALKS, add_u64,
     python,
@@ -287,20 +288,13 @@ fn is_to_be_looked_at(sampled: &Sampled, kind: u32, walk: *mut Walk, now: u64) -
     true
 }
 
-/// A worker that was asked for nothing waits in a kind of time in which it waits for work, as [`crate::work`] has it.
+/// A worker that was asked for nothing waits for work.
 #[inline(always)]
 fn waits_for_work(slot: u32, kind: u32) -> bool {
     let Some(times) = TIMES.get_ptr(slot) else { return false };
-    // SAFETY: a pointer into the array; others change these.
-    let (parks, followed, busy) = unsafe {
-        (
-            (&raw const (*times).parks).read_volatile(),
-            (&raw const (*times).followed).read_volatile(),
-            (&raw const (*times).busy).read_volatile(),
-        )
-    };
-    let with_others = kind == LOCK && parks & PARKS_IN_SHARED_LOCK != 0 && followed > 1;
-    Times::in_flight_of(busy) == 0 && (with_others || parks >> (kind & 31) & 1 != 0)
+    // SAFETY: a pointer into the array; others change it.
+    let busy = unsafe { (&raw const (*times).busy).read_volatile() };
+    Times::in_flight_of(busy) == 0 && is_parked(times, kind)
 }
 
 /// Tells a wait, if each is to be told.

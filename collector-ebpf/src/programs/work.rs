@@ -44,13 +44,7 @@ pub(crate) fn begin_work(times: *mut Times, parks: u32, partial: bool, now: u64)
 /// the adds come to the same in any order.
 #[inline(always)]
 pub(crate) fn turn(times: *mut Times, place: u32, kind: u32, now: u64) -> u32 {
-    // SAFETY: callers pass a pointer into the array.
-    let parks = unsafe { (*times).parks };
-    let mut parked = parks >> (kind & 31) & 1 != 0;
-    if kind == LOCK && parks & PARKS_IN_SHARED_LOCK != 0 {
-        // SAFETY: as above; others change it.
-        parked |= unsafe { (&raw const (*times).followed).read_volatile() } > 1;
-    }
+    let parked = is_parked(times, kind);
     if parked == (place & THREAD_BUSY == 0) {
         return place;
     }
@@ -60,6 +54,19 @@ pub(crate) fn turn(times: *mut Times, place: u32, kind: u32, now: u64) -> u32 {
     }
     fall(times, 1, place & THREAD_HISTOGRAMS != 0, now);
     place & !THREAD_BUSY
+}
+
+/// A thread of a worker waits for work in this kind of time.
+#[inline(always)]
+pub(crate) fn is_parked(times: *const Times, kind: u32) -> bool {
+    // SAFETY: callers pass a pointer into the array.
+    let parks = unsafe { (*times).parks };
+    let mut parked = parks >> (kind & 31) & 1 != 0;
+    if kind == LOCK && parks & PARKS_IN_SHARED_LOCK != 0 {
+        // SAFETY: as above; others change it.
+        parked |= unsafe { (&raw const (*times).followed).read_volatile() } > 1;
+    }
+    parked
 }
 
 /// One more thing keeps a worker busy: a thread that is not parked, or a request in flight, each with what it adds.
