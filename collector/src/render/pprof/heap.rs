@@ -4,8 +4,8 @@
 use std::cmp::Reverse;
 use std::fmt::{self, Write as _};
 
-use super::text::{when, write_frame};
-use super::{ROOM, duration, frames, remarks};
+use super::text::{when, write_frames};
+use super::{ROOM, duration, remarks};
 use crate::heap::sampled::{Amount, PERIOD_BYTES};
 use crate::profile::heap::{Heap, Values};
 
@@ -51,13 +51,7 @@ fn write(heap: &Heap, out: &mut String) -> fmt::Result {
         writeln!(out)?;
         write_values(values, out)?;
         writeln!(out, " @")?;
-        let mut result = Ok(());
-        frames::walk(profile, sample, |frame| {
-            if result.is_ok() {
-                result = write_frame(&frame, out);
-            }
-        });
-        result?;
+        write_frames(profile, sample, out)?;
     }
     Ok(())
 }

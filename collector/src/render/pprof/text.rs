@@ -30,15 +30,20 @@ fn write(profile: &Profile, out: &mut String) -> fmt::Result {
         }
         write!(out, "\n{} {} @ ", sample.count, sample.value_ns)?;
         write_labels(labels, out)?;
-        let mut result = Ok(());
-        frames::walk(profile, sample, |frame| {
-            if result.is_ok() {
-                result = write_frame(&frame, out);
-            }
-        });
-        result?;
+        write_frames(profile, sample, out)?;
     }
     Ok(())
+}
+
+/// The frames of a sample, a line each.
+pub(super) fn write_frames(profile: &Profile, sample: &Sample, out: &mut String) -> fmt::Result {
+    let mut result = Ok(());
+    frames::walk(profile, sample, |frame| {
+        if result.is_ok() {
+            result = write_frame(&frame, out);
+        }
+    });
+    result
 }
 
 fn write_header(profile: &Profile, samples: &[(&Sample, &Labels)], out: &mut String) -> fmt::Result {
@@ -84,7 +89,7 @@ fn write_labels(labels: &Labels, out: &mut String) -> fmt::Result {
 }
 
 /// A frame on a line of its own.
-pub(super) fn write_frame(frame: &Frame<'_>, out: &mut String) -> fmt::Result {
+fn write_frame(frame: &Frame<'_>, out: &mut String) -> fmt::Result {
     write!(out, "#\t")?;
     write_place(frame, out)
 }
