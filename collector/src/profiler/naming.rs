@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::CaptureError;
 use super::spaces::Readers;
-use crate::kernel::{Names, Samplers};
+use crate::kernel::{Names, Sampler, Samplers};
 use crate::profile::fold::{Named, Place};
 use crate::profile::modules::{Module, ModuleId};
 use crate::profile::python::Runtime;
@@ -95,6 +95,22 @@ pub(super) fn learn_files(
             symbols.user(module, &addresses);
         }
     }
+}
+
+/// As [`learn_kernel`], of the frames in the kernel of stacks in these places of a sampler's table.
+pub(super) fn learn_kernel_of(
+    sampler: &Sampler,
+    is_wanted: impl Fn(u32) -> bool,
+    names: &mut Option<Names>,
+    samplers: &Samplers,
+    symbols: &mut Symbols,
+) {
+    let mut addresses = Vec::new();
+    sampler.read_some(is_wanted, |_, _, frames| {
+        // Of frames that made a call what is named: the call.
+        addresses.extend(frames.kernel.iter().flat_map(|address| [*address, address - 1]));
+    });
+    learn_kernel(&addresses, names, samplers, symbols);
 }
 
 /// Learns what is at addresses of the kernel: of those that are not known it is asked, all at once. What it does not say is

@@ -234,15 +234,12 @@ impl Work {
         }
         let places_of: HashSet<u32> = by_stack.keys().copied().collect();
         let is_wanted = |place| places_of.contains(&place);
-        let mut kernel = Vec::new();
-        sampling.sampler.read_some(is_wanted, |_, _, frames| {
-            kernel.extend(frames.kernel.iter().flat_map(|address| [*address, address - 1]));
-        });
-        naming::learn_kernel(&kernel, &mut self.names, &self.samplers, &mut self.symbols);
+        let sampler = &sampling.sampler;
+        naming::learn_kernel_of(sampler, is_wanted, &mut self.names, &self.samplers, &mut self.symbols);
         let unix_minus_monotonic_ns = unix_ns().wrapping_sub(monotonic_ns());
         let mut interpreters = Interpreters::default();
         let (readers, symbols) = (&self.readers, &mut self.symbols);
-        sampling.sampler.read_some(is_wanted, |place, stack, frames| {
+        sampler.read_some(is_wanted, |place, stack, frames| {
             let frames = places(stack, frames, &sampling.spaces, readers, &mut interpreters, symbols);
             let labels = workers.labels(stack);
             for tail in by_stack.remove(&place).into_iter().flatten() {

@@ -406,12 +406,8 @@ impl Work {
             if let What::OnCpu { period_ns: asked_ns } = sampling.what {
                 period_ns = asked_ns;
             }
-            // All at once, and of frames that made a call what is named: the call.
-            let mut kernel = Vec::new();
-            sampling.sampler.read(|_, frames| {
-                kernel.extend(frames.kernel.iter().flat_map(|address| [*address, address - 1]));
-            });
-            naming::learn_kernel(&kernel, &mut self.names, &self.samplers, &mut self.symbols);
+            let sampler = &sampling.sampler;
+            naming::learn_kernel_of(sampler, |_| true, &mut self.names, &self.samplers, &mut self.symbols);
             folder.add_lost(counts.lost.saturating_sub(before.counts.lost));
             let mut fold = Fold {
                 sampling,
