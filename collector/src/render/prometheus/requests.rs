@@ -5,7 +5,7 @@
 use super::family::*;
 use super::text::{Nanos, SignedNanos};
 use super::writer::{Exemplar, Labels, Name, Place, Variants, Writer};
-use super::{POOL, Series};
+use super::{Format, POOL, Series};
 use crate::input::{REQUEST_OUTCOMES, TIME_KINDS};
 use crate::render::slow::{profile_of, span_of};
 use crate::snapshot::{self, Distribution, Snapshot};
@@ -48,7 +48,12 @@ pub(super) fn write(writer: &mut Writer<'_>, series: &Series<'_>) {
         let of_pool = labels.add(None, |labels| labels.text(&POOL, &pool.name));
         for (outcome, (name, seconds)) in REQUEST_OUTCOMES.iter().zip(seconds).enumerate() {
             let of_outcome = labels.add(Some(of_pool), |labels| labels.text(&OUTCOME, name));
-            durations.push((of_outcome, &**seconds, exemplars(pool, outcome as u32, series.snapshot)));
+            let exemplars = match writer.format {
+                // There are none in Prometheus's own text.
+                Format::Text => Vec::new(),
+                Format::OpenMetrics | Format::Protobuf => exemplars(pool, outcome as u32, series.snapshot),
+            };
+            durations.push((of_outcome, &**seconds, exemplars));
         }
     }
     let families = [&POOL_REQUEST, &POOL_REQUEST_QUANTILE, &POOL_REQUEST_DISCARDED];

@@ -297,7 +297,8 @@ impl Samples<'_> {
         self.out.put_line([self.end.get()], value);
     }
 
-    /// Adds histograms, each with what there are examples of, the latest first.
+    /// Adds histograms, each with what there are examples of, the latest first: none in Prometheus's own text, which has no place
+    /// for them.
     pub(super) fn add_histograms<'a>(
         &mut self,
         histograms: impl Iterator<Item = (Piece<'a>, &'a Distribution, &'a [Exemplar])>,
@@ -313,8 +314,6 @@ impl Samples<'_> {
         let infinite = OwnPiece::new(&[",le=\"+Inf\"} "]);
         let (mut bounds, mut ends): (&[f64], Vec<OwnPiece>) = (&[], Vec::new());
         for (labels, distribution, exemplars) in histograms {
-            // There are none in Prometheus's own text.
-            let exemplars = if self.format == Format::OpenMetrics { exemplars } else { &[] };
             if !std::ptr::eq(bounds, distribution.bounds) {
                 bounds = distribution.bounds;
                 ends = bounds.iter().map(|bound| bucket_end(*bound, self.format)).collect();
