@@ -80,6 +80,8 @@ pub mod maps {
     pub const TAILS: &str = "TAILS";
     /// Hash of the shortest waits of a pool that are tails, by kind of time ([`crate::sample::LEAST`]), ns, by number of the pool.
     pub const LEAST_OF_POOLS: &str = "LEAST_OF_POOLS";
+    /// Ring buffer of thread group ids whose address space is not known, u32 each.
+    pub const STRANGERS: &str = "STRANGERS";
     /// Per-CPU array of [`crate::sample::Walk`].
     pub const WALKS: &str = "WALKS";
     /// Per-CPU array of [`crate::sample::Known`].
@@ -88,7 +90,7 @@ pub mod maps {
     pub const SAMPLED: &str = "SAMPLED";
 
     /// Maps that exist only while somebody asks for a profile.
-    pub const OF_PROFILES: [&str; 12] = [
+    pub const OF_PROFILES: [&str; 13] = [
         SAMPLING,
         STACKS,
         STACK_WORDS,
@@ -98,6 +100,7 @@ pub mod maps {
         WAITS,
         TAILS,
         LEAST_OF_POOLS,
+        STRANGERS,
         WALKS,
         KNOWN_RULES,
         SAMPLED,

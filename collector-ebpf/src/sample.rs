@@ -26,11 +26,11 @@ pub const MAX_CODE: usize = 65_536;
 /// Rows of all modules together, if user space makes the map no larger.
 pub const MAX_ROWS: usize = 1 << 20;
 
-/// Processes whose address space is asked for at a time.
-pub const MAX_UNKNOWN: usize = 256;
+/// Bytes of the ring buffer of processes whose address space is asked for, 16 each: no page is larger.
+pub const STRANGERS_BYTES: usize = 65_536;
 
 /// Where one stack may be in the table, from where its hash says on.
-pub const PLACES: usize = 8;
+pub const PLACES: usize = 16;
 
 /// What a process has mapped, in the map of address spaces under its thread group id. 56 bytes.
 #[repr(C)]
@@ -169,14 +169,15 @@ pub struct Stack {
 /// Kinds of waits, and more, so that a mask tells the verifier that a kind is one of them.
 pub const LEAST: usize = KINDS.next_power_of_two();
 
-/// What the sampling programs and user space share about the whole. 1,216 bytes.
+/// What the sampling programs and user space share about the whole. 192 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Sampling {
     /// Words that were handed out; raised atomically.
     pub words: u32,
-    /// Processes that were asked for, wrapping; the last ones are in `unknown`, from the lowest place on.
-    pub asked: u32,
+    /// Not 0: whoever asks for an address space is to wake user space up, which is asleep until then. Set by user space, and
+    /// reset by who asks.
+    pub reader_waits: u32,
     /// Zero, which the verifier does not know.
     pub zero: u64,
     /// Time from an event of a CPU to the next, ns, as it was asked for. Set by user space.
@@ -192,8 +193,6 @@ pub struct Sampling {
     pub began_ns: u64,
     /// Waits that were shorter are in no count, by kind of [`crate::schedule`], ns. Set by user space.
     pub least_ns: [u64; LEAST],
-    /// Thread group ids whose address space is not known, by order of asking modulo the length.
-    pub unknown: [u32; MAX_UNKNOWN],
 }
 
 /// What is counted for each CPU.
@@ -288,7 +287,7 @@ const _: () = {
     assert!(size_of::<Space>() == 56);
     assert!(size_of::<Code>() == 32);
     assert!(size_of::<Stack>() == 104);
-    assert!(size_of::<Sampling>() == 1216);
+    assert!(size_of::<Sampling>() == 192);
     assert!(size_of::<Wait>() == 16);
     assert!(size_of::<Tail>() == 32);
     assert!(size_of::<Walk>() == 3776);

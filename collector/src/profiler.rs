@@ -10,6 +10,7 @@ mod heap;
 mod kept;
 mod measuring;
 mod naming;
+mod requests;
 mod sampling;
 mod spaces;
 mod tails;
@@ -20,7 +21,6 @@ mod workers;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use collector_ebpf::schedule::KINDS;
@@ -31,6 +31,7 @@ use tokio::sync::{oneshot, watch};
 pub use self::account::Account;
 use self::continuous::Continuous;
 pub use self::heap::heap;
+use self::requests::{Asking, Closed, Request, Requests};
 use self::work::Work;
 use crate::kernel::{LoadError, Samplers, What};
 use crate::procfs::ProcfsError;
@@ -40,9 +41,6 @@ use crate::profile::threads::Dump;
 use crate::profile::{Kind, Labels, Profile};
 use crate::snapshot::Snapshot;
 use crate::units::{NANOS_PER_SECOND, Pid};
-
-/// What was read of the files of processes, and a sampler, is kept for so long after the last capture.
-const FORGET_AFTER: Duration = Duration::from_secs(120);
 
 /// Whose profile is asked for.
 #[derive(Clone, Debug, Default)]
@@ -74,6 +72,17 @@ impl Whom {
         self.has(&labels.pool, labels.slot.map(|(slot, _)| slot), labels.pid)
             && self.tid.is_none_or(|wanted| wanted == labels.tid)
     }
+}
+
+/// Why there is nobody to ask.
+#[derive(Debug, Error)]
+pub enum SetUpError {
+    /// Processes cannot be read.
+    #[error(transparent)]
+    Procfs(#[from] ProcfsError),
+    /// No descriptors are left for what wakes the thread up.
+    #[error("a pair of sockets to wake the profiling thread up with: {0}")]
+    Bell(#[from] io::Error),
 }
 
 /// What is asked for.
@@ -144,25 +153,10 @@ fn kept(from_to: Option<(u64, u64)>) -> String {
     )
 }
 
-type Answer = oneshot::Sender<Result<Profile, CaptureError>>;
-
-/// What the thread is asked for.
-enum Request {
-    Capture(Wanted, Answer),
-    /// What was found between two times, nanoseconds since the Unix epoch.
-    Kept {
-        kind: Kind,
-        from_to_ns: (u64, u64),
-        whom: Whom,
-        answer: Answer,
-    },
-    Threads(Whom, oneshot::Sender<Result<Dump, CaptureError>>),
-}
-
 /// Where captures are asked for.
 #[derive(Clone, Debug)]
 pub struct Profiler {
-    requests: mpsc::Sender<Request>,
+    asking: Asking,
     account: Arc<Account>,
 }
 
@@ -171,7 +165,7 @@ impl Profiler {
     /// thread has ended.
     pub fn capture(&self, wanted: Wanted) -> oneshot::Receiver<Result<Profile, CaptureError>> {
         let (answer, answered) = oneshot::channel();
-        let _ = self.requests.send(Request::Capture(wanted, answer));
+        self.asking.ask(Request::Capture(wanted, answer));
         answered
     }
 
@@ -195,14 +189,14 @@ impl Profiler {
         whom: Whom,
     ) -> oneshot::Receiver<Result<Profile, CaptureError>> {
         let (answer, answered) = oneshot::channel();
-        let _ = self.requests.send(Request::Kept { kind, from_to_ns, whom, answer });
+        self.asking.ask(Request::Kept { kind, from_to_ns, whom, answer });
         answered
     }
 
     /// What all threads of workers do now. As for captures, there is no answer if the thread has ended.
     pub fn threads(&self, whom: Whom) -> oneshot::Receiver<Result<Dump, CaptureError>> {
         let (answer, answered) = oneshot::channel();
-        let _ = self.requests.send(Request::Threads(whom, answer));
+        self.asking.ask(Request::Threads(whom, answer));
         answered
     }
 }
@@ -210,7 +204,7 @@ impl Profiler {
 /// What the thread is given.
 #[derive(Debug)]
 pub struct Profiling {
-    requests: mpsc::Receiver<Request>,
+    requests: Requests,
     samplers: Samplers,
     snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
     kallsyms: Kallsyms,
@@ -227,8 +221,8 @@ pub fn new(
     snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
     procfs: &Path,
     continuous_hz: Option<u32>,
-) -> Result<(Profiler, Profiling), ProcfsError> {
-    let (sender, requests) = mpsc::channel();
+) -> Result<(Profiler, Profiling), SetUpError> {
+    let (asking, requests) = requests::new()?;
     let roots = [Root::open(procfs)?, Root::open(procfs)?, Root::open(procfs)?];
     let account = Arc::new(Account::new(continuous_hz.is_some()));
     let profiling = Profiling {
@@ -240,7 +234,7 @@ pub fn new(
         procfs: roots,
         continuous: continuous_hz.map(Continuous::new),
     };
-    Ok((Profiler { requests: sender, account }, profiling))
+    Ok((Profiler { asking, account }, profiling))
 }
 
 impl Profiling {
@@ -249,26 +243,21 @@ impl Profiling {
         let Self { requests, samplers, snapshots, kallsyms, procfs, continuous, account } = self;
         let mut work = Work::new(samplers, snapshots, kallsyms, procfs, continuous, account);
         loop {
-            let next = match (work.is_at_work(), work.idle_since) {
-                (true, _) => requests.recv_timeout(work.next_look()),
-                (false, Some(since)) => requests.recv_timeout(FORGET_AFTER.saturating_sub(since.elapsed())),
-                (false, None) => requests.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            };
-            match next {
-                Ok(Request::Capture(wanted, answer)) => work.begin(wanted, answer),
-                Ok(Request::Kept { kind, from_to_ns, whom, answer }) if !answer.is_closed() => {
+            match requests.next(work.next_look(), &work.await_strangers()) {
+                Ok(Some(Request::Capture(wanted, answer))) => work.begin(wanted, answer),
+                Ok(Some(Request::Kept { kind, from_to_ns, whom, answer })) if !answer.is_closed() => {
                     let _ = answer.send(work.kept(kind, from_to_ns, &whom));
                 }
-                Ok(Request::Threads(whom, answer)) if !answer.is_closed() => {
+                Ok(Some(Request::Threads(whom, answer))) if !answer.is_closed() => {
                     let _ = answer.send(work.threads(&whom));
                 }
-                Ok(Request::Threads(..) | Request::Kept { .. }) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
-                Err(RecvTimeoutError::Timeout) if !work.is_at_work() => {
-                    work.forget();
+                Ok(Some(Request::Threads(..) | Request::Kept { .. })) => {}
+                Ok(None) if !work.is_at_work() => {
+                    work.forget_if_due();
                     continue;
                 }
-                Err(RecvTimeoutError::Timeout) => {}
+                Ok(None) => {}
+                Err(Closed) => return,
             }
             work.look_after();
             work.account_for();

@@ -55,7 +55,7 @@ use collector_ebpf::offsets::Offsets;
 use collector_ebpf::request::{Connections, REQUEST_WAYS, Request};
 use collector_ebpf::sample::{
     Code, KNOWN, Known, LEAST, MAX_CODE, MAX_POOLS, MAX_ROWS, MAX_SPACES, MAX_STACKS, MAX_TAILS, MAX_WAITS,
-    MAX_WORDS, Sampled, Sampling, Space, Stack, Tail, Wait, Walk,
+    MAX_WORDS, STRANGERS_BYTES, Sampled, Sampling, Space, Stack, Tail, Wait, Walk,
 };
 use collector_ebpf::schedule::{Chunk, ThreadSet, Times};
 use collector_ebpf::slot::{Control, Slot, Tag};
@@ -151,6 +151,9 @@ static TAILS: Array<Tail, MAX_TAILS, { BPF_F_MMAPABLE as usize }> = Array::new()
 /// The shortest wait of a pool that is a tail, by kind, ns.
 #[btf_map]
 static LEAST_OF_POOLS: HashMap<u32, [u64; LEAST], MAX_POOLS> = HashMap::new();
+
+#[btf_map]
+static STRANGERS: RingBuf<u32, STRANGERS_BYTES> = RingBuf::new();
 
 /// By kind of program.
 #[btf_map]

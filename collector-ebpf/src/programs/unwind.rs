@@ -6,6 +6,7 @@
 
 use core::hint::black_box;
 
+use aya_ebpf::bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use collector_ebpf::sample::{
     CODE_UNKNOWN, COMPLETE, Code, KNOWN, Known, MAX_FRAMES, NO_WINDOW, SPACE_UNKNOWN, Space, WINDOW, Walk,
@@ -16,7 +17,7 @@ use collector_ebpf::unwind::{
 
 use crate::kernel::{Task, copy, offset, peek};
 use crate::sample::mixed;
-use crate::{CODE, KNOWN_RULES, MODULE_ROWS, SAMPLING, SPACES, WALKS};
+use crate::{CODE, KNOWN_RULES, MODULE_ROWS, SAMPLING, SPACES, STRANGERS, WALKS};
 
 /// Halvings until one of all ranges of code, or of 16 million rows, is left.
 const CODE_STEPS: u32 = 16;
@@ -54,17 +55,24 @@ fn space_under(pid: u32, code: u64, brk: u64, walk: *mut Walk) -> Option<(u32, u
     }
 }
 
-/// Asks user space for the address space of a process.
+/// Asks user space for the address space of a process. Who is not heard asks again with the next sample.
 #[inline(always)]
 pub(crate) fn ask_for(pid: u32) {
-    let Some(sampling) = SAMPLING.get_ptr_mut(0) else { return };
-    // SAFETY: a pointer into the array; who asks at the same time is not heard, and asks again.
-    unsafe {
-        let asked = (&raw const (*sampling).asked).read_volatile();
-        let place = asked as usize % collector_ebpf::sample::MAX_UNKNOWN;
-        (&raw mut (*sampling).unknown[place]).write_volatile(pid);
-        (&raw mut (*sampling).asked).write_volatile(asked.wrapping_add(1));
-    }
+    let (Some(sampling), Some(mut asked)) = (SAMPLING.get_ptr_mut(0), STRANGERS.reserve_untyped::<u32>(0))
+    else {
+        return;
+    };
+    asked.write(pid);
+    // SAFETY: a pointer into the array. More than one may wake it up, which costs but a little.
+    let waits = unsafe {
+        let waits = &raw mut (*sampling).reader_waits;
+        let waited = waits.read_volatile() != 0;
+        if waited {
+            waits.write_volatile(0);
+        }
+        waited
+    };
+    asked.submit(u64::from(if waits { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP }));
 }
 
 /// Goes through all frames from the one that the walk is at.

@@ -7,16 +7,16 @@
 use std::cell::Cell;
 use std::io;
 use std::mem::offset_of;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use aya::maps::MapData;
+use aya::maps::{MapData, RingBuf};
 use aya::util::{nr_cpus, online_cpus};
 use collector_ebpf::kfunc;
 use collector_ebpf::sample::{
-    Code, LEAST, MAX_CODE, MAX_FRAMES, MAX_ROWS, MAX_STACKS, MAX_TAILS, MAX_UNKNOWN, MAX_WORDS, READY,
-    Sampled, Sampling, Space, Stack, Tail,
+    Code, LEAST, MAX_CODE, MAX_FRAMES, MAX_ROWS, MAX_STACKS, MAX_TAILS, MAX_WORDS, READY, Sampled, Sampling,
+    Space, Stack, Tail,
 };
 use collector_ebpf::schedule::KINDS;
 use collector_ebpf::unwind::Row;
@@ -187,6 +187,7 @@ impl Samplers {
             tails: Shared::map(object.take_map_data(maps::TAILS)?, MAX_TAILS).map_err(LoadError::Shared)?,
             tails_read: 0,
             least_of_pools: object.take_map_data(maps::LEAST_OF_POOLS)?,
+            strangers: object.take_map(maps::STRANGERS, RingBuf::try_from)?,
             sampled: object.take_map_data(maps::SAMPLED)?,
             cpus: nr_cpus().map_err(|(_, error)| LoadError::Shared(error))?,
             // 0 is what an unknown space has.
@@ -194,7 +195,6 @@ impl Samplers {
             next_row: 0,
             row_capacity: rows,
             next_changed: 0,
-            answered: 0,
         };
         drop(object);
         sys::let_go_of_pages(OBJECT);
@@ -279,6 +279,7 @@ pub struct Sampler {
     /// Of [`Sampling::tails`].
     tails_read: u32,
     least_of_pools: MapData,
+    strangers: RingBuf<MapData>,
     sampled: MapData,
     cpus: usize,
     next_code: usize,
@@ -286,8 +287,6 @@ pub struct Sampler {
     row_capacity: usize,
     /// The CPU whose period changes next, modulo their number.
     next_changed: usize,
-    /// Of [`Sampling::asked`].
-    answered: u32,
 }
 
 impl std::fmt::Debug for Sampler {
@@ -461,16 +460,25 @@ impl Sampler {
         lost
     }
 
-    /// Processes that were met whose address space is not known, since the last call; some more than once.
-    pub fn unknown(&mut self) -> Vec<u32> {
-        let Some(sampling) = self.sampling.get(0) else { return Vec::new() };
-        let count = (sampling.asked.wrapping_sub(self.answered) as usize).min(MAX_UNKNOWN);
-        let asked = (1..=count as u32).map(|back| sampling.asked.wrapping_sub(back) as usize % MAX_UNKNOWN);
-        self.answered = sampling.asked;
-        let mut pids: Vec<u32> = asked.filter_map(|place| sampling.unknown.get(place).copied()).collect();
+    /// Processes that were met whose address space is not known, since the last call; each once.
+    pub fn strangers(&mut self) -> Vec<u32> {
+        let mut pids = Vec::new();
+        while let Some(record) = self.strangers.next() {
+            pids.extend((*record).try_into().ok().map(u32::from_ne_bytes));
+        }
         pids.sort_unstable();
         pids.dedup();
         pids
+    }
+
+    /// Has the next one told at once: what this returns is readable then.
+    pub fn await_strangers(&self) -> BorrowedFd<'_> {
+        if let Some(record) = self.sampling.at(0) {
+            let waits = record.wrapping_byte_add(offset_of!(Sampling, reader_waits)).cast::<u32>();
+            // SAFETY: a field inside the mapping, aligned, as long as `self`; programs reset it.
+            unsafe { AtomicU32::from_ptr(waits) }.store(1, Ordering::SeqCst);
+        }
+        self.strangers.as_fd()
     }
 
     /// A place for a stack is not free; what is there may not be all there yet. Most are free, and a copy of each was most of

@@ -189,30 +189,32 @@ impl Spaces {
         }
     }
 
-    /// Tells a sampler of the address space of a process. Of one that is gone there is nothing to tell.
-    pub(super) fn tell(&mut self, pid: Pid, readers: &mut Readers, sampler: &mut Sampler) {
-        let Some(identity) = readers.identity(pid) else { return };
+    /// Tells a sampler of the address space of a process. Of one that is gone there is nothing to tell. True if it was not looked at a
+    /// moment ago.
+    pub(super) fn tell(&mut self, pid: Pid, readers: &mut Readers, sampler: &mut Sampler) -> bool {
+        let Some(identity) = readers.identity(pid) else { return false };
         let (key, start_code, start_brk) = identity;
         // Who cannot be told of, or maps more and more, is asked for with every sample.
         let (now, program) = (Instant::now(), (start_code, start_brk));
         let is_recent =
             |(at, of): &(Instant, (u64, u64))| now.duration_since(*at) < LOOK_AGAIN && *of == program;
         if start_brk == 0 || self.looked_at.get(&key).is_some_and(is_recent) {
-            return;
+            return false;
         }
         self.looked_at.insert(key, (now, program));
-        let Ok(maps) = readers.modules.refresh(key) else { return };
+        let Ok(maps) = readers.modules.refresh(key) else { return true };
         // If it called execve(2) in between it is met again.
         if readers.identity(pid) != Some(identity) {
-            return;
+            return true;
         }
-        let Some(first) = self.number(&maps, readers, sampler) else { return };
+        let Some(first) = self.number(&maps, readers, sampler) else { return true };
         let python = readers.python_in(&maps);
         let space = Space { first, count: maps.mapped().len() as u32, start_code, start_brk, python };
         match sampler.set_space(pid, space) {
             Ok(()) => drop(self.told.insert(key, start_code)),
             Err(error) => tracing::debug!(pid, %error, "a process is sampled without its address space"),
         }
+        true
     }
 
     /// The number of an address space, which the sampler is told of if it is new to it.
