@@ -58,11 +58,7 @@ fn space_under(pid: u32, code: u64, brk: u64, walk: *mut Walk) -> Option<(u32, u
 /// Asks user space for the address space of a process. Who is not heard asks again with the next sample.
 #[inline(always)]
 pub(crate) fn ask_for(pid: u32) {
-    let (Some(sampling), Some(mut asked)) = (SAMPLING.get_ptr_mut(0), STRANGERS.reserve_untyped::<u32>(0))
-    else {
-        return;
-    };
-    asked.write(pid);
+    let Some(sampling) = SAMPLING.get_ptr_mut(0) else { return };
     // SAFETY: a pointer into the array. More than one may wake it up, which costs but a little.
     let waits = unsafe {
         let waits = &raw mut (*sampling).reader_waits;
@@ -72,7 +68,8 @@ pub(crate) fn ask_for(pid: u32) {
         }
         waited
     };
-    asked.submit(u64::from(if waits { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP }));
+    // A copy and no reservation: before 6.13 the verifier loses sight of one among all that follows.
+    let _ = STRANGERS.output(pid, u64::from(if waits { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP }));
 }
 
 /// Goes through all frames from the one that the walk is at.
