@@ -178,8 +178,6 @@ pub struct Sampling {
     /// Not 0: whoever asks for an address space is to wake user space up, which is asleep until then. Set by user space, and
     /// reset by who asks.
     pub reader_waits: u32,
-    /// Zero, which the verifier does not know.
-    pub zero: u64,
     /// Time from an event of a CPU to the next, ns, as it was asked for. Set by user space.
     pub period_ns: u64,
     /// Not 0: only waits are of interest that are as long as the limits of their pool say, each of them is told as a [`Tail`],
@@ -188,7 +186,7 @@ pub struct Sampling {
     /// Tails that were told, wrapping; raised atomically.
     pub tails: u32,
     /// Zero: fills the cache line.
-    pub padding: [u32; 5],
+    pub padding: [u32; 7],
     /// When sampling began with all stacks forgotten, `CLOCK_MONOTONIC` ns: waits that began before have none. Set by user space.
     pub began_ns: u64,
     /// Waits that were shorter are in no count, by kind of [`crate::schedule`], ns. Set by user space.
@@ -199,18 +197,14 @@ pub struct Sampling {
 pub struct Sampled;
 
 impl Sampled {
-    /// Events that came, whoever ran.
-    pub const FIRED: u32 = 0;
-    /// Of these, those of workers that are in the table.
-    pub const KEPT: u32 = 1;
-    /// Those for which there was no place in the table.
-    pub const NO_PLACE: u32 = 2;
+    /// Samples and waits for which there was no place in the table.
+    pub const NO_PLACE: u32 = 0;
     /// Waits whose end was not seen.
-    pub const UNSEEN: u32 = 3;
+    pub const UNSEEN: u32 = 1;
     /// Waits whose stack was not looked at, as that would have been too often.
-    pub const PASSED_OVER: u32 = 4;
+    pub const PASSED_OVER: u32 = 2;
     /// How many of these.
-    pub const COUNT: usize = 5;
+    pub const COUNT: usize = 3;
 }
 
 /// Words of a stack that are read at once.

@@ -33,6 +33,7 @@ mod tags;
 mod tasks;
 mod threads;
 mod unwind;
+mod waits;
 mod walk;
 mod waterfall;
 mod work;

@@ -248,11 +248,7 @@ pub struct Frames<'a> {
 /// What was counted since the sampler was loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Events of all CPUs, whoever ran.
-    pub fired: u64,
-    /// Those of workers.
-    pub kept: u64,
-    /// Those of workers that are nowhere.
+    /// Samples and waits of workers that are nowhere.
     pub lost: u64,
     /// Of [`What::Tails`]: waits whose stack was not looked at, however long they were.
     pub passed_over: u64,
@@ -366,8 +362,6 @@ impl Sampler {
         let sums: [u64; Sampled::COUNT] = sys::per_cpu_sums(self.sampled.fd().as_fd(), self.cpus)?;
         let of = |counter: u32| sums.get(counter as usize).copied().unwrap_or(0);
         Ok(Counts {
-            fired: of(Sampled::FIRED),
-            kept: of(Sampled::KEPT),
             lost: of(Sampled::NO_PLACE) + of(Sampled::UNSEEN),
             passed_over: of(Sampled::PASSED_OVER),
         })

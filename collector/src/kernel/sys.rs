@@ -292,7 +292,14 @@ pub(super) fn tracepoint_attach(program: BorrowedFd<'_>) -> io::Result<OwnedFd> 
 const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 1 << 3;
 
 /// Opens an event that comes on a CPU, whatever runs there, each time so many nanoseconds have passed (perf_event_open(2),
-/// `PERF_COUNT_SW_CPU_CLOCK`), once it is enabled. Needs CAP_PERFMON, and on Debian CAP_SYS_ADMIN where
+/// `PERF_COUNT_SW_CPU_CLOCK`), once it is enabled.
+///
+/// Not a counter of cycles, which `perf record` takes where there is one: what is told is time, and how long a cycle took at
+/// the frequency of that moment no sample says; many guests have none, and two hosts would tell different things; and
+/// as interrupts that cannot be masked they come while a program of a lower kind holds what the sampling programs need. The price: with
+/// interrupts off nothing is sampled, and what was done meanwhile is found where they are on again.
+///
+/// Needs CAP_PERFMON, and on Debian CAP_SYS_ADMIN where
 /// `kernel.perf_event_paranoid` is 3, as it is by default.
 pub(super) fn cpu_clock_open(cpu: u32, period_ns: u64) -> io::Result<OwnedFd> {
     // SAFETY: a struct of plain integers and unions of them; zeros are "not given".
