@@ -301,3 +301,95 @@ fn workers_that_end_at_once_do_not_keep_a_capture_waiting() {
     Pprof::take(&collector, "profile?pool=churn&seconds=1&hz=999");
     assert!(begin.elapsed() < Duration::from_secs(15), "a second took {:?}", begin.elapsed());
 }
+
+/// Has a child run the program anew, which burns for a tenth of a second and ends; then waits for three of these.
+const BRIEF: &str = r#"
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+static volatile unsigned long sink;
+
+__attribute__((noinline)) static void lives(void) {
+    struct timespec used = {0, 0};
+    while (used.tv_sec == 0 && used.tv_nsec < 100000000) {
+        for (int i = 0; i < 100000; i++) sink += i;
+        clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
+    }
+}
+
+int main(int argc, char **argv) {
+    if (argc > 1) {
+        lives();
+        return 0;
+    }
+    for (;;) {
+        if (fork() == 0) return execl("/proc/self/exe", "brief", "child", (char *)0);
+        wait(0);
+        usleep(300000);
+    }
+}
+"#;
+
+/// Of a process that begins in the middle of a capture its callers are known soon after it was first met, while whoever samples
+/// sleeps for longer than it lives if nobody wakes it up.
+#[test]
+fn a_worker_that_begins_in_the_middle_is_known_before_it_ends() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = compile(directory.path(), "brief", BRIEF, &["-O2", "-fomit-frame-pointer"]);
+    let config = directory.path().join("config.yml");
+    let pools = "zero_config: false\npools: [{name: brief, match: {comm: exe}, parent: {comm: brief}}]\n";
+    std::fs::write(&config, pools).unwrap();
+    let mut command = command_in(directory.path(), program.to_str().unwrap(), &[]);
+    let _parent = Server::start_ended_by(Signal::SIGKILL, &mut command);
+    let flag = format!("--config.file={}", config.display());
+    let collector = crate::support::Collector::start(&[&flag, "--source=ebpf"]);
+    let is_there = || {
+        let stats = collector.stats();
+        stats["pools"].as_array()?.iter().any(|pool| pool["name"] == "brief").then_some(())
+    };
+    eventually("there is a pool", is_there);
+    let top = Pprof::take(&collector, "profile?pool=brief&seconds=4&hz=499").top(&[]);
+    let cumulative = |name: &str| top.get(name).copied().unwrap_or_default().1;
+    let (main, truncated) = (cumulative("main"), cumulative("[truncated]"));
+    println!("to main: {main} %, truncated: {truncated} %");
+    // Some come before that: a sample is 2 ms, and the thread has to get a CPU. Most do if nobody wakes it up.
+    assert!(main >= 50.0, "{top:?}");
+}
+
+/// How often a thread of the collector has gone to sleep.
+fn sleeps_of(collector: Pid, name: &str) -> u64 {
+    let threads = std::fs::read_dir(format!("/proc/{collector}/task")).unwrap();
+    let named =
+        |at: &Path| std::fs::read_to_string(at.join("comm")).is_ok_and(|comm| comm.trim_end() == name);
+    let thread = threads.map(|thread| thread.unwrap().path()).find(|at| named(at)).expect("it has one");
+    let status = std::fs::read_to_string(thread.join("status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.expect("the kernel tells").trim().parse().unwrap()
+}
+
+/// Each is some 30 µs of CPU time, whatever is done then.
+#[test]
+fn whoever_samples_sleeps_for_most_of_a_capture_and_for_all_of_the_time_between() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = compile(directory.path(), "spread", SPREAD, &["-O2"]);
+    let mut command = command_in(directory.path(), program.to_str().unwrap(), &[]);
+    let _worker = Server::start_ended_by(Signal::SIGKILL, &mut command);
+    let collector = in_pool(directory.path(), "spread");
+    Pprof::take(&collector, "profile?pool=spread&seconds=1");
+    let before = sleeps_of(collector.pid(), "profile");
+    Pprof::take(&collector, "offcpu?pool=spread&seconds=4");
+    let waiting = sleeps_of(collector.pid(), "profile");
+    Pprof::take(&collector, "profile?pool=spread&seconds=4");
+    let running = sleeps_of(collector.pid(), "profile");
+    println!(
+        "it slept {} times while waits were sampled, {} times otherwise",
+        waiting - before,
+        running - waiting
+    );
+    // Twice a second; when it is asked, when it answers, and once for what it had not met.
+    assert!(waiting - before <= 16 && running - waiting <= 16, "{before}, {waiting}, {running}");
+    std::thread::sleep(Duration::from_secs(2));
+    let after = sleeps_of(collector.pid(), "profile");
+    assert!(after - running <= 1, "it slept {} times while nobody asked", after - running);
+}
