@@ -32,7 +32,7 @@ pub const STRANGERS_BYTES: usize = 65_536;
 /// Where one stack may be in the table, from where its hash says on.
 pub const PLACES: usize = 16;
 
-/// What a process has mapped, in the map of address spaces under its thread group id. 56 bytes.
+/// What a process has mapped, in the map of address spaces under its thread group id. 64 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Space {
@@ -44,6 +44,8 @@ pub struct Space {
     pub start_code: u64,
     /// `mm_struct.start_brk`, which is at random for each execve(2): the children of a process have its own.
     pub start_brk: u64,
+    /// If it maps more, it is to be asked for again from then on, `CLOCK_MONOTONIC` ns.
+    pub again_ns: u64,
     /// Where the frames of its interpreter are.
     pub python: Python,
 }
@@ -278,7 +280,7 @@ pub struct Known {
 pub const KNOWN: usize = 1024;
 
 const _: () = {
-    assert!(size_of::<Space>() == 56);
+    assert!(size_of::<Space>() == 64);
     assert!(size_of::<Code>() == 32);
     assert!(size_of::<Stack>() == 104);
     assert!(size_of::<Sampling>() == 192);

@@ -150,6 +150,7 @@ async fn serve(
 
     let (reload, mut reload_requests) = tokio::sync::mpsc::channel(1);
     let mut published = snapshots.clone();
+    let captures = profiler.clone();
     let shared =
         Arc::new(http::Shared::new(flags.http.clone(), web.access, snapshots, Some(reload), profiler));
     shared.set_groups(groups);
@@ -188,6 +189,9 @@ async fn serve(
         }
     }
     tracing::info!("shutting down");
+    if let Some(profiler) = captures {
+        profiler.end_captures();
+    }
     drop(shutdown);
     while servers.join_next().await.is_some() {}
     Ok(())

@@ -31,6 +31,7 @@ use tokio::sync::{oneshot, watch};
 pub use self::account::Account;
 use self::continuous::Continuous;
 pub use self::heap::heap;
+pub use self::requests::Captured;
 use self::requests::{Asking, Closed, Request, Requests};
 use self::work::Work;
 use crate::kernel::{LoadError, Samplers, What};
@@ -163,10 +164,15 @@ pub struct Profiler {
 impl Profiler {
     /// A capture, which begins now. It ends early when what this returns is dropped; and that ends without an answer if the
     /// thread has ended.
-    pub fn capture(&self, wanted: Wanted) -> oneshot::Receiver<Result<Profile, CaptureError>> {
+    pub fn capture(&self, wanted: Wanted) -> Captured {
         let (answer, answered) = oneshot::channel();
         self.asking.ask(Request::Capture(wanted, answer));
-        answered
+        Captured::new(answered, self.asking.clone())
+    }
+
+    /// Ends all captures without an answer: nobody is to wait for them when the process ends.
+    pub fn end_captures(&self) {
+        self.asking.ask(Request::End);
     }
 
     /// What runs on CPUs is sampled all the time, and kept, and so are long waits.
@@ -251,6 +257,7 @@ impl Profiling {
                 Ok(Some(Request::Threads(whom, answer))) if !answer.is_closed() => {
                     let _ = answer.send(work.threads(&whom));
                 }
+                Ok(Some(Request::End)) => work.end_captures(),
                 Ok(Some(Request::Threads(..) | Request::Kept { .. })) => {}
                 Ok(None) if !work.is_at_work() => {
                     work.forget_if_due();

@@ -17,7 +17,7 @@ use collector_ebpf::slot::ROLE_WORKER;
 use crate::blocked::NO_USER_SIDE;
 use crate::kernel::{Current, Registers, Task, now, offset, read};
 use crate::schedule::Followed;
-use crate::unwind::{ask_for, space_of, unwind};
+use crate::unwind::{ask_for, may_ask_again, space_of, unwind};
 use crate::{SAMPLED, SAMPLING, SLOTS, STACK_WORDS, STACKS, WALKS, add_u64, python};
 
 /// Which of [`WALKS`] is whose: one program may interrupt another on its CPU.
@@ -159,7 +159,8 @@ pub(crate) fn place_for(
         python::unwind(which, task, walk);
     }
     // SAFETY: as above.
-    if start_code != 0 && (!known || unsafe { (*walk).flags } & u32::from(CODE_UNKNOWN) != 0) {
+    let maps_more = unsafe { (*walk).flags } & u32::from(CODE_UNKNOWN) != 0;
+    if start_code != 0 && (!known || maps_more && may_ask_again(pid)) {
         ask_for(pid);
     }
     let hash = hash_kernel_frames(walk);

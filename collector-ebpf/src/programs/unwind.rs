@@ -15,7 +15,7 @@ use collector_ebpf::unwind::{
     AT_RBP, AT_RSP, OUTERMOST, PLT, RBP, RSP, Rule, SAVED_AT_RBP, SIGNAL, SIGNAL_RBP, SIGNAL_RIP, SIGNAL_RSP,
 };
 
-use crate::kernel::{Task, copy, offset, peek};
+use crate::kernel::{Task, copy, now, offset, peek};
 use crate::sample::mixed;
 use crate::{CODE, KNOWN_RULES, MODULE_ROWS, SAMPLING, SPACES, STRANGERS, WALKS};
 
@@ -59,17 +59,27 @@ fn space_under(pid: u32, code: u64, brk: u64, walk: *mut Walk) -> Option<(u32, u
 #[inline(always)]
 pub(crate) fn ask_for(pid: u32) {
     let Some(sampling) = SAMPLING.get_ptr_mut(0) else { return };
-    // SAFETY: a pointer into the array. More than one may wake it up, which costs but a little.
-    let waits = unsafe {
-        let waits = &raw mut (*sampling).reader_waits;
-        let waited = waits.read_volatile() != 0;
-        if waited {
-            waits.write_volatile(0);
-        }
-        waited
-    };
-    // A copy and no reservation: before 6.13 the verifier loses sight of one among all that follows.
-    let _ = STRANGERS.output(pid, u64::from(if waits { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP }));
+    // Copies and no reservation: before 6.13 the verifier loses sight of one among all that follows.
+    let _ = STRANGERS.output(pid, u64::from(BPF_RB_NO_WAKEUP));
+    // SAFETY: a pointer into the array.
+    let waits = unsafe { &raw mut (*sampling).reader_waits };
+    // After that, or it could look for what is there, and go to sleep, in between. More than one may wake it up, which costs but a
+    // little.
+    // SAFETY: an aligned integer of the array.
+    if unsafe { waits.read_volatile() } != 0 && STRANGERS.output(pid, u64::from(BPF_RB_FORCE_WAKEUP)).is_ok()
+    {
+        // SAFETY: as above.
+        unsafe { waits.write_volatile(0) };
+    }
+}
+
+/// It is time to ask again for an address space that is known.
+#[inline(always)]
+pub(crate) fn may_ask_again(pid: u32) -> bool {
+    // SAFETY: a pointer into the map; user space writes it.
+    SPACES
+        .get_ptr(pid)
+        .is_none_or(|space: *const Space| now() >= unsafe { (&raw const (*space).again_ns).read_volatile() })
 }
 
 /// Goes through all frames from the one that the walk is at.

@@ -372,8 +372,8 @@ impl Sampler {
         !self.links.is_empty()
     }
 
-    /// Not much of the room for stacks was taken when they were last read: each may be in one of a few places, and when half of all were
-    /// taken one in a hundred had none.
+    /// Not much of the room for stacks was taken when they were last read: each may be in one of a few places, and when half of all are
+    /// taken one in three hundred finds none (in a simulation; none in a million when a quarter is).
     pub fn has_room_for_stacks(&self) -> bool {
         let words = self.sampling.get(0).map_or(0, |sampling| sampling.words as usize);
         words < MAX_WORDS / 2 && self.taken.get() < MAX_STACKS / 4

@@ -3,13 +3,17 @@
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::mpsc::{self, TryRecvError};
+use std::sync::mpsc::{self, RecvTimeoutError, TryRecvError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::RecvError;
 
 use super::{CaptureError, Wanted, Whom};
 use crate::profile::threads::Dump;
@@ -28,6 +32,8 @@ pub(super) enum Request {
         answer: Answer,
     },
     Threads(Whom, oneshot::Sender<Result<Dump, CaptureError>>),
+    /// All captures are to end.
+    End,
 }
 
 /// Where it is asked.
@@ -62,14 +68,53 @@ impl Asking {
     /// Asks. Without an answer if the thread has ended.
     pub(super) fn ask(&self, request: Request) {
         if self.requests.send(request).is_ok() {
-            // If there is no room for one more byte, the thread is awake, or about to be.
-            let _ = (&*self.bell).write(&[0]);
+            self.ring();
+        }
+    }
+
+    /// Has the thread look after what it does. If there is no room for one more byte, it is awake, or about to be.
+    fn ring(&self) {
+        let _ = (&*self.bell).write(&[0]);
+    }
+}
+
+/// The answer to come of a capture. Dropping it ends the capture.
+#[derive(Debug)]
+pub struct Captured {
+    /// `None` once it has come.
+    answered: Option<oneshot::Receiver<Result<Profile, CaptureError>>>,
+    asking: Asking,
+}
+
+impl Captured {
+    pub(super) fn new(answered: oneshot::Receiver<Result<Profile, CaptureError>>, asking: Asking) -> Self {
+        Self { answered: Some(answered), asking }
+    }
+}
+
+impl Future for Captured {
+    type Output = Result<Result<Profile, CaptureError>, RecvError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(answered) = &mut self.answered else { return Poll::Pending };
+        let answer = ready!(Pin::new(answered).poll(context));
+        self.answered = None;
+        Poll::Ready(answer)
+    }
+}
+
+impl Drop for Captured {
+    fn drop(&mut self) {
+        if let Some(mut answered) = self.answered.take() {
+            // First, so that it is seen.
+            answered.close();
+            self.asking.ring();
         }
     }
 }
 
 impl Requests {
-    /// The next request. `None` if there is none for so long, or one of the others can be read.
+    /// The next request. `None` if there is none for so long, or one of the others can be read, or the bell was rung for something else.
     pub(super) fn next(
         &self,
         timeout: Option<Duration>,
@@ -86,8 +131,18 @@ impl Requests {
         let bell = [self.bell.as_fd()];
         let mut fds: Vec<PollFd<'_>> =
             bell.iter().chain(others).map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
-        // Interrupted is as good as over.
-        let _ = ppoll(&mut fds, timeout.map(TimeSpec::from_duration), None);
+        match ppoll(&mut fds, timeout.map(TimeSpec::from_duration), None) {
+            // Interrupted is as good as over.
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => {
+                tracing::warn!(%error, "the profiling thread looks ten times a second: it cannot wait for samplers");
+                return match self.requests.recv_timeout(Duration::from_millis(100)) {
+                    Ok(request) => Ok(Some(request)),
+                    Err(RecvTimeoutError::Timeout) => Ok(None),
+                    Err(RecvTimeoutError::Disconnected) => Err(Closed),
+                };
+            }
+        }
         // Before what it was rung for is taken: what is asked for after that rings again.
         let _ = (&self.bell).read(&mut [0; 64]);
         next()

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use super::CaptureError;
 use super::measuring::Before;
 use super::spaces::{Readers, Spaces};
-use super::work::Met;
 use crate::kernel::{Sampler, What};
+use crate::units::monotonic_ns;
 
 /// How long a period lasts, or as long as ten of it. The next one is another, so that no load keeps in step with the samples:
 /// one whose turn is a few periods does for as long as the period lasts. What that makes shares wrong by, beside samples at
@@ -34,6 +34,7 @@ pub(super) struct Sampling {
     /// It has been started, and stopped if it is not now.
     has_run: bool,
     next_period: Instant,
+    /// Numbers the next one.
     periods: u64,
 }
 
@@ -50,7 +51,8 @@ impl Sampling {
             loaded: now,
             has_run: false,
             next_period: now,
-            periods: 0,
+            // None is the first one of all captures.
+            periods: monotonic_ns() % 1000,
         }
     }
 
@@ -95,14 +97,13 @@ impl Sampling {
         matches!(self.what, What::OnCpu { .. }) && self.has_run && self.has_room_for_code()
     }
 
-    /// Tells the sampler of the processes that it met and did not know. Whom it met.
-    pub(super) fn answer_strangers(&mut self, readers: &mut Readers) -> Met {
-        let mut met = Met::Nobody;
-        for pid in self.sampler.strangers() {
-            let is_new = self.spaces.tell(pid, readers, &mut self.sampler);
-            met = met.max(if is_new { Met::Stranger } else { Met::Known });
+    /// Tells the sampler of the processes that it met and did not know. True if there were any.
+    pub(super) fn answer_strangers(&mut self, readers: &mut Readers) -> bool {
+        let strangers = self.sampler.strangers();
+        for pid in &strangers {
+            self.spaces.tell(*pid, readers, &mut self.sampler);
         }
-        met
+        !strangers.is_empty()
     }
 
     /// How long the period still lasts, if there is one.
@@ -117,8 +118,8 @@ impl Sampling {
         if Instant::now() < self.next_period {
             return;
         }
-        self.periods += 1;
         self.next_period = Instant::now() + lasting(middle);
+        self.periods += 1;
         let period_ns = period_ns(middle, self.periods);
         if let Err(error) = self.sampler.change_period(period_ns) {
             tracing::debug!(%error, "the period of samples stays as it is");
@@ -145,15 +146,16 @@ mod tests {
     use super::*;
     use crate::units::NANOS_PER_SECOND;
 
-    /// By how many points the share of a function is wrong that has a third of each turn, sampled for ten seconds. Periods begin at any
+    /// By how many points the share of a function is wrong that has a third of each turn, sampled for so long. Periods begin at any
     /// number; a sample stands for its period.
-    fn points_off(hz: u64, turn_ns: u64, phase_ns: u64, mut number: u64) -> f64 {
+    fn points_off((hz, seconds): (u64, u64), turn_ns: u64, phase_ns: u64, first: u64) -> f64 {
         let middle_ns = NANOS_PER_SECOND / hz;
-        let (mut at_ns, mut found_ns) = (0, 0);
-        while at_ns < 10 * NANOS_PER_SECOND {
+        let (mut at_ns, mut found_ns, mut number) = (0, 0, 0);
+        while at_ns < seconds * NANOS_PER_SECOND {
+            let period_ns = period_ns(middle_ns, first + number);
+            let lasts_ns = lasting(middle_ns).as_nanos() as u64;
             number += 1;
-            let period_ns = period_ns(middle_ns, number);
-            for _ in 0..lasting(middle_ns).as_nanos() as u64 / period_ns {
+            for _ in 0..lasts_ns / period_ns {
                 at_ns += period_ns;
                 let has_it = (at_ns + phase_ns) % turn_ns < turn_ns / 3;
                 found_ns += if has_it { period_ns } else { 0 };
@@ -163,9 +165,9 @@ mod tests {
     }
 
     /// The same in 99 of 100 loads, at most, of this turn, or of different ones.
-    fn mostly_off_by(hz: u64, turn_ns: impl Fn(u64) -> u64) -> f64 {
+    fn mostly_off_by(sampled: (u64, u64), turn_ns: impl Fn(u64) -> u64) -> f64 {
         const LOADS: u64 = 1000;
-        let off = |load: u64| points_off(hz, turn_ns(load), load * 7919 % turn_ns(load), load);
+        let off = |load: u64| points_off(sampled, turn_ns(load), load * 7919 % turn_ns(load), load);
         let mut off: Vec<f64> = (0..LOADS).map(off).collect();
         off.sort_unstable_by(f64::total_cmp);
         off[LOADS as usize * 99 / 100]
@@ -174,15 +176,18 @@ mod tests {
     #[test]
     fn a_load_in_step_with_what_was_asked_for_has_its_true_share() {
         // Samples at random times: 3.8 and 1.2 points; with one period it is anything up to 67.
-        let in_step = |hz| mostly_off_by(hz, |_| NANOS_PER_SECOND / hz);
+        let in_step = |hz| mostly_off_by((hz, 10), |_| NANOS_PER_SECOND / hz);
         assert!(in_step(99) < 2.0, "{}", in_step(99));
         assert!(in_step(999) < 1.2, "{}", in_step(999));
     }
 
     #[test]
     fn a_load_in_step_with_nothing_has_its_true_share() {
-        // Samples at random times: 1.2 points.
-        let any = mostly_off_by(999, |load| 1_000_000 + load * 7_001);
-        assert!(any < 1.2, "{any}");
+        // Of 1 to 8 ms. Samples at random times: 1.2 points, 3.5, and 11 with few of them.
+        for (sampled, limit) in [((999, 10), 1.2), ((999, 1), 3.5), ((99, 1), 20.0)] {
+            let any = mostly_off_by(sampled, |load| 1_000_000 + load * 7_001);
+            println!("{sampled:?}: {any}");
+            assert!(any < limit, "{sampled:?}: {any}");
+        }
     }
 }

@@ -16,10 +16,13 @@ use crate::profile::fold::Place;
 use crate::profile::modules::{Mapped, Module, ModuleId, Modules, ProcessMaps};
 use crate::profile::python::Runtime;
 use crate::profile::rules::Rules;
-use crate::units::{NANOS_PER_TICK, Pid, ProcessKey};
+use crate::units::{NANOS_PER_TICK, Pid, ProcessKey, monotonic_ns};
 
-/// A process is looked at again after so long at the earliest.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// A process is looked at again after so long at the earliest: what was met in its first moments has not mapped all that it will.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// After twice as long each time, and so long at most: some map more and more.
+const LOOK_AGAIN_AT_MOST: Duration = Duration::from_secs(1);
 
 /// Rows of all rules together from which on no more are made, 128 MiB.
 const MAX_ROWS: usize = 16 << 20;
@@ -171,8 +174,17 @@ pub(super) struct Spaces {
     told: HashMap<ProcessKey, u64>,
     /// There was no room for the code of one.
     was_full: bool,
-    /// When they were last looked at, each with what tells its address space from another program's.
-    looked_at: HashMap<ProcessKey, (Instant, (u64, u64))>,
+    looked_at: HashMap<ProcessKey, Looked>,
+}
+
+/// A look at a process.
+#[derive(Clone, Copy, Debug)]
+struct Looked {
+    at: Instant,
+    /// What tells its address space from another program's.
+    program: (u64, u64),
+    /// How long until the next one.
+    again_after: Duration,
 }
 
 impl Spaces {
@@ -189,32 +201,33 @@ impl Spaces {
         }
     }
 
-    /// Tells a sampler of the address space of a process. Of one that is gone there is nothing to tell. True if it was not looked at a
-    /// moment ago.
-    pub(super) fn tell(&mut self, pid: Pid, readers: &mut Readers, sampler: &mut Sampler) -> bool {
-        let Some(identity) = readers.identity(pid) else { return false };
+    /// Tells a sampler of the address space of a process, unless it was looked at a moment ago. Of one that is gone there is nothing to
+    /// tell.
+    pub(super) fn tell(&mut self, pid: Pid, readers: &mut Readers, sampler: &mut Sampler) {
+        let Some(identity) = readers.identity(pid) else { return };
         let (key, start_code, start_brk) = identity;
-        // Who cannot be told of, or maps more and more, is asked for with every sample.
+        // Who cannot be told of is asked for with every sample.
         let (now, program) = (Instant::now(), (start_code, start_brk));
-        let is_recent =
-            |(at, of): &(Instant, (u64, u64))| now.duration_since(*at) < LOOK_AGAIN && *of == program;
-        if start_brk == 0 || self.looked_at.get(&key).is_some_and(is_recent) {
-            return false;
+        let last = self.looked_at.get(&key).filter(|last| last.program == program);
+        if start_brk == 0 || last.is_some_and(|last| now.duration_since(last.at) < last.again_after) {
+            return;
         }
-        self.looked_at.insert(key, (now, program));
-        let Ok(maps) = readers.modules.refresh(key) else { return true };
+        let again_after = last.map_or(LOOK_AGAIN, |last| (2 * last.again_after).min(LOOK_AGAIN_AT_MOST));
+        self.looked_at.insert(key, Looked { at: now, program, again_after });
+        let Ok(maps) = readers.modules.refresh(key) else { return };
         // If it called execve(2) in between it is met again.
         if readers.identity(pid) != Some(identity) {
-            return true;
+            return;
         }
-        let Some(first) = self.number(&maps, readers, sampler) else { return true };
+        let Some(first) = self.number(&maps, readers, sampler) else { return };
         let python = readers.python_in(&maps);
-        let space = Space { first, count: maps.mapped().len() as u32, start_code, start_brk, python };
+        let again_ns = monotonic_ns() + again_after.as_nanos() as u64;
+        let count = maps.mapped().len() as u32;
+        let space = Space { first, count, start_code, start_brk, again_ns, python };
         match sampler.set_space(pid, space) {
             Ok(()) => drop(self.told.insert(key, start_code)),
             Err(error) => tracing::debug!(pid, %error, "a process is sampled without its address space"),
         }
-        true
     }
 
     /// The number of an address space, which the sampler is told of if it is new to it.

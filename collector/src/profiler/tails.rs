@@ -12,7 +12,7 @@ use super::kept::Kept;
 use super::measuring::{in_the_queue, is_truncated, places};
 use super::naming::{self, Interpreters};
 use super::sampling::Sampling;
-use super::work::{Met, Work};
+use super::work::Work;
 use super::workers::Workers;
 use super::{CaptureError, Whom};
 use crate::kernel::{Counts, What};
@@ -151,8 +151,8 @@ fn least_ns(pool: &Pool) -> [u64; KINDS] {
 }
 
 impl Work {
-    /// Takes what was told of waits, and begins to have them told if nothing does. Whom it met.
-    pub(super) fn look_after_tails(&mut self, tails: &mut Tails) -> Met {
+    /// Takes what was told of waits, and begins to have them told if nothing does. True if a process was met that was not known.
+    pub(super) fn look_after_tails(&mut self, tails: &mut Tails) -> bool {
         if tails.sampling.is_none() && Instant::now() >= tails.next_try {
             match self.sampling_of_tails() {
                 Ok(sampling) => {
@@ -169,7 +169,7 @@ impl Work {
         }
         tails.take();
         let sampling = tails.sampling.as_mut();
-        sampling.map_or(Met::Nobody, |sampling| sampling.answer_strangers(&mut self.readers))
+        sampling.is_some_and(|sampling| sampling.answer_strangers(&mut self.readers))
     }
 
     fn sampling_of_tails(&mut self) -> Result<Sampling, CaptureError> {

@@ -29,17 +29,16 @@ use crate::units::{Pid, thread_cpu_ns, unix_ns};
 /// Captures at a time.
 const MAX_CAPTURES: usize = 4;
 
-/// The thread looks after what it samples so often at least: who asked may have gone away. It is woken up for all that is urgent, and
-/// to be woken up is most of what it costs while it samples: 26 to 31 µs of its CPU time, caches being cold, on the machine that
-/// `benches/profiles` was written on.
-const TICK: Duration = Duration::from_millis(500);
+/// While it samples the thread looks so often at least whether there are new workers, and takes long waits. It is woken up for all that is
+/// urgent, and to be woken up is most of what it costs then: some 30 µs of its CPU time, caches being cold. Longer than a period
+/// lasts, so that one wake-up does for both.
+const TICK: Duration = Duration::from_millis(600);
 
-/// After a process was met that it did not know: there may be more, which do not live for long.
-const TICK_OF_STRANGERS: Duration = Duration::from_millis(20);
+/// After a process was met that it did not know it is not woken up for so long: who cannot be told of is met with every sample.
+const TICK_OF_STRANGERS: Duration = Duration::from_millis(5);
 
-/// The same while nobody waits for what is sampled, or if all that were met were looked at a moment ago, as those that map more and more
-/// are: a few samples are all that there is to lose.
-const TICK_OF_OTHERS: Duration = Duration::from_millis(100);
+/// The same while nobody waits for what is sampled: a few samples are all that there is to lose.
+const TICK_OF_STRANGERS_OF_NOBODY: Duration = Duration::from_millis(100);
 
 /// What was read of the files of processes, and a sampler, is kept for so long after the last capture.
 const FORGET_AFTER: Duration = Duration::from_secs(120);
@@ -64,18 +63,9 @@ pub(super) struct Work {
     /// When the last capture ended.
     pub(super) idle_since: Option<Instant>,
     /// At the last look.
-    met: Met,
+    met_strangers: bool,
     /// Modules that had been met when names were looked up.
     named_modules: u64,
-}
-
-/// Whom samplers asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Met {
-    Nobody,
-    /// Of whom there is nothing new to tell.
-    Known,
-    Stranger,
 }
 
 /// A capture under way.
@@ -123,13 +113,18 @@ impl Work {
             untidy: false,
             next_sampling: 0,
             idle_since: None,
-            met: Met::Nobody,
+            met_strangers: false,
             named_modules: 0,
         }
     }
 
     pub(super) fn begin(&mut self, wanted: Wanted, answer: Answer) {
         self.idle_since = None;
+        // Who went away wants nothing any more, and takes no place.
+        self.captures.retain(|capture| !capture.answer.is_closed());
+        if answer.is_closed() {
+            return;
+        }
         if self.captures.len() >= MAX_CAPTURES {
             let _ = answer.send(Err(CaptureError::Busy));
             return;
@@ -141,6 +136,11 @@ impl Work {
             }
             Err(error) => drop(answer.send(Err(error))),
         }
+    }
+
+    /// Ends all captures without an answer.
+    pub(super) fn end_captures(&mut self) {
+        self.captures.clear();
     }
 
     /// Begins to measure.
@@ -219,8 +219,7 @@ impl Work {
     fn keep(&mut self) -> bool {
         let Some(mut continuous) = self.continuous.take() else { return true };
         self.introduce_newcomers(&mut continuous);
-        let met = self.look_after_tails(&mut continuous.tails);
-        self.met = self.met.max(met);
+        self.met_strangers |= self.look_after_tails(&mut continuous.tails);
         if continuous.tails.are_due() {
             self.keep_tails(&mut continuous.tails);
         }
@@ -331,10 +330,10 @@ impl Work {
         if !self.is_at_work() {
             return self.idle_since.map(|since| FORGET_AFTER.saturating_sub(since.elapsed()));
         }
-        let tick = match (self.met, self.captures.is_empty()) {
-            (Met::Nobody, _) => TICK,
-            (Met::Stranger, false) => TICK_OF_STRANGERS,
-            (Met::Stranger, true) | (Met::Known, _) => TICK_OF_OTHERS,
+        let tick = match (self.met_strangers, self.captures.is_empty()) {
+            (false, _) => TICK,
+            (true, false) => TICK_OF_STRANGERS,
+            (true, true) => TICK_OF_STRANGERS_OF_NOBODY,
         };
         let periods = self.started().filter_map(Sampling::period_left);
         self.measuring().map(Measuring::left).chain(periods).chain([tick]).min()
@@ -343,7 +342,7 @@ impl Work {
     /// What tells at once when a process is met that is not known; nothing does after one was met, for a moment: there are as many as
     /// there are forks.
     pub(super) fn await_strangers(&self) -> Vec<BorrowedFd<'_>> {
-        if self.met != Met::Nobody {
+        if self.met_strangers {
             return Vec::new();
         }
         let tails = self.continuous.as_ref().and_then(|continuous| continuous.tails.sampling.as_ref());
@@ -356,9 +355,9 @@ impl Work {
     }
 
     pub(super) fn look_after(&mut self) {
-        self.met = Met::Nobody;
+        self.met_strangers = false;
         for sampling in self.samplings.iter_mut().filter(|sampling| sampling.sampler.is_started()) {
-            self.met = self.met.max(sampling.answer_strangers(&mut self.readers));
+            self.met_strangers |= sampling.answer_strangers(&mut self.readers);
             sampling.change_period();
         }
         // Who went away wants nothing any more.

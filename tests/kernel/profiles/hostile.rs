@@ -393,3 +393,34 @@ fn whoever_samples_sleeps_for_most_of_a_capture_and_for_all_of_the_time_between(
     let after = sleeps_of(collector.pid(), "profile");
     assert!(after - running <= 1, "it slept {} times while nobody asked", after - running);
 }
+
+/// Whoever waits for a capture when the collector is told to end is told so, and keeps it from ending for no longer.
+#[test]
+fn captures_end_with_the_collector() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = compile(directory.path(), "spread", SPREAD, &["-O2"]);
+    let mut command = command_in(directory.path(), program.to_str().unwrap(), &[]);
+    let _worker = Server::start_ended_by(Signal::SIGKILL, &mut command);
+    let collector = in_pool(directory.path(), "spread");
+    std::thread::scope(|scope| {
+        let captures = ["profile", "offcpu", "wall"].map(|kind| {
+            let collector = &collector;
+            let path = format!("/debug/pprof/{kind}?pool=spread&seconds=60");
+            scope.spawn(move || {
+                let mut response = collector.request(&path, &[]).expect("it answers");
+                (response.status().as_u16(), response.body_mut().read_to_string().unwrap())
+            })
+        });
+        eventually("all have begun", || {
+            let metrics = collector.request("/metrics", &[]).ok()?.body_mut().read_to_string().ok()?;
+            metrics.lines().any(|line| line == "collector_profile_captures_total 3").then_some(())
+        });
+        kill(collector.pid(), Signal::SIGTERM).unwrap();
+        for capture in captures {
+            let (status, body) = capture.join().unwrap();
+            assert_eq!(status, 503, "{body}");
+            assert!(body.contains("shutting down"), "{body}");
+        }
+    });
+    assert!(!collector.log().contains("cut off"), "{}", collector.log());
+}
