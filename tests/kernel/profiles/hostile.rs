@@ -349,12 +349,14 @@ fn a_worker_that_begins_in_the_middle_is_known_before_it_ends() {
         stats["pools"].as_array()?.iter().any(|pool| pool["name"] == "brief").then_some(())
     };
     eventually("there is a pool", is_there);
-    let top = Pprof::take(&collector, "profile?pool=brief&seconds=4&hz=499").top(&[]);
-    let cumulative = |name: &str| top.get(name).copied().unwrap_or_default().1;
-    let (main, truncated) = (cumulative("main"), cumulative("[truncated]"));
-    println!("to main: {main} %, truncated: {truncated} %");
-    // Some come before that: a sample is 2 ms, and the thread has to get a CPU. Most do if nobody wakes it up.
-    assert!(main >= 50.0, "{top:?}");
+    // Some come before that: a sample is 2 ms, and the thread has to get a CPU, which takes it longer than they live where the host
+    // does not give it one. If nobody wakes it up most come before it in each capture.
+    eventually("most of the samples lead to main", || {
+        let top = Pprof::take(&collector, "profile?pool=brief&seconds=2&hz=499").top(&[]);
+        let cumulative = |name: &str| top.get(name).copied().unwrap_or_default().1;
+        println!("to main: {} %, truncated: {} %", cumulative("main"), cumulative("[truncated]"));
+        (cumulative("main") >= 50.0).then_some(())
+    });
 }
 
 /// How often a thread of the collector has gone to sleep.
