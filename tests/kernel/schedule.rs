@@ -27,7 +27,20 @@ pub(crate) fn check(what: &str, windows: &Value, truth: Vec<u64>) {
 pub(crate) fn check_within(slack: fn(f64) -> f64, what: &str, windows: &Value, mut truth: Vec<u64>) {
     // On a busy machine a timer can expire before the thread that set it gets to sleep.
     truth.retain(|ns| *ns >= SHORTEST_NS);
+    check_between(slack, what, windows, truth.clone(), truth);
+}
+
+/// The same where of each is known how long it took at least, and at most.
+pub(crate) fn check_between(
+    slack: fn(f64) -> f64,
+    what: &str,
+    windows: &Value,
+    mut truth: Vec<u64>,
+    mut most: Vec<u64>,
+) {
+    assert_eq!(truth.len(), most.len(), "{what}");
     truth.sort_unstable();
+    most.sort_unstable();
     let count = windows["start"]["count"].as_u64().unwrap_or(0) as usize;
     assert!(truth.len() > 50, "{what}: {} are not enough", truth.len());
     assert!(count >= truth.len(), "{what}: {count} recorded, {} measured", truth.len());
@@ -35,9 +48,9 @@ pub(crate) fn check_within(slack: fn(f64) -> f64, what: &str, windows: &Value, m
     assert!(others <= truth.len() / 10, "{what}: {count} recorded, {} measured", truth.len());
     for (name, share) in [("p50", 0.5), ("p95", 0.95), ("p99", 0.99)] {
         let rank = (share * count as f64).ceil() as usize - 1;
-        let at = |rank: usize| truth[rank.min(truth.len() - 1)] as f64 / 1e9;
+        let at = |truth: &[u64], rank: usize| truth[rank.min(truth.len() - 1)] as f64 / 1e9;
         // One more to either side: two that are nearly the same may change places.
-        let (low, high) = (at(rank.saturating_sub(others + 1)), at(rank + 1));
+        let (low, high) = (at(&truth, rank.saturating_sub(others + 1)), at(&most, rank + 1));
         let ours = windows["start"][name].as_f64().unwrap();
         println!(
             "{what} {name}: {:.1} µs, measured {:.1} to {:.1} µs ({} of {count})",

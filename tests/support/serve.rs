@@ -7,7 +7,9 @@ use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::waits::{Call, answer, thread_cpu_ns, wait_asleep, wait_in_lock, waited_for_cpu};
+use nix::time::ClockId;
+
+use crate::waits::{Call, answer, now, thread_cpu_ns, wait_asleep, wait_in_lock, waited_for_cpu};
 
 /// A connection of either family.
 trait Stream: Read + Write + AsRawFd {}
@@ -83,6 +85,14 @@ fn converse(stream: &mut dyn Stream, file: &str, took: &mut Vec<u64>) {
             ["http", ms, status] => {
                 pause(ms);
                 say(&format!("HTTP/1.1 {status} Said\r\nContent-Length: 0\r\n\r\n"));
+            }
+            // What is told of it is how long it took until its answer was to be sent, and when that was done.
+            ["stamped", ms] => {
+                pause(ms);
+                took.push(begin.elapsed().as_nanos() as u64);
+                say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+                took.push(now(ClockId::CLOCK_MONOTONIC));
+                continue;
             }
             ["plain", ms] => {
                 pause(ms);

@@ -53,7 +53,8 @@ pub(crate) fn answer(file: &str, measured: &[u64]) {
     std::fs::rename(unfinished, file).expect("the same directory");
 }
 
-fn now(clock: ClockId) -> u64 {
+/// ns
+pub(crate) fn now(clock: ClockId) -> u64 {
     let time = clock.now().expect("a clock");
     Duration::from(time).as_nanos() as u64
 }
