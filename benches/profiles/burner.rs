@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use nix::time::ClockId;
 use nix::unistd::Pid;
 
@@ -112,6 +112,20 @@ impl Drop for Burner {
 /// CPU time of all threads of a process.
 pub(crate) fn cpu_of(pid: u32) -> anyhow::Result<Duration> {
     Ok(ClockId::pid_cpu_clock_id(Pid::from_raw(pid.cast_signed()))?.now()?.into())
+}
+
+/// CPU time of a thread of a process that has this name: the first number of its `schedstat`
+/// (`Documentation/scheduler/sched-stats.rst`).
+pub(crate) fn cpu_of_thread(pid: u32, name: &str) -> anyhow::Result<Duration> {
+    for entry in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let path = entry?.path();
+        if std::fs::read_to_string(path.join("comm"))?.trim_end() == name {
+            let text = std::fs::read_to_string(path.join("schedstat"))?;
+            let ns = text.split(' ').next().context("a number")?.parse()?;
+            return Ok(Duration::from_nanos(ns));
+        }
+    }
+    anyhow::bail!("{pid} has no thread that is named {name}")
 }
 
 /// CPU time that the burners take for a million rounds, ns, over so long.

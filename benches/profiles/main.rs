@@ -2,7 +2,7 @@
 //!
 //! One run, all ways in turn on the same load: processes that compute, ten calls deep, one on each CPU. Of the sampling
 //! program the run time as the kernel counts it, beside the least that a program can do that counts stacks; of the whole
-//! what the load lost of its CPU time, and what the process that reads spent; of what comes after sampling the CPU time
+//! what the load lost of its CPU time, and what the thread that reads spent, or the process of another; of what comes after sampling the CPU time
 //! until the profile is served. The result is a table. A missed target fails the run with `--check`; `--quick` is a short
 //! run, `--part=sample` and the like a part of it.
 #![allow(unsafe_code, reason = "bpf(2) and death signals; each block argues its case")]
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use burner::{Burner, Program, cost_of_rounds, cpu_of, share_of_cpus};
+use burner::{Burner, Program, cost_of_rounds, cpu_of, cpu_of_thread, share_of_cpus};
 use common::median;
 use common::plan::Plan;
 use common::sidecar::Sidecar;
@@ -30,7 +30,7 @@ use peers::Peer;
 
 /// What a sample of a program with frame pointers may take, in terms of the minimal program.
 const SAMPLE: f64 = 1.15;
-/// CPU time of the process that samples, a second.
+/// CPU time of the thread that samples, a second.
 const READER: Duration = Duration::from_micros(300);
 /// The share of the CPU time of `perf script` that a profile may take after sampling.
 const SERVED: f64 = 0.1;
@@ -157,7 +157,7 @@ fn samples(table: &mut Table, plan: &Plan, rounds: &Rounds, frame_pointers: bool
     Ok(())
 }
 
-/// What the load loses of its CPU time, and what the process that samples spends.
+/// What the load loses of its CPU time, and what the thread that samples spends.
 fn load(table: &mut Table, plan: &Plan, rounds: &Rounds) -> anyhow::Result<()> {
     let program = Program::compile(true)?;
     let burners = program.start_on_each_cpu()?;
@@ -168,10 +168,7 @@ fn load(table: &mut Table, plan: &Plan, rounds: &Rounds) -> anyhow::Result<()> {
         let mut spent = lost.clone();
         for round in 0..rounds.number {
             eprintln!("load at {hz} Hz, round {} of {}", round + 1, rounds.number);
-            // It watches them all the while, which is not what this is about.
-            let before = cpu_of(sidecar.pid())?;
             let alone = cost_of_rounds(&burners, rounds.time)?;
-            let watching = cpu_of(sidecar.pid())? - before;
             // Ours, the minimal program, and peers.
             for which in 0..lost.len() {
                 let (cost, cpu) = match which {
@@ -179,9 +176,11 @@ fn load(table: &mut Table, plan: &Plan, rounds: &Rounds) -> anyhow::Result<()> {
                         let capture =
                             sidecar.begin_profile(&format!("profile?seconds={}&hz={hz}", seconds + 4));
                         until_it_samples(&sidecar)?;
-                        let before = cpu_of(sidecar.pid())?;
+                        // Its other threads watch the burners all the while, which is not what this is about.
+                        let reader = || cpu_of_thread(sidecar.pid(), "profile");
+                        let before = reader()?;
                         let cost = cost_of_rounds(&burners, rounds.time)?;
-                        let cpu = (cpu_of(sidecar.pid())? - before).saturating_sub(watching);
+                        let cpu = reader()? - before;
                         capture.join().ok().context("a capture ends")??;
                         (cost, cpu)
                     }
@@ -218,7 +217,7 @@ fn load(table: &mut Table, plan: &Plan, rounds: &Rounds) -> anyhow::Result<()> {
         let others: Vec<_> = others.map(|(peer, ms)| format!("{} {ms:.2} ms", peer.name())).collect();
         let limit = READER.as_secs_f64() * 1e3;
         table.add(
-            format!("CPU time of the process that samples at {hz} Hz, a second"),
+            format!("CPU time of the thread that samples at {hz} Hz, a second"),
             format!("{ours:.2} ms"),
             others.join(", "),
             "",
