@@ -56,9 +56,6 @@ pub(super) struct Parts {
 /// few at once: that is some 0.3 % of it at most, however often workers wait.
 const WALKS_APART_NS: u64 = NANOS_PER_SECOND / 1000;
 
-/// CPUs whose period is changed at a time.
-const PERIODS_CHANGED: usize = 16;
-
 /// Rates that can be sampled at a time: two that are asked for, and one for all the time.
 const EVENT_SETS: usize = 3;
 
@@ -194,7 +191,6 @@ impl Samplers {
             next_code: 1,
             next_row: 0,
             row_capacity: rows,
-            next_changed: 0,
         };
         drop(object);
         sys::let_go_of_pages(OBJECT);
@@ -281,8 +277,6 @@ pub struct Sampler {
     next_code: usize,
     next_row: usize,
     row_capacity: usize,
-    /// The CPU whose period changes next, modulo their number.
-    next_changed: usize,
 }
 
 impl std::fmt::Debug for Sampler {
@@ -302,16 +296,16 @@ impl Drop for Sampler {
 }
 
 impl Sampler {
-    /// Begins to sample.
-    pub fn start(&mut self) -> Result<(), LoadError> {
+    /// Begins to sample, on each CPU, by its index among those that are online, once in so many nanoseconds.
+    pub fn start(&mut self, period_of: impl Fn(usize) -> u64) -> Result<(), LoadError> {
         self.say(offset_of!(Sampling, began_ns), monotonic_ns());
         for (name, program) in &self.programs {
             let refused = |error| LoadError::Attach { program: name, error };
             match self.what {
-                What::OnCpu { period_ns } => {
-                    for event in self.events.iter().map(AsFd::as_fd) {
+                What::OnCpu { .. } => {
+                    for (cpu, event) in self.events.iter().map(AsFd::as_fd).enumerate() {
                         self.links.push(sys::perf_event_attach(program.as_fd(), event).map_err(refused)?);
-                        sys::perf_event_set_period(event, period_ns).map_err(refused)?;
+                        sys::perf_event_set_period(event, period_of(cpu)).map_err(refused)?;
                         sys::perf_event_enable(event, true).map_err(refused)?;
                     }
                 }
@@ -347,14 +341,11 @@ impl Sampler {
         }
     }
 
-    /// From here on, once in so many nanoseconds, which is not twice what was asked for, or more: on all CPUs, or if there are
-    /// many on the next `PERIODS_CHANGED` of them, as each has to be interrupted for it.
-    pub fn change_period(&mut self, period_ns: u64) -> io::Result<()> {
-        let count = self.events.len().min(PERIODS_CHANGED);
-        let first = self.next_changed % self.events.len().max(1);
-        self.next_changed = first + count;
-        let mut cpus = self.events.iter().cycle().skip(first).take(count);
-        cpus.try_for_each(|event| sys::perf_event_set_period(event.as_fd(), period_ns))
+    /// From here on, once in so many nanoseconds, which is not twice what was asked for, or more. Of all CPUs, each of which is
+    /// interrupted for it: where a worker has one for itself, no other CPU's period keeps it from being in step.
+    pub fn change_periods(&self, period_of: impl Fn(usize) -> u64) -> io::Result<()> {
+        let mut events = self.events.iter().enumerate();
+        events.try_for_each(|(cpu, event)| sys::perf_event_set_period(event.as_fd(), period_of(cpu)))
     }
 
     /// What was counted.

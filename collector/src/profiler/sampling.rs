@@ -10,16 +10,16 @@ use crate::units::monotonic_ns;
 
 /// How long a period lasts, or as long as ten of it. The next one is another, so that no load keeps in step with the samples:
 /// one whose turn is a few periods does for as long as the period lasts. What that makes shares wrong by, beside samples at
-/// random times, is in the tests below. To change it has the kernel interrupt each CPU: 8 to 44 µs of this thread's CPU time for each,
-/// and 30 more to be woken up for it.
+/// random times, is in the tests below. To change it has the kernel interrupt each CPU: 8 to 44 µs of this thread's CPU time for each
+/// in a virtual machine, and 30 more to be woken up for it.
 const PERIOD_LASTS: Duration = Duration::from_millis(500);
 
 /// A sampler without room for more code is not replaced earlier: there may be more code than there is room for in any.
 const REPLACED_AFTER: Duration = Duration::from_secs(300);
 
-/// Periods are shorter or longer than asked for by these parts of a thousand. Not by less: a program in step with what was asked
+/// There are more or fewer samples than asked for by these parts of a thousand. Not by less: a program in step with what was asked
 /// for, as those are that work by a timer, stays in step for long with what is nearly the same.
-const JITTER: std::ops::Range<u64> = 60..400;
+const JITTER: std::ops::Range<u64> = 85..420;
 
 /// A sampler, at work or kept for the next capture.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ impl Sampling {
             loaded: now,
             has_run: false,
             next_period: now,
-            // None is the first one of all captures.
+            // Not all captures begin with the same one.
             periods: monotonic_ns() % 1000,
         }
     }
@@ -70,9 +70,11 @@ impl Sampling {
             if self.has_run {
                 self.sampler.clear();
             }
-            self.sampler.start()?;
+            self.sampler.start(self.periods())?;
             self.has_run = true;
-            self.next_period = Instant::now();
+            if let What::OnCpu { period_ns } = self.what {
+                self.next_period = Instant::now() + lasting(period_ns);
+            }
         }
         Ok(before)
     }
@@ -112,16 +114,24 @@ impl Sampling {
         matches!(self.what, What::OnCpu { .. }).then(left)
     }
 
+    /// The periods of CPUs now, each another one.
+    fn periods(&self) -> impl Fn(usize) -> u64 + use<> {
+        let (what, first) = (self.what, self.periods);
+        move |cpu| match what {
+            What::OnCpu { period_ns: middle_ns } => period_ns(middle_ns, first + cpu as u64),
+            What::OffCpu { .. } | What::Tails => 0,
+        }
+    }
+
     /// Goes on to the next period, if it is time to.
     pub(super) fn change_period(&mut self) {
-        let What::OnCpu { period_ns: middle } = self.what else { return };
+        let What::OnCpu { period_ns: middle_ns } = self.what else { return };
         if Instant::now() < self.next_period {
             return;
         }
-        self.next_period = Instant::now() + lasting(middle);
+        self.next_period = Instant::now() + lasting(middle_ns);
         self.periods += 1;
-        let period_ns = period_ns(middle, self.periods);
-        if let Err(error) = self.sampler.change_period(period_ns) {
+        if let Err(error) = self.sampler.change_periods(self.periods()) {
             tracing::debug!(%error, "the period of samples stays as it is");
         }
     }
@@ -132,13 +142,14 @@ fn lasting(middle_ns: u64) -> Duration {
     PERIOD_LASTS.max(Duration::from_nanos(10 * middle_ns))
 }
 
-/// A period by its number: on both sides of the one that was asked for, evenly (the multiples of the golden ratio modulo 1 fill an
-/// interval without gaps).
+/// A period by its number: of rates on both sides of the one that was asked for, evenly, as each lasts as long as the others (the
+/// multiples of the golden ratio modulo 1 fill an interval without gaps).
 fn period_ns(middle_ns: u64, number: u64) -> u64 {
-    const GOLDEN: u64 = 618;
-    let jitter = JITTER.start + (JITTER.end - JITTER.start) * (number * GOLDEN % 1000) / 1000;
-    let parts = if number.is_multiple_of(2) { 1000 + jitter } else { 1000 - jitter };
-    middle_ns * parts / 1000
+    const WHOLE: u64 = 1_000_000;
+    const GOLDEN: u64 = 618_034;
+    let jitter = JITTER.start + (JITTER.end - JITTER.start) * (number * GOLDEN % WHOLE) / WHOLE;
+    let rate = if number.is_multiple_of(2) { 1000 + jitter } else { 1000 - jitter };
+    middle_ns * 1000 / rate
 }
 
 #[cfg(test)]
@@ -179,6 +190,16 @@ mod tests {
         let in_step = |hz| mostly_off_by((hz, 10), |_| NANOS_PER_SECOND / hz);
         assert!(in_step(99) < 2.0, "{}", in_step(99));
         assert!(in_step(999) < 1.2, "{}", in_step(999));
+    }
+
+    #[test]
+    fn there_are_as_many_samples_as_asked_for() {
+        const MIDDLE_NS: u64 = 1_000_000;
+        let rate: f64 =
+            (7..7 + 1000).map(|number| MIDDLE_NS as f64 / period_ns(MIDDLE_NS, number) as f64).sum();
+        assert!((rate / 1000.0 - 1.0).abs() < 0.005, "{rate}");
+        let not_twice = |number| period_ns(MIDDLE_NS, number) < 2 * MIDDLE_NS;
+        assert!((0..1000).all(not_twice));
     }
 
     #[test]
