@@ -36,15 +36,16 @@ pub const PLACES: usize = 16;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Space {
-    /// Index of its first range of code. Whoever has the same ones may share them.
+    /// Index of its first range of code, from 1. Whoever has the same ones may share them.
     pub first: u32,
     /// How many; ascending by address, none overlaps the next.
     pub count: u32,
-    /// `mm_struct.start_code`: another one, and it is another program's address space.
+    /// `mm_struct.start_code`: another one, and it is another program's address space. 0: whatever program it is, there is nothing to
+    /// be told of it now.
     pub start_code: u64,
     /// `mm_struct.start_brk`, which is at random for each execve(2): the children of a process have its own.
     pub start_brk: u64,
-    /// If it maps more, it is to be asked for again from then on, `CLOCK_MONOTONIC` ns.
+    /// If it maps more, or nothing could be told, it is to be asked for again from then on, `CLOCK_MONOTONIC` ns.
     pub again_ns: u64,
     /// Where the frames of its interpreter are.
     pub python: Python,

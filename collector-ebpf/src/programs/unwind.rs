@@ -51,7 +51,9 @@ fn space_under(pid: u32, code: u64, brk: u64, walk: *mut Walk) -> Option<(u32, u
     // SAFETY: pointers into the maps. What is copied of another space is not looked at.
     unsafe {
         copy(&raw mut (*walk).python, &raw const (*space).python);
-        ((*space).start_code == code && (*space).start_brk == brk).then_some(((*space).first, (*space).count))
+        let of = (*space).start_code;
+        let is_it = of == 0 || of == code && (*space).start_brk == brk;
+        is_it.then_some(((*space).first, (*space).count))
     }
 }
 

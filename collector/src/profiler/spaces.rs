@@ -170,8 +170,8 @@ pub(super) struct Spaces {
     numbers: HashMap<Vec<Mapped>, u32>,
     /// First row and rows of modules.
     rows: HashMap<ModuleId, (u32, u32)>,
-    /// Processes that it was told of, each with where its program's code begins.
-    told: HashMap<ProcessKey, u64>,
+    /// Processes that it was told of.
+    told: HashMap<ProcessKey, Space>,
     /// There was no room for the code of one.
     was_full: bool,
     looked_at: HashMap<ProcessKey, Looked>,
@@ -196,38 +196,55 @@ impl Spaces {
     /// Tells a sampler of a process that it will meet, unless it knows it: it asks if anything has changed.
     pub(super) fn introduce(&mut self, pid: Pid, readers: &mut Readers, sampler: &mut Sampler) {
         let Some((key, start_code, _)) = readers.identity(pid) else { return };
-        if self.told.get(&key) != Some(&start_code) {
+        if self.told.get(&key).is_none_or(|space| space.start_code != start_code) {
             self.tell(pid, readers, sampler);
         }
     }
 
-    /// Tells a sampler of the address space of a process, unless it was looked at a moment ago. Of one that is gone there is nothing to
-    /// tell.
+    /// Tells a sampler of the address space of a process, unless it was looked at a moment ago: or that there is nothing to tell, if its
+    /// main thread has ended before others, if nobody may look at it, or if there is no room. Of one that is gone nothing is told.
     pub(super) fn tell(&mut self, pid: Pid, readers: &mut Readers, sampler: &mut Sampler) {
         let Some(identity) = readers.identity(pid) else { return };
         let (key, start_code, start_brk) = identity;
         // Who cannot be told of is asked for with every sample.
         let (now, program) = (Instant::now(), (start_code, start_brk));
         let last = self.looked_at.get(&key).filter(|last| last.program == program);
-        if start_brk == 0 || last.is_some_and(|last| now.duration_since(last.at) < last.again_after) {
+        if last.is_some_and(|last| now.duration_since(last.at) < last.again_after) {
             return;
         }
         let again_after = last.map_or(LOOK_AGAIN, |last| (2 * last.again_after).min(LOOK_AGAIN_AT_MOST));
         self.looked_at.insert(key, Looked { at: now, program, again_after });
-        let Ok(maps) = readers.modules.refresh(key) else { return };
+        let found = self.look_at(identity, readers, sampler);
         // If it called execve(2) in between it is met again.
         if readers.identity(pid) != Some(identity) {
             return;
         }
-        let Some(first) = self.number(&maps, readers, sampler) else { return };
-        let python = readers.python_in(&maps);
+        // What was known of it before is not all that it has mapped, and better than nothing.
+        let before = self.told.get(&key).filter(|space| space.start_code == start_code).copied();
         let again_ns = monotonic_ns() + again_after.as_nanos() as u64;
-        let count = maps.mapped().len() as u32;
-        let space = Space { first, count, start_code, start_brk, again_ns, python };
+        let space = Space { again_ns, ..found.or(before).unwrap_or_default() };
         match sampler.set_space(pid, space) {
-            Ok(()) => drop(self.told.insert(key, start_code)),
+            Ok(()) if space.start_code != 0 => drop(self.told.insert(key, space)),
+            Ok(()) => {}
             Err(error) => tracing::debug!(pid, %error, "a process is sampled without its address space"),
         }
+    }
+
+    /// What a process has mapped. `None` if that cannot be read, or there is no room for it.
+    fn look_at(
+        &mut self,
+        (key, start_code, start_brk): (ProcessKey, u64, u64),
+        readers: &mut Readers,
+        sampler: &mut Sampler,
+    ) -> Option<Space> {
+        if start_brk == 0 {
+            return None;
+        }
+        let maps = readers.modules.refresh(key).ok()?;
+        let first = self.number(&maps, readers, sampler)?;
+        let python = readers.python_in(&maps);
+        let count = maps.mapped().len() as u32;
+        Some(Space { first, count, start_code, start_brk, again_ns: 0, python })
     }
 
     /// The number of an address space, which the sampler is told of if it is new to it.
@@ -275,8 +292,8 @@ impl Spaces {
         }
         // Found before its address space was known: as it was soon after, unless that was another program's.
         let key = key_of(stack);
-        let start_code = self.told.get(&key)?;
-        (*start_code == stack.start_code).then_some(modules.known(key)?)
+        let space = self.told.get(&key)?;
+        (space.start_code == stack.start_code).then_some(modules.known(key)?)
     }
 }
 

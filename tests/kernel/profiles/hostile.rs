@@ -398,6 +398,54 @@ fn whoever_samples_sleeps_for_most_of_a_capture_and_for_all_of_the_time_between(
     assert!(after - running <= 1, "it slept {} times while nobody asked", after - running);
 }
 
+/// Its main thread ends when it is told to; another one computes.
+const LEADERLESS: &str = r#"
+#include <pthread.h>
+#include <signal.h>
+
+static volatile unsigned long sink;
+
+static void *compute(void *nothing) {
+    for (;;) sink += 1;
+}
+
+int main(void) {
+    sigset_t signals;
+    pthread_t thread;
+    int signal;
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGUSR1);
+    pthread_sigmask(SIG_BLOCK, &signals, 0);
+    pthread_create(&thread, 0, compute, 0);
+    sigwait(&signals, &signal);
+    pthread_exit(0);
+}
+"#;
+
+/// `/proc` does not say what it has mapped: with each sample that is to be known, and nobody looks for it each time.
+#[test]
+fn a_process_whose_address_space_cannot_be_read_is_not_looked_at_with_each_sample() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = compile(directory.path(), "leaderless", LEADERLESS, &["-O2", "-pthread"]);
+    let mut command = command_in(directory.path(), program.to_str().unwrap(), &[]);
+    let worker = Server::start_ended_by(Signal::SIGKILL, &mut command);
+    let collector = in_pool(directory.path(), "leaderless");
+    kill(worker.pid(), Signal::SIGUSR1).unwrap();
+    eventually("its main thread has ended", || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", worker.pid())).ok()?;
+        stat.contains(") Z ").then_some(())
+    });
+    Pprof::take(&collector, "profile?pool=leaderless&seconds=1&hz=999");
+    let before = sleeps_of(collector.pid(), "profile");
+    let profile = Pprof::take(&collector, "profile?pool=leaderless&seconds=4&hz=999");
+    let sleeps = sleeps_of(collector.pid(), "profile") - before;
+    let (_, sampled) = profile.duration_and_total_s();
+    println!("it slept {sleeps} times, and sampled {sampled} s");
+    assert!(sampled > 2.0, "{sampled} s");
+    // Twice a second for the period, and then less and less often for the process.
+    assert!(sleeps <= 40, "{sleeps}");
+}
+
 /// Whoever waits for a capture when the collector is told to end is told so, and keeps it from ending for no longer.
 #[test]
 fn captures_end_with_the_collector() {
