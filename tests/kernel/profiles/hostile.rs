@@ -467,6 +467,15 @@ fn captures_end_with_the_collector() {
             let metrics = collector.request("/metrics", &[]).ok()?.body_mut().read_to_string().ok()?;
             metrics.lines().any(|line| line == "collector_profile_captures_total 3").then_some(())
         });
+        // Who waits for a place finds one when the others have ended, and gets none.
+        for _ in 0..4 {
+            let collector = &collector;
+            scope.spawn(move || {
+                while let Ok(response) = collector.request("/debug/pprof/profile?seconds=59", &[]) {
+                    assert_ne!(response.status(), 200);
+                }
+            });
+        }
         kill(collector.pid(), Signal::SIGTERM).unwrap();
         for capture in captures {
             let (status, body) = capture.join().unwrap();
