@@ -109,6 +109,12 @@ pub enum Error {
         "a page of another site must not ask for this; send the request from a program or from this host's own page"
     )]
     CrossSite,
+    /// Whoever asks for profiles on this host names it in a way that pages of other sites can.
+    #[error(
+        "profiles are for who asks for localhost or an address: under any other name a page of another site could read them; \
+         with users in the web configuration file every name will do"
+    )]
+    ProfilesByName,
     /// Reloading is not possible.
     #[error("reloading over HTTP is switched off; send SIGHUP to the process instead")]
     ReloadOff,
@@ -141,7 +147,9 @@ impl Error {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::TooManyRequests | Self::ProfilesBusy => StatusCode::TOO_MANY_REQUESTS,
-            Self::CrossSite | Self::ReloadOff | Self::ProfilesNeedUsers => StatusCode::FORBIDDEN,
+            Self::CrossSite | Self::ReloadOff | Self::ProfilesNeedUsers | Self::ProfilesByName => {
+                StatusCode::FORBIDDEN
+            }
             Self::TelemetryPath { .. } | Self::ReloadFailed(_) | Self::CaptureFailed(_) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }

@@ -1,6 +1,7 @@
 //! `/debug/pprof`: profiles of workers, as Go's own handlers serve those of themselves; and of ourselves.
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{FromRequestParts, Query, State};
 use axum::http::header::{self, HeaderValue};
 use axum::http::request::Parts;
+use axum::http::uri::Authority;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
 use collector_ebpf::schedule::KINDS;
@@ -238,11 +240,40 @@ impl FromRequestParts<Arc<Shared>> for Allowed {
             return Err(Error::CrossSite);
         }
         let reached = parts.extensions.get::<Reached>().copied().unwrap_or_default();
-        if reached.on_loopback || reached.certified || shared.access().asks_for_users() {
+        if reached.certified || shared.access().asks_for_users() {
             return Ok(Self);
         }
-        Err(Error::ProfilesNeedUsers)
+        if !reached.on_loopback {
+            return Err(Error::ProfilesNeedUsers);
+        }
+        if !is_asked_as_local(parts) {
+            return Err(Error::ProfilesByName);
+        }
+        Ok(Self)
     }
+}
+
+/// A request names this host by an address or as `localhost`. A page of another site whose own name is made to lead to this host has
+/// that name in its requests, and passes for one of ours (DNS rebinding).
+fn is_asked_as_local(parts: &Parts) -> bool {
+    let by_header = || {
+        let host = parts.headers.get(header::HOST)?;
+        // What is no name is nobody's.
+        Some(host.to_str().unwrap_or_default().parse::<Authority>().ok())
+    };
+    let authority = match parts.uri.authority() {
+        Some(authority) => Some(authority.clone()),
+        None => match by_header() {
+            Some(authority) => authority,
+            // Browsers always have it.
+            None => return true,
+        },
+    };
+    authority.is_some_and(|authority| {
+        let name = authority.host();
+        let address = name.trim_start_matches('[').trim_end_matches(']');
+        name.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok()
+    })
 }
 
 /// The shortest wait that is to count, by kind of time, ns. A time, the same for all; or, as `p99`, for each reason as long as

@@ -631,6 +631,23 @@ async fn profiles_are_for_this_host_or_for_those_who_say_who_they_are() {
     assert_eq!(foreign.status, StatusCode::FORBIDDEN);
     let cmdline = get_locally(&site.router, "/debug/pprof/cmdline").await;
     assert!(!cmdline.body.is_empty());
+    for (host, expected) in [
+        ("localhost:10087", StatusCode::OK),
+        ("LocalHost", StatusCode::OK),
+        ("127.0.0.1:10087", StatusCode::OK),
+        ("[::1]:10087", StatusCode::OK),
+        ("evil.example:10087", StatusCode::FORBIDDEN),
+        ("localhost.evil.example", StatusCode::FORBIDDEN),
+        ("", StatusCode::FORBIDDEN),
+        ("no name", StatusCode::FORBIDDEN),
+    ] {
+        let index =
+            get_with(&local, "/debug/pprof/", &[("host", host), ("sec-fetch-site", "same-origin")]).await;
+        assert_eq!(index.status, expected, "{host}");
+    }
+    let elsewhere = site.router.clone().layer(axum::Extension(certified));
+    let named = get_with(&elsewhere, "/debug/pprof/", &[("host", "collector.example")]).await;
+    assert_eq!(named.status, StatusCode::OK);
 }
 
 #[tokio::test]
