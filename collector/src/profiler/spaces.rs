@@ -220,7 +220,8 @@ impl Spaces {
             return;
         }
         // What was known of it before is not all that it has mapped, and better than nothing.
-        let before = self.told.get(&key).filter(|space| space.start_code == start_code).copied();
+        let before =
+            self.told.get(&key).filter(|space| (space.start_code, space.start_brk) == program).copied();
         let again_ns = monotonic_ns() + again_after.as_nanos() as u64;
         let space = Space { again_ns, ..found.or(before).unwrap_or_default() };
         match sampler.set_space(pid, space) {

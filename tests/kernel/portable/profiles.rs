@@ -120,7 +120,8 @@ fn captures_are_limited_and_who_leaves_makes_room() {
     let ask = |seconds: u32| {
         use std::io::Write as _;
         let mut stream = std::net::TcpStream::connect(collector.address()).unwrap();
-        write!(stream, "GET /debug/pprof/profile?seconds={seconds} HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+        write!(stream, "GET /debug/pprof/profile?seconds={seconds} HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            .unwrap();
         stream
     };
     let long: Vec<_> = (0..4).map(|_| ask(200)).collect();
