@@ -181,8 +181,8 @@ pub struct Sampling {
     /// Not 0: whoever asks for an address space is to wake user space up, which is asleep until then. Set by user space, and
     /// reset by who asks.
     pub reader_waits: u32,
-    /// Time from an event of a CPU to the next, ns, as it was asked for. Set by user space.
-    pub period_ns: u64,
+    /// The time that a sample of what runs stands for, ns. Set by user space.
+    pub sample_ns: u64,
     /// Not 0: only waits are of interest that are as long as the limits of their pool say, each of them is told as a [`Tail`],
     /// and on each CPU stacks are looked at no more often than once in so many ns, but for a few at once. Set by user space.
     pub walks_apart_ns: u64,
@@ -240,9 +240,8 @@ pub struct Walk {
     pub called: u32,
     /// [`Stack::flags`]
     pub flags: u32,
-    /// When the last event came, `CLOCK_MONOTONIC` ns; 0 if none has. Of waits: from when on a stack may be looked at, but for
-    /// the few that may be at once.
-    pub last_ns: u64,
+    /// Of waits: from when on a stack may be looked at, `CLOCK_MONOTONIC` ns, but for the few that may be at once.
+    pub next_ns: u64,
     /// Where the frames of the interpreter are.
     pub python: Python,
     /// The frame of it that is looked at.

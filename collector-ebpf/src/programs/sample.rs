@@ -56,7 +56,6 @@ pub(crate) fn sampled(task: Task) -> Option<Sampled> {
 #[perf_event]
 fn on_cpu(ctx: PerfEventContext) -> u32 {
     let Some(walk) = WALKS.get_ptr_mut(ON_CPU) else { return 0 };
-    let passed_ns = passed(walk);
     let Some(sampled) = sampled(Task::current()) else { return 0 };
     let register = |at: usize| {
         // SAFETY: the context is that long.
@@ -76,26 +75,18 @@ fn on_cpu(ctx: PerfEventContext) -> u32 {
         // SAFETY: a pointer into the array.
         unsafe {
             add_u64(&raw mut (*stack).count, 1);
-            add_u64(&raw mut (*stack).time_ns, passed_ns);
+            add_u64(&raw mut (*stack).time_ns, sample_ns());
         }
     }
     0
 }
 
-/// The time that a sample stands for: since the last event of this CPU, whoever ran. It is not always a period: an event
-/// comes late where interrupts are off, and begins anew with each period. Periods are up to twice as long as what was asked for;
-/// what is longer is time that a hypervisor took.
+/// The time that a sample stands for. Not what has passed since the last event of this CPU: where a CPU is idle events come late, or
+/// some are left out, and whoever runs next would have that time too.
 #[inline(always)]
-fn passed(walk: *mut Walk) -> u64 {
-    let Some(sampling) = SAMPLING.get_ptr(0) else { return 0 };
-    let at_ns = now();
-    // SAFETY: pointers into arrays; user space has written the period.
-    unsafe {
-        let (period_ns, last_ns) = ((*sampling).period_ns, (*walk).last_ns);
-        (*walk).last_ns = at_ns;
-        let passed_ns = at_ns.wrapping_sub(last_ns);
-        if passed_ns < 3 * period_ns { passed_ns } else { period_ns }
-    }
+fn sample_ns() -> u64 {
+    // SAFETY: a pointer into the array; user space sets it.
+    SAMPLING.get_ptr(0).map_or(0, |sampling| unsafe { (&raw const (*sampling).sample_ns).read_volatile() })
 }
 
 #[inline(always)]

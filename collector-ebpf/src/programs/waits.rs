@@ -186,13 +186,13 @@ fn is_to_be_looked_at(sampled: &Sampled, kind: u32, walk: *mut Walk, now: u64) -
         return false;
     }
     // SAFETY: callers pass a pointer into the array, of this CPU.
-    let next_ns = unsafe { (*walk).last_ns };
+    let next_ns = unsafe { (*walk).next_ns };
     if next_ns > now + AT_ONCE * apart_ns {
         count(Counter::PASSED_OVER);
         return false;
     }
     // SAFETY: as above.
-    unsafe { (*walk).last_ns = next_ns.max(now) + apart_ns };
+    unsafe { (*walk).next_ns = next_ns.max(now) + apart_ns };
     true
 }
 

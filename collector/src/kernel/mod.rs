@@ -28,7 +28,7 @@ mod waterfall;
 
 pub use load::{LoadError, RequestsBy};
 pub use names::Names;
-pub use sampler::{Counts, Frames, Sampler, Samplers, What};
+pub use sampler::{Counts, Frames, Period, Sampler, Samplers, What};
 pub use source::KernelSource;
 pub use sys::run_time_statistics;
 pub use threads::Threads;

@@ -195,7 +195,7 @@ impl Samplers {
         drop(object);
         sys::let_go_of_pages(OBJECT);
         match what {
-            What::OnCpu { period_ns } => sampler.say(offset_of!(Sampling, period_ns), period_ns),
+            What::OnCpu { .. } => {}
             What::OffCpu { least_ns } => {
                 for (kind, least_ns) in least_ns.into_iter().enumerate() {
                     sampler.say(offset_of!(Sampling, least_ns) + kind * size_of::<u64>(), least_ns);
@@ -210,6 +210,15 @@ impl Samplers {
         }
         Ok(sampler)
     }
+}
+
+/// How often what runs is sampled.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Period {
+    /// From one event of a CPU to the next. Not zero.
+    pub ns: u64,
+    /// The time that a sample stands for: more, as no event comes in the last part of the time in which there is this period.
+    pub sample_ns: u64,
 }
 
 /// What is sampled.
@@ -296,16 +305,17 @@ impl Drop for Sampler {
 }
 
 impl Sampler {
-    /// Begins to sample, on each CPU, by its index among those that are online, once in so many nanoseconds.
-    pub fn start(&mut self, period_of: impl Fn(usize) -> u64) -> Result<(), LoadError> {
+    /// Begins to sample; what runs with this period.
+    pub fn start(&mut self, period: Period) -> Result<(), LoadError> {
+        self.say(offset_of!(Sampling, sample_ns), period.sample_ns);
         self.say(offset_of!(Sampling, began_ns), monotonic_ns());
         for (name, program) in &self.programs {
             let refused = |error| LoadError::Attach { program: name, error };
             match self.what {
                 What::OnCpu { .. } => {
-                    for (cpu, event) in self.events.iter().map(AsFd::as_fd).enumerate() {
+                    for event in self.events.iter().map(AsFd::as_fd) {
                         self.links.push(sys::perf_event_attach(program.as_fd(), event).map_err(refused)?);
-                        sys::perf_event_set_period(event, period_of(cpu)).map_err(refused)?;
+                        sys::perf_event_set_period(event, period.ns).map_err(refused)?;
                         sys::perf_event_enable(event, true).map_err(refused)?;
                     }
                 }
@@ -341,11 +351,12 @@ impl Sampler {
         }
     }
 
-    /// From here on, once in so many nanoseconds, which is not twice what was asked for, or more. Of all CPUs, each of which is
-    /// interrupted for it: where a worker has one for itself, no other CPU's period keeps it from being in step.
-    pub fn change_periods(&self, period_of: impl Fn(usize) -> u64) -> io::Result<()> {
-        let mut events = self.events.iter().enumerate();
-        events.try_for_each(|(cpu, event)| sys::perf_event_set_period(event.as_fd(), period_of(cpu)))
+    /// Goes on with another period, on all CPUs, each of which is interrupted for it: a worker may have any of them for itself, and
+    /// be in step.
+    pub fn change_period(&self, period: Period) -> io::Result<()> {
+        self.say(offset_of!(Sampling, sample_ns), period.sample_ns);
+        let mut events = self.events.iter();
+        events.try_for_each(|event| sys::perf_event_set_period(event.as_fd(), period.ns))
     }
 
     /// What was counted.
