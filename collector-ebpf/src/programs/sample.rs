@@ -15,7 +15,7 @@ use collector_ebpf::sample::{
 use collector_ebpf::slot::ROLE_WORKER;
 
 use crate::blocked::NO_USER_SIDE;
-use crate::kernel::{Current, Registers, Task, now, offset, read};
+use crate::kernel::{Current, Registers, Task, offset, read};
 use crate::schedule::Followed;
 use crate::unwind::{ask_for, may_ask_again, space_of, unwind};
 use crate::{SAMPLED, SAMPLING, SLOTS, STACK_WORDS, STACKS, WALKS, add_u64, python};
