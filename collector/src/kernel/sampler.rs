@@ -215,9 +215,9 @@ impl Samplers {
 /// How often what runs is sampled.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Period {
-    /// From one event of a CPU to the next. Not zero.
+    /// From one event of a CPU to the next, ns; 0 of waits, which have none.
     pub ns: u64,
-    /// The time that a sample stands for: more, as no event comes in the last part of the time in which there is this period.
+    /// The time that a sample stands for, ns: more, as no event comes in the last part of the time in which there is this period.
     pub sample_ns: u64,
 }
 

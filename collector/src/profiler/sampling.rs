@@ -143,7 +143,7 @@ fn lasting(middle_ns: u64) -> Duration {
 }
 
 /// A period by its number: of rates on both sides of the one that was asked for, evenly, as each lasts as long as the others (the
-/// multiples of the golden ratio modulo 1 fill an interval without gaps).
+/// multiples of such a step, modulo the whole, fill it without gaps).
 fn period(middle_ns: u64, number: u64) -> Period {
     const WHOLE: u64 = 1_000_000;
     const STEP: u64 = 569_840;
