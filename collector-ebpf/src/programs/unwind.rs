@@ -36,7 +36,8 @@ pub(crate) fn space_of(task: Task, walk: *mut Walk) -> (u64, bool) {
     unsafe {
         (*walk).first = first;
         (*walk).count = count;
-        (*walk).flags = if found { 0 } else { u32::from(SPACE_UNKNOWN) };
+        // Of one of which nothing could be told no more is known than of one that was not met.
+        (*walk).flags = if count != 0 { 0 } else { u32::from(SPACE_UNKNOWN) };
         if !found {
             (*walk).python.interpreters = 0;
         }

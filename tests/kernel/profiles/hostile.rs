@@ -442,6 +442,9 @@ fn a_process_whose_address_space_cannot_be_read_is_not_looked_at_with_each_sampl
     let (_, sampled) = profile.duration_and_total_s();
     println!("it slept {sleeps} times, and sampled {sampled} s");
     assert!(sampled > 2.0, "{sampled} s");
+    // Nor is a stack said to be whole of which nothing is known.
+    let truncated = profile.top(&[]).get("[truncated]").copied().unwrap_or_default().1;
+    assert!(truncated > 99.0, "{truncated} %");
     // Twice a second for the period, and then less and less often for the process.
     assert!(sleeps <= 40, "{sleeps}");
 }
