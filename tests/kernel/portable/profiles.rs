@@ -1,6 +1,6 @@
 //! Profiles load and count right on every kernel.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::support::{Collector, Workload, eventually, stat_field};
 
@@ -25,16 +25,26 @@ fn header(text: &str) -> (u64, f64, u64) {
     (number(counted), seconds.unwrap_or_else(|| panic!("{counted}")), truncated)
 }
 
-/// A profile of a program that does nothing but compute, and how much CPU it used while it was measured, seconds: its share
-/// of that until the answer was there, which can be much later.
-fn profiled(collector: &Collector, burner: nix::unistd::Pid, path: &str) -> (String, f64) {
-    let (before, began) = (cpu_seconds(burner), Instant::now());
-    let text = collector.text(path, "*/*");
-    let share = (cpu_seconds(burner) - before) / began.elapsed().as_secs_f64();
-    let measured = text
-        .lines()
-        .find_map(|line| line.strip_prefix("measured for ")?.strip_suffix('s')?.parse::<f64>().ok());
-    let used = share * measured.unwrap_or_else(|| panic!("{text}"));
+/// A profile, and how much CPU a process used while it was measured, seconds: that begins after it was asked for, and the answer can be
+/// there much later.
+fn profiled(collector: &Collector, pid: nix::unistd::Pid, path: &str) -> (String, f64) {
+    let (text, read) = std::thread::scope(|scope| {
+        let profile = scope.spawn(|| collector.text(path, "*/*"));
+        let mut read = Vec::new();
+        while !profile.is_finished() {
+            read.push((SystemTime::now(), cpu_seconds(pid)));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        (profile.join().unwrap(), read)
+    });
+    let line = |begin: &str| {
+        text.lines().find_map(|line| line.strip_prefix(begin)).unwrap_or_else(|| panic!("{text}"))
+    };
+    let began: SystemTime = line("started ").parse::<jiff::Timestamp>().unwrap().into();
+    let measured = line("measured for ").strip_suffix('s').and_then(|seconds| seconds.parse().ok());
+    let ended = began + Duration::from_secs_f64(measured.unwrap_or_else(|| panic!("{text}")));
+    let until = |time: SystemTime| read[read.partition_point(|(at, _)| *at < time).min(read.len() - 1)].1;
+    let used = until(ended) - until(began);
     (text, used)
 }
 
@@ -94,7 +104,6 @@ fn all_threads_are_told_and_their_stacks_are_whole() {
 
 #[test]
 fn who_is_forked_during_a_capture_has_whole_stacks() {
-    const AT_A_TIME: u32 = 4;
     let mut master = Workload::start();
     master.spawn("sleep");
     master.spawn("sleep");
@@ -107,17 +116,12 @@ fn who_is_forked_during_a_capture_has_whole_stacks() {
     let path = format!("/debug/pprof/profile?pool={pool}&seconds=3&hz=999&debug=1");
     let text = std::thread::scope(|scope| {
         let profile = scope.spawn(|| collector.text(&path, "*/*"));
-        // They end before anybody could have asked what they have mapped. Without a limit there would be ever more of them
-        // where forks are quicker than ends, and nothing left of the machine for anybody else.
-        let (mut forked, mut ended) = (0, 0);
+        // They end before anybody could have asked what they have mapped. One at a time, and for half of the time, so that whoever
+        // makes the profile has a CPU as well.
         while !profile.is_finished() {
-            if forked - ended < AT_A_TIME {
-                master.spawn("burn-out 20");
-                forked += 1;
-            } else {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            ended += master.ask("reap").parse::<u32>().unwrap();
+            master.spawn("burn-out 20");
+            eventually("it has ended", || (master.ask("reap") == "1").then_some(()));
+            std::thread::sleep(Duration::from_millis(20));
         }
         profile.join().unwrap()
     });
