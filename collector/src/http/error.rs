@@ -67,7 +67,9 @@ pub enum Error {
     )]
     NoProfiles,
     /// As many as there can be.
-    #[error("as many captures as there can be are under way; ask again when one has ended")]
+    #[error(
+        "as many captures as there can be are under way, or as many different hz; ask again when one has ended"
+    )]
     ProfilesBusy,
     /// Nothing is sampled all the time.
     #[error(
@@ -111,7 +113,7 @@ pub enum Error {
     CrossSite,
     /// Whoever asks for profiles on this host names it in a way that pages of other sites can.
     #[error(
-        "profiles are for who asks for localhost or an address: under any other name a page of another site could read them; \
+        "profiles are for who asks for localhost or a loopback address: under any other name a page of another site could read them; \
          with users in the web configuration file every name will do"
     )]
     ProfilesByName,

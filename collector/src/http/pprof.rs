@@ -243,7 +243,7 @@ impl FromRequestParts<Arc<Shared>> for Allowed {
         if reached.certified || shared.access().asks_for_users() {
             return Ok(Self);
         }
-        if !reached.on_loopback {
+        if !reached.on_loopback || FORWARDED.iter().any(|name| parts.headers.contains_key(*name)) {
             return Err(Error::ProfilesNeedUsers);
         }
         if !is_asked_as_local(parts) {
@@ -253,8 +253,11 @@ impl FromRequestParts<Arc<Shared>> for Allowed {
     }
 }
 
-/// A request names this host by an address or as `localhost`. A page of another site whose own name is made to lead to this host has
-/// that name in its requests, and passes for one of ours (DNS rebinding).
+/// What proxies add to what they forward (RFC 7239 and before it): it comes from a loopback address, and from whoever asked them.
+const FORWARDED: [&str; 4] = ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip"];
+
+/// A request names this host by a loopback address or as `localhost`. A page of another site whose own name is made to lead to this host
+/// has that name in its requests, and passes for one of ours (DNS rebinding). Any other name or address was that of a proxy.
 fn is_asked_as_local(parts: &Parts) -> bool {
     let by_header = || {
         let host = parts.headers.get(header::HOST)?;
@@ -272,7 +275,8 @@ fn is_asked_as_local(parts: &Parts) -> bool {
     authority.is_some_and(|authority| {
         let name = authority.host();
         let address = name.trim_start_matches('[').trim_end_matches(']');
-        name.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok()
+        name.eq_ignore_ascii_case("localhost")
+            || address.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
     })
 }
 

@@ -636,6 +636,9 @@ async fn profiles_are_for_this_host_or_for_those_who_say_who_they_are() {
         ("LocalHost", StatusCode::OK),
         ("127.0.0.1:10087", StatusCode::OK),
         ("[::1]:10087", StatusCode::OK),
+        ("[::ffff:127.0.0.1]", StatusCode::OK),
+        ("192.0.2.2:10087", StatusCode::FORBIDDEN),
+        ("[2001:db8::1]", StatusCode::FORBIDDEN),
         ("evil.example:10087", StatusCode::FORBIDDEN),
         ("localhost.evil.example", StatusCode::FORBIDDEN),
         ("", StatusCode::FORBIDDEN),
@@ -644,6 +647,11 @@ async fn profiles_are_for_this_host_or_for_those_who_say_who_they_are() {
         let index =
             get_with(&local, "/debug/pprof/", &[("host", host), ("sec-fetch-site", "same-origin")]).await;
         assert_eq!(index.status, expected, "{host}");
+    }
+    for forwarded in ["x-forwarded-for", "forwarded"] {
+        let by_proxy =
+            get_with(&local, "/debug/pprof/", &[("host", "localhost"), (forwarded, "for=192.0.2.9")]).await;
+        assert_eq!(by_proxy.status, StatusCode::FORBIDDEN, "{forwarded}");
     }
     let elsewhere = site.router.clone().layer(axum::Extension(certified));
     let named = get_with(&elsewhere, "/debug/pprof/", &[("host", "collector.example")]).await;
