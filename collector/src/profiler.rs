@@ -172,7 +172,7 @@ impl Profiler {
 
     /// Ends all captures without an answer: nobody is to wait for them when the process ends.
     pub fn end_captures(&self) {
-        self.asking.ask(Request::End);
+        self.asking.end();
     }
 
     /// What runs on CPUs is sampled all the time, and kept, and so are long waits.
@@ -250,6 +250,8 @@ impl Profiling {
         let mut work = Work::new(samplers, snapshots, kallsyms, procfs, continuous, account);
         loop {
             match requests.next(work.next_look(), &work.await_strangers()) {
+                Ok(Some(Request::End)) => work.end_captures(),
+                Ok(Some(_)) if requests.have_ended() => {}
                 Ok(Some(Request::Capture(wanted, answer))) => work.begin(wanted, answer),
                 Ok(Some(Request::Kept { kind, from_to_ns, whom, answer })) if !answer.is_closed() => {
                     let _ = answer.send(work.kept(kind, from_to_ns, &whom));
@@ -257,7 +259,6 @@ impl Profiling {
                 Ok(Some(Request::Threads(whom, answer))) if !answer.is_closed() => {
                     let _ = answer.send(work.threads(&whom));
                 }
-                Ok(Some(Request::End)) => work.end_captures(),
                 Ok(Some(Request::Threads(..) | Request::Kept { .. })) => {}
                 Ok(None) if !work.is_at_work() => {
                     work.forget_if_due();

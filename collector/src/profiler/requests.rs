@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, TryRecvError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -40,6 +41,7 @@ pub(super) enum Request {
 #[derive(Clone, Debug)]
 pub(super) struct Asking {
     requests: mpsc::Sender<Request>,
+    ended: Arc<AtomicBool>,
     /// Dropped last: when it is gone, so are all senders.
     bell: Arc<UnixStream>,
 }
@@ -48,6 +50,7 @@ pub(super) struct Asking {
 #[derive(Debug)]
 pub(super) struct Requests {
     requests: mpsc::Receiver<Request>,
+    ended: Arc<AtomicBool>,
     bell: UnixStream,
 }
 
@@ -61,7 +64,9 @@ pub(super) fn new() -> io::Result<(Asking, Requests)> {
     let (rung, bell) = UnixStream::pair()?;
     rung.set_nonblocking(true)?;
     bell.set_nonblocking(true)?;
-    Ok((Asking { requests: sender, bell: Arc::new(rung) }, Requests { requests, bell }))
+    let ended = Arc::new(AtomicBool::new(false));
+    let asking = Asking { requests: sender, ended: Arc::clone(&ended), bell: Arc::new(rung) };
+    Ok((asking, Requests { requests, ended, bell }))
 }
 
 impl Asking {
@@ -70,6 +75,12 @@ impl Asking {
         if self.requests.send(request).is_ok() {
             self.ring();
         }
+    }
+
+    /// Has all captures end, and none begin: also of those that are asked for already.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+        self.ask(Request::End);
     }
 
     /// Has the thread look after what it does. If there is no room for one more byte, it is awake, or about to be.
@@ -114,6 +125,11 @@ impl Drop for Captured {
 }
 
 impl Requests {
+    /// No more captures are to begin.
+    pub(super) fn have_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
+    }
+
     /// The next request. `None` if there is none for so long, or one of the others can be read, or the bell was rung for something else.
     pub(super) fn next(
         &self,

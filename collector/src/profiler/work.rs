@@ -55,8 +55,6 @@ pub(super) struct Work {
     pub(super) names: Option<Names>,
     samplings: Vec<Sampling>,
     captures: Vec<Capture>,
-    /// No more captures are begun.
-    has_ended: bool,
     continuous: Option<Continuous>,
     pub(super) account: Arc<Account>,
     /// What was read of those who have ended is to go.
@@ -110,7 +108,6 @@ impl Work {
             names: None,
             samplings: Vec::new(),
             captures: Vec::new(),
-            has_ended: false,
             continuous,
             account,
             untidy: false,
@@ -125,7 +122,7 @@ impl Work {
         self.idle_since = None;
         // Who went away wants nothing any more, and takes no place.
         self.captures.retain(|capture| !capture.answer.is_closed());
-        if answer.is_closed() || self.has_ended {
+        if answer.is_closed() {
             return;
         }
         if self.captures.len() >= MAX_CAPTURES {
@@ -141,9 +138,8 @@ impl Work {
         }
     }
 
-    /// Ends all captures without an answer, and begins no more.
+    /// Ends all captures without an answer.
     pub(super) fn end_captures(&mut self) {
-        self.has_ended = true;
         self.captures.clear();
     }
 
