@@ -73,6 +73,9 @@ impl From<io::Error> for ReadError {
 /// limit), but what we use of it stands before.
 const BUFFER: usize = 4096;
 
+/// Threads of a process that are asked for its address space, at most.
+const MAX_THREADS: usize = 16;
+
 /// The one buffer that every file is read into.
 #[derive(Debug)]
 pub struct Buffer(Box<[u8; BUFFER]>);
@@ -129,6 +132,28 @@ impl Root {
         let mut digits = itoa::Buffer::new();
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         Ok(ProcessDirectory(openat(&self.directory, digits.format(pid), flags, Mode::empty())?))
+    }
+
+    /// Through which thread a process shows its address space, and the directory of that (`/proc/TID`, which is there, though not
+    /// listed: proc(5)): its main thread's, or, if that has ended before others, another one's.
+    pub fn address_space(&self, pid: Pid, buffer: &mut Buffer) -> Result<(Pid, ProcessDirectory), ReadError> {
+        let process = self.process(pid)?;
+        let stat = process.stat(buffer)?;
+        if stat.startcode != 0 || stat.num_threads < 2 {
+            return Ok((pid, process));
+        }
+        let tids = process.listing("task")?.into_iter().flatten();
+        let tids =
+            tids.filter_map(|entry| std::str::from_utf8(entry.file_name().to_bytes()).ok()?.parse().ok());
+        for tid in tids.filter(|tid| *tid != pid).take(MAX_THREADS) {
+            let Ok(thread) = self.process(tid) else { continue };
+            let shows = thread.stat(buffer).is_ok_and(|stat| stat.startcode != 0);
+            // It is still the process's, and so was what was opened.
+            if shows && process.file(&format!("task/{tid}/stat")).is_ok() {
+                return Ok((tid, thread));
+            }
+        }
+        Ok((pid, process))
     }
 
     /// `stat` of the process that has the pid now, in one open.

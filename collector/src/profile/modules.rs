@@ -233,8 +233,8 @@ impl Modules {
 
     /// Reads what a process has mapped now. Its files are opened, those that are new.
     pub fn refresh(&mut self, key: ProcessKey) -> Result<Arc<ProcessMaps>, ReadError> {
-        let directory = self.root.process(key.pid)?;
-        if directory.stat(&mut self.buffer)?.starttime != key.start_ticks() {
+        let (thread, directory) = self.root.address_space(key.pid, &mut self.buffer)?;
+        if self.root.stat(key.pid, &mut self.buffer)?.starttime != key.start_ticks() {
             return Err(ReadError::Gone);
         }
         self.clock += 1;
@@ -250,11 +250,11 @@ impl Modules {
                 } else {
                     let module = match region.code {
                         Code::Anonymous => None,
-                        Code::Vdso => self.vdso(key.pid),
+                        Code::Vdso => self.vdso(thread),
                         Code::File { inode, name, .. } => match found.get(&(inode, name.to_vec())) {
                             Some(known) => *known,
                             None => {
-                                let module = self.file(key.pid, &directory, &region);
+                                let module = self.file(thread, &directory, &region);
                                 found.insert((inode, name.to_vec()), module);
                                 module
                             }

@@ -74,8 +74,8 @@ impl Readers {
 
     /// The memory of a process, to be read; `None` if it is gone or does not let us.
     pub(super) fn memory(&mut self, key: ProcessKey) -> Option<File> {
-        let directory = self.procfs.process(key.pid).ok()?;
-        let stat = directory.stat(&mut self.buffer).ok()?;
+        let (_, directory) = self.procfs.address_space(key.pid, &mut self.buffer).ok()?;
+        let stat = self.procfs.stat(key.pid, &mut self.buffer).ok()?;
         (stat.starttime == key.start_ticks()).then(|| directory.file("mem").ok()).flatten()
     }
 
@@ -148,8 +148,10 @@ impl Readers {
 
     /// What tells the address space of a process from another program's, and its start.
     fn identity(&mut self, pid: Pid) -> Option<(ProcessKey, u64, u64)> {
-        let stat = self.procfs.stat(pid, &mut self.buffer).ok()?;
-        Some((ProcessKey::from_ticks(pid, stat.starttime), stat.startcode, stat.start_brk.unwrap_or(0)))
+        let started = self.procfs.stat(pid, &mut self.buffer).ok()?.starttime;
+        let (_, directory) = self.procfs.address_space(pid, &mut self.buffer).ok()?;
+        let stat = directory.stat(&mut self.buffer).ok()?;
+        Some((ProcessKey::from_ticks(pid, started), stat.startcode, stat.start_brk.unwrap_or(0)))
     }
 }
 
@@ -201,8 +203,8 @@ impl Spaces {
         }
     }
 
-    /// Tells a sampler of the address space of a process, unless it was looked at a moment ago: or that there is nothing to tell, if its
-    /// main thread has ended before others, if nobody may look at it, or if there is no room. Of one that is gone nothing is told.
+    /// Tells a sampler of the address space of a process, unless it was looked at a moment ago: or that there is nothing to tell, if
+    /// nobody may look at it, or if there is no room. Of one that is gone nothing is told.
     pub(super) fn tell(&mut self, pid: Pid, readers: &mut Readers, sampler: &mut Sampler) {
         let Some(identity) = readers.identity(pid) else { return };
         let (key, start_code, start_brk) = identity;

@@ -1,14 +1,18 @@
 //! Workers that make it hard to tell what they run: with thousands of mappings, that become another program, that end at once.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Pprof, cpu_seconds, in_pool};
+use super::{Pprof, cpu_seconds, in_pool, in_pool_of};
 use crate::servers::{Server, command_in, compile};
-use crate::support::eventually;
+use crate::support::{collector_command, eventually};
 
 /// Burns in `burn`, and in `compare`, which the C library calls. On SIGUSR1 it maps a page of its own code, as often as it is
 /// told, and says so with a file.
@@ -422,22 +426,53 @@ int main(void) {
 }
 "#;
 
-/// `/proc` does not say what it has mapped: with each sample that is to be known, and nobody looks for it each time.
+/// Its threads show what it has mapped, its own directory of `/proc` does not.
 #[test]
-fn a_process_whose_address_space_cannot_be_read_is_not_looked_at_with_each_sample() {
+fn a_process_whose_main_thread_has_ended_has_whole_stacks() {
     let directory = tempfile::tempdir().unwrap();
-    let program = compile(directory.path(), "leaderless", LEADERLESS, &["-O2", "-pthread"]);
+    let flags = ["-O2", "-g", "-pthread", "-fomit-frame-pointer"];
+    let program = compile(directory.path(), "leaderless", LEADERLESS, &flags);
     let mut command = command_in(directory.path(), program.to_str().unwrap(), &[]);
     let worker = Server::start_ended_by(Signal::SIGKILL, &mut command);
     let collector = in_pool(directory.path(), "leaderless");
+    let share_of_whole = |profile: &Pprof| {
+        let top = profile.top(&["-cum"]);
+        let share = |name: &str| top.get(name).copied().unwrap_or_default().1;
+        (share("compute"), share("[truncated]"))
+    };
+    let before = share_of_whole(&Pprof::take(&collector, "profile?pool=leaderless&seconds=1&hz=999"));
     kill(worker.pid(), Signal::SIGUSR1).unwrap();
     eventually("its main thread has ended", || {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", worker.pid())).ok()?;
         stat.contains(") Z ").then_some(())
     });
-    Pprof::take(&collector, "profile?pool=leaderless&seconds=1&hz=999");
+    // One that knew it before, and one that has never met it otherwise.
+    let after = share_of_whole(&Pprof::take(&collector, "profile?pool=leaderless&seconds=1&hz=999"));
+    let met = share_of_whole(&Pprof::take(&collector, "profile?pool=leaderless&seconds=1&hz=499"));
+    println!("{before:?} before, {after:?} after, {met:?} where it was met then");
+    for (whole, truncated) in [before, after, met] {
+        assert!(whole > 98.0 && truncated < 1.0, "{whole} % whole, {truncated} % truncated");
+    }
+}
+
+/// With each sample it is to be known what it has mapped, which nobody may see, and nobody looks for it each time.
+#[test]
+fn a_process_whose_address_space_cannot_be_read_is_not_looked_at_with_each_sample() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
+    let program = compile(directory.path(), "spread", SPREAD, &["-O2"]);
+    let mut command = command_in(directory.path(), program.to_str().unwrap(), &[]);
+    let _worker = Server::start_ended_by(Signal::SIGKILL, command.uid(65534).gid(65534));
+    let collector = in_pool_of(directory.path(), "spread", |flags| {
+        let command = collector_command(flags);
+        let mut without = Command::new("setpriv");
+        without.args(["--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]).arg(command.get_program());
+        without.args(command.get_args()).stdin(Stdio::null());
+        without
+    });
+    Pprof::take(&collector, "profile?pool=spread&seconds=1&hz=999");
     let before = sleeps_of(collector.pid(), "profile");
-    let profile = Pprof::take(&collector, "profile?pool=leaderless&seconds=4&hz=999");
+    let profile = Pprof::take(&collector, "profile?pool=spread&seconds=4&hz=999");
     let sleeps = sleeps_of(collector.pid(), "profile") - before;
     let (_, sampled) = profile.duration_and_total_s();
     println!("it slept {sleeps} times, and sampled {sampled} s");

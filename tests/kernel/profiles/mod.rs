@@ -16,7 +16,7 @@ use std::process::Command;
 
 use nix::unistd::Pid;
 
-use crate::support::{Collector, eventually};
+use crate::support::{Collector, collector_command, eventually};
 
 /// What `go tool pprof` says of the bytes that were served.
 pub(crate) struct Pprof {
@@ -98,6 +98,11 @@ fn in_pool(directory: &Path, name: &str) -> Collector {
 
 /// The same with other flags.
 fn in_pool_with(directory: &Path, name: &str, flags: &[&str]) -> Collector {
+    in_pool_of(directory, name, |own| collector_command(&[own, flags].concat()))
+}
+
+/// The same as a command of these flags.
+fn in_pool_of(directory: &Path, name: &str, command: impl FnOnce(&[&str]) -> Command) -> Collector {
     let config = directory.join("config.yml");
     std::fs::write(
         &config,
@@ -105,7 +110,8 @@ fn in_pool_with(directory: &Path, name: &str, flags: &[&str]) -> Collector {
     )
     .unwrap();
     let config = format!("--config.file={}", config.display());
-    let collector = Collector::start(&[&[&*config, "--source=ebpf"], flags].concat());
+    let collector = Collector::launch(command(&[&*config, "--source=ebpf"]));
+    collector.wait_ready();
     eventually("it is a worker", || {
         let stats = collector.stats();
         let pool = stats["pools"].as_array()?.iter().find(|pool| pool["name"] == name)?.clone();
