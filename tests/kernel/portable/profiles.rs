@@ -1,6 +1,6 @@
 //! Profiles load and count right on every kernel.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use crate::support::{Collector, Workload, eventually, stat_field};
 

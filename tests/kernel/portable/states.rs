@@ -177,7 +177,7 @@ fn time_in_states_is_that_of_the_worker_and_adds_up() {
     let lived = certificate["lifetime_seconds"].as_f64().unwrap();
     let others = |pool: &Value| -> f64 {
         let workers = pool["workers"].as_array().unwrap().iter();
-        workers.filter(|w| w["pid"] != pid.as_raw()).map(|w| sum(w)).sum()
+        workers.filter(|w| w["pid"] != pid.as_raw()).map(sum).sum()
     };
     let after = eventually("its states add up to its life", || {
         let pool = pool_of(&collector.stats(), master.pid())?.clone();
