@@ -134,26 +134,26 @@ impl Root {
         Ok(ProcessDirectory(openat(&self.directory, digits.format(pid), flags, Mode::empty())?))
     }
 
-    /// Through which thread a process shows its address space, and the directory of that (`/proc/TID`, which is there, though not
-    /// listed: proc(5)): its main thread's, or, if that has ended before others, another one's.
-    pub fn address_space(&self, pid: Pid, buffer: &mut Buffer) -> Result<(Pid, ProcessDirectory), ReadError> {
+    /// Where a process shows its address space.
+    pub fn address_space(&self, pid: Pid, buffer: &mut Buffer) -> Result<AddressSpace, ReadError> {
         let process = self.process(pid)?;
         let stat = process.stat(buffer)?;
-        if stat.startcode != 0 || stat.num_threads < 2 {
-            return Ok((pid, process));
-        }
-        let tids = process.listing("task")?.into_iter().flatten();
-        let tids =
-            tids.filter_map(|entry| std::str::from_utf8(entry.file_name().to_bytes()).ok()?.parse().ok());
-        for tid in tids.filter(|tid| *tid != pid).take(MAX_THREADS) {
-            let Ok(thread) = self.process(tid) else { continue };
-            let shows = thread.stat(buffer).is_ok_and(|stat| stat.startcode != 0);
-            // It is still the process's, and so was what was opened.
-            if shows && process.file(&format!("task/{tid}/stat")).is_ok() {
-                return Ok((tid, thread));
+        let starttime = stat.starttime;
+        if stat.startcode == 0 && stat.num_threads > 1 {
+            let tids = process.listing("task")?.into_iter().flatten();
+            let tids =
+                tids.filter_map(|entry| std::str::from_utf8(entry.file_name().to_bytes()).ok()?.parse().ok());
+            for thread in tids.filter(|tid| *tid != pid).take(MAX_THREADS) {
+                let Ok(directory) = self.process(thread) else { continue };
+                let stat = directory.stat(buffer).ok().filter(|stat| stat.startcode != 0);
+                // It is still the process's, and so was what was opened.
+                let stat = stat.filter(|_| process.file(&format!("task/{thread}/stat")).is_ok());
+                if let Some(stat) = stat {
+                    return Ok(AddressSpace { starttime, thread, directory, stat });
+                }
             }
         }
-        Ok((pid, process))
+        Ok(AddressSpace { starttime, thread: pid, directory: process, stat })
     }
 
     /// `stat` of the process that has the pid now, in one open.
@@ -172,6 +172,20 @@ impl Root {
     pub(super) fn link(&self, name: &str) -> Result<std::ffi::OsString, ReadError> {
         Ok(readlinkat(&self.directory, name)?)
     }
+}
+
+/// Where a process shows its address space: in its own directory, or, if its main thread has ended before others, in that of another
+/// thread (`/proc/TID`, which is there, though not listed: proc(5)).
+#[derive(Debug)]
+pub struct AddressSpace {
+    /// When the process started, clock ticks after boot.
+    pub starttime: u64,
+    /// Id of the thread.
+    pub thread: Pid,
+    /// Its directory.
+    pub directory: ProcessDirectory,
+    /// Its `stat`.
+    pub stat: Stat,
 }
 
 /// `/proc/PID`, held open (without the right to list it).

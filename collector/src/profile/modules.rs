@@ -26,7 +26,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use super::elf::{Elf, Segment};
 use crate::files;
 use crate::procfs::parse::maps::{self, Code};
-use crate::procfs::root::{Buffer, ProcessDirectory, ReadError, Root};
+use crate::procfs::root::{AddressSpace, Buffer, ProcessDirectory, ReadError, Root};
 use crate::units::{ByProcess, Pid, ProcessKey};
 
 /// Executable mappings kept of a process. A Java machine with all its code has some thousand.
@@ -233,8 +233,9 @@ impl Modules {
 
     /// Reads what a process has mapped now. Its files are opened, those that are new.
     pub fn refresh(&mut self, key: ProcessKey) -> Result<Arc<ProcessMaps>, ReadError> {
-        let (thread, directory) = self.root.address_space(key.pid, &mut self.buffer)?;
-        if self.root.stat(key.pid, &mut self.buffer)?.starttime != key.start_ticks() {
+        let AddressSpace { starttime, thread, directory, .. } =
+            self.root.address_space(key.pid, &mut self.buffer)?;
+        if starttime != key.start_ticks() {
             return Err(ReadError::Gone);
         }
         self.clock += 1;

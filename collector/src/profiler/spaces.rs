@@ -11,7 +11,7 @@ use collector_ebpf::unwind::Rule;
 
 use super::naming::Interpreters;
 use crate::kernel::{Frames, Sampler};
-use crate::procfs::root::{Buffer, Root};
+use crate::procfs::root::{AddressSpace, Buffer, Root};
 use crate::profile::fold::Place;
 use crate::profile::modules::{Mapped, Module, ModuleId, Modules, ProcessMaps};
 use crate::profile::python::Runtime;
@@ -74,9 +74,8 @@ impl Readers {
 
     /// The memory of a process, to be read; `None` if it is gone or does not let us.
     pub(super) fn memory(&mut self, key: ProcessKey) -> Option<File> {
-        let (_, directory) = self.procfs.address_space(key.pid, &mut self.buffer).ok()?;
-        let stat = self.procfs.stat(key.pid, &mut self.buffer).ok()?;
-        (stat.starttime == key.start_ticks()).then(|| directory.file("mem").ok()).flatten()
+        let space = self.procfs.address_space(key.pid, &mut self.buffer).ok()?;
+        (space.starttime == key.start_ticks()).then(|| space.directory.file("mem").ok()).flatten()
     }
 
     /// The rule for an address of a process; `None` where it has no code. Where nothing is known of code it has frame pointers,
@@ -148,10 +147,8 @@ impl Readers {
 
     /// What tells the address space of a process from another program's, and its start.
     fn identity(&mut self, pid: Pid) -> Option<(ProcessKey, u64, u64)> {
-        let started = self.procfs.stat(pid, &mut self.buffer).ok()?.starttime;
-        let (_, directory) = self.procfs.address_space(pid, &mut self.buffer).ok()?;
-        let stat = directory.stat(&mut self.buffer).ok()?;
-        Some((ProcessKey::from_ticks(pid, started), stat.startcode, stat.start_brk.unwrap_or(0)))
+        let AddressSpace { starttime, stat, .. } = self.procfs.address_space(pid, &mut self.buffer).ok()?;
+        Some((ProcessKey::from_ticks(pid, starttime), stat.startcode, stat.start_brk.unwrap_or(0)))
     }
 }
 
