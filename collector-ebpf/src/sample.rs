@@ -132,7 +132,7 @@ pub struct Stack {
     pub hash: u64,
     /// How often it was found on a CPU; or how many waits there were that are over.
     pub count: u64,
-    /// How long it was on a CPU, or blocked, altogether, ns.
+    /// How long it was on a CPU, or blocked, altogether, ns; cycles if those are what is counted.
     pub time_ns: u64,
     /// How often it waited for a CPU and got it.
     pub queued: u64,
@@ -181,7 +181,7 @@ pub struct Sampling {
     /// Not 0: whoever asks for an address space is to wake user space up, which is asleep until then. Set by user space, and
     /// reset by who asks.
     pub reader_waits: u32,
-    /// The time that a sample of what runs stands for, ns. Set by user space.
+    /// The time that a sample of what runs stands for, ns; 0: it stands for the period of its event. Set by user space.
     pub sample_ns: u64,
     /// Not 0: only waits are of interest that are as long as the limits of their pool say, each of them is told as a [`Tail`],
     /// and on each CPU stacks are looked at no more often than once in so many ns, but for a few at once. Set by user space.

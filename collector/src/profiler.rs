@@ -108,6 +108,7 @@ impl Wanted {
         let off_cpu = What::OffCpu { least_ns: self.least_ns };
         match self.kind {
             Kind::OnCpu => vec![on_cpu],
+            Kind::Cycles => vec![What::Cycles { hz: self.hz }],
             Kind::OffCpu | Kind::RunQueue => vec![off_cpu],
             Kind::Wall => vec![on_cpu, off_cpu],
             Kind::Threads | Kind::Heap => Vec::new(),
@@ -121,6 +122,9 @@ pub enum CaptureError {
     /// As many as there can be are under way.
     #[error("as many captures, or rates, are under way as can be; ask again when one has ended")]
     Busy,
+    /// Cycles are asked for, and cannot be counted; with what to do.
+    #[error("{0}")]
+    NoCycles(String),
     /// The kernel refused.
     #[error("the kernel refuses to sample: {0}")]
     Load(LoadError),
@@ -136,6 +140,9 @@ impl From<LoadError> for CaptureError {
     fn from(error: LoadError) -> Self {
         match error {
             LoadError::NoEventsLeft => Self::Busy,
+            LoadError::NoCycles(_) | LoadError::TooOften(_) | LoadError::CountersTaken => {
+                Self::NoCycles(format!("{error}; what helps: {}", error.remedy()))
+            }
             other => Self::Load(other),
         }
     }

@@ -140,6 +140,8 @@ fn go_counts_what_was_counted() {
         check(kind, &["-top"], &["Type: delay", "8s 80.00% 80.00% 8s 80.00% parse (inline)"]);
         check(kind, &["-top", "-contentions"], &["80 80.00% 80.00% 80 80.00% parse (inline)"]);
     }
+    let cycles = "8000000000 80.00% 80.00% 8000000000 80.00% parse (inline)";
+    check(Kind::Cycles, &["-top"], &["Type: cycles", cycles]);
     check(Kind::Wall, &["-top"], &["Type: wall", "8s 80.00% 80.00% 8s 80.00% parse (inline)"]);
     check(Kind::Threads, &["-top"], &["Type: threads", "80 80.00% 80.00% 80 80.00% parse (inline)"]);
 }

@@ -29,6 +29,8 @@ const BP: usize = 32;
 const IP: usize = 128;
 const CS: usize = 136;
 const SP: usize = 152;
+/// What follows them: `sample_period` of `struct bpf_perf_event_data` (`include/uapi/linux/bpf_perf_event.h`).
+const PERIOD: usize = 168;
 
 /// A thread of a worker.
 pub(crate) struct Sampled {
@@ -52,7 +54,9 @@ pub(crate) fn sampled(task: Task) -> Option<Sampled> {
     Some(Sampled { task, slot: owner.slot, pool: unsafe { (&raw const (*slot).pool).read_volatile() } })
 }
 
-/// One event of a CPU.
+/// One event of a CPU. Where it is of a counter, it is an interrupt that cannot be masked, and comes in the middle of anything: all that this
+/// program writes is its own (no program of this kind begins while another one is at work on the same CPU), and what it reads the kernel
+/// lets it read then, or refuses.
 #[perf_event]
 fn on_cpu(ctx: PerfEventContext) -> u32 {
     let Some(walk) = WALKS.get_ptr_mut(ON_CPU) else { return 0 };
@@ -75,7 +79,9 @@ fn on_cpu(ctx: PerfEventContext) -> u32 {
         // SAFETY: a pointer into the array.
         unsafe {
             add_u64(&raw mut (*stack).count, 1);
-            add_u64(&raw mut (*stack).time_ns, sample_ns());
+            // Of a counter the period is set anew by the kernel all the time.
+            let told = sample_ns();
+            add_u64(&raw mut (*stack).time_ns, if told == 0 { register(PERIOD) } else { told });
         }
     }
     0

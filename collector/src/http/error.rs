@@ -71,6 +71,9 @@ pub enum Error {
         "as many captures as there can be are under way, or as many different hz; ask again when one has ended"
     )]
     ProfilesBusy,
+    /// Of cycles. What to do is in it.
+    #[error("{0}")]
+    NoCycles(String),
     /// Nothing is sampled all the time.
     #[error(
         "what runs is not sampled all the time, so nothing is kept: the flag `--profiles.continuous-hz=19` has it sampled and \
@@ -137,7 +140,7 @@ impl Error {
             Self::NotReady | Self::Crowded | Self::Verifying | Self::ReloadBusy | Self::ShuttingDown => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            Self::NoTrace | Self::NoProfiles => StatusCode::NOT_IMPLEMENTED,
+            Self::NoTrace | Self::NoProfiles | Self::NoCycles(_) => StatusCode::NOT_IMPLEMENTED,
             Self::UnknownPool(_)
             | Self::NoWorkerWithPid(_)
             | Self::UnknownWorker { .. }

@@ -47,6 +47,8 @@ const MOST_LATE: Duration = Duration::from_secs(60);
 pub(super) struct Parameters {
     seconds: Option<f64>,
     hz: Option<u32>,
+    /// What samples come by, in the words of perf-list(1).
+    event: Option<String>,
     pool: Option<String>,
     slot: Option<u32>,
     pid: Option<u32>,
@@ -81,6 +83,20 @@ impl Parameters {
         }
     }
 
+    /// What is profiled: of what is asked for here, or of that by another event.
+    fn kind(&self, kind: Kind) -> Result<Kind, Error> {
+        match (self.event.as_deref(), kind) {
+            (None, _) | (Some("cpu-clock"), Kind::OnCpu) => Ok(kind),
+            (Some("cycles"), Kind::OnCpu) => Ok(Kind::Cycles),
+            (Some(other), Kind::OnCpu) => {
+                let text =
+                    format!("event={other:?} is none of cpu-clock (which it is unless given) and cycles");
+                Err(Error::BadRequest(text))
+            }
+            (Some(_), _) => Err(Error::BadRequest("event= is of profile, which is made of samples".into())),
+        }
+    }
+
     fn wanted(&self, kind: Kind, snapshot: &Snapshot) -> Result<Wanted, Error> {
         let seconds = self.seconds.unwrap_or(SECONDS);
         if !(LEAST_SECONDS..=MOST_SECONDS).contains(&seconds) {
@@ -101,7 +117,7 @@ impl Parameters {
         let pool = find(snapshot, &wanted.whom)?;
         let least_ns = match &self.min {
             None => wanted.least_ns,
-            Some(_) if kind == Kind::OnCpu => {
+            Some(_) if matches!(kind, Kind::OnCpu | Kind::Cycles) => {
                 return Err(Error::BadRequest("min= is of waits, and here is none".into()));
             }
             Some(text) => least_ns(text, pool)?,
@@ -121,8 +137,9 @@ impl Parameters {
             let text = "from= is of profile, offcpu and runqueue: only those are kept";
             return Err(Error::BadRequest(text.into()));
         }
-        if self.seconds.is_some() || self.hz.is_some() || self.min.is_some() {
-            let text = "from= is of what was sampled already: seconds=, hz= and min= are of what is to be";
+        if self.seconds.is_some() || self.hz.is_some() || self.event.is_some() || self.min.is_some() {
+            let text =
+                "from= is of what was sampled already: seconds=, hz=, event= and min= are of what is to be";
             return Err(Error::BadRequest(text.into()));
         }
         if self.target.is_some() {
@@ -355,6 +372,7 @@ async fn capture(shared: &Shared, kind: Kind, asked: Asked) -> Result<Response, 
         }
         return rendered(profile, kind, format).await;
     }
+    let kind = parameters.kind(kind)?;
     let wanted = parameters.wanted(kind, &*shared.snapshot()?)?;
     let profiler = shared.profiler.as_ref().ok_or(Error::NoProfiles)?;
     // Dropped when the client goes away, which ends the capture.
@@ -375,6 +393,7 @@ async fn rendered(profile: Answered, kind: Kind, format: Format) -> Result<Respo
 pub(super) fn failed(error: CaptureError) -> Error {
     match error {
         CaptureError::Busy => Error::ProfilesBusy,
+        CaptureError::NoCycles(text) => Error::NoCycles(text),
         error @ CaptureError::NotKept(_) => Error::NotKept(error.to_string()),
         other => {
             tracing::warn!(error = %other, "a capture failed");
@@ -399,6 +418,7 @@ pub(super) async fn answer(
         Format::Proto => {
             let attachment = HeaderValue::from_static(match kind {
                 Kind::OnCpu => "attachment; filename=\"profile.pb.gz\"",
+                Kind::Cycles => "attachment; filename=\"cycles.pb.gz\"",
                 Kind::OffCpu => "attachment; filename=\"offcpu.pb.gz\"",
                 Kind::RunQueue => "attachment; filename=\"runqueue.pb.gz\"",
                 Kind::Wall => "attachment; filename=\"wall.pb.gz\"",
@@ -490,7 +510,7 @@ pub(super) async fn index(_: Allowed) -> Response {
     let mut page = String::from(
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>/debug/pprof/</title></head><body>\n\
          <h1>/debug/pprof/</h1>\n<p>Profiles of workers: <code>go tool pprof \'http://HOST/debug/pprof/profile?pool=NAME\'</code></p>\n\
-         <p>seconds= (30), pool=, slot=, pid=, or target=self for the collector itself, hz= (99, of what runs), min= (of what waits, e.g. 10ms, or p99 of the pool's waits for the same reason), \
+         <p>seconds= (30), pool=, slot=, pid=, or target=self for the collector itself, hz= (99, of what runs), event=cycles (of what runs, by the CPU's counter instead of its clock), min= (of what waits, e.g. 10ms, or p99 of the pool's waits for the same reason), \
          format=proto|text|folded|flamegraph or debug=1; from=, to=</p>\n<dl>\n",
     );
     for (name, text) in PROFILES {

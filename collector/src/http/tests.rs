@@ -680,6 +680,9 @@ async fn nonsense_is_refused_before_anything_is_sampled() {
         ("hz=10001", "10000"),
         ("slot=1", "pool="),
         ("min=1ms", "of waits"),
+        ("event=cycles&min=1ms", "of waits"),
+        ("event=instructions", "none of cpu-clock (which it is unless given) and cycles"),
+        ("from=-1m&event=cycles", "was sampled already"),
         ("format=svg", "flamegraph"),
         ("pools=web", "unknown field"),
         ("from=yesterday", "is no moment like -5m"),
@@ -707,6 +710,9 @@ async fn nonsense_is_refused_before_anything_is_sampled() {
         let refused = get_locally(&site.router, &format!("/debug/pprof/offcpu?min={min}")).await;
         assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{min}");
     }
+    let by_cycles = get_locally(&site.router, "/debug/pprof/wall?event=cycles").await;
+    assert_eq!(by_cycles.status, StatusCode::BAD_REQUEST);
+    assert!(by_cycles.error().contains("event= is of profile"), "{}", by_cycles.error());
     let of_all = get_locally(&site.router, "/debug/pprof/wall?from=-1m").await;
     assert_eq!(of_all.status, StatusCode::BAD_REQUEST);
     // What is asked for is sound, but nobody can do it here.
@@ -721,6 +727,8 @@ async fn nonsense_is_refused_before_anything_is_sampled() {
         "runqueue",
         "wall?debug=1&gc=1",
         "profile?target=self",
+        "profile?event=cycles&hz=999",
+        "profile?event=cpu-clock",
         "offcpu?target=self&min=10ms",
         "trace",
     ] {

@@ -14,7 +14,7 @@ use super::btf::{Btf, BtfError, Kind};
 use super::object::{Made, Object, ObjectError};
 use super::offsets::{self, OffsetsError};
 use super::requests::{RequestProbes, RequestTable};
-use super::sampler::{self, Parts, SHARED, Samplers};
+use super::sampler::{Events, Parts, SHARED, Samplers};
 use super::schedule::{Probe, ScheduleTable, Scheduler};
 use super::slots::SlotTable;
 use super::support::{OLDEST_LINUX, Support};
@@ -73,6 +73,15 @@ pub enum LoadError {
     /// As many rates are sampled as can be.
     #[error("as many rates are sampled as can be at a time")]
     NoEventsLeft,
+    /// There is no counter of cycles that can be sampled by.
+    #[error("cycles cannot be counted here: {0}")]
+    NoCycles(String),
+    /// Counters may not interrupt that often.
+    #[error("the kernel takes fewer samples by cycles than {0} a second")]
+    TooOften(u32),
+    /// Somebody has all counters of a CPU that count cycles.
+    #[error("no counter of cycles is free, on one CPU at least")]
+    CountersTaken,
     /// `/proc`, where processes are made sure of.
     #[error(transparent)]
     Procfs(#[from] ProcfsError),
@@ -94,6 +103,11 @@ impl LoadError {
             }
             Self::Procfs(_) => "mount /proc, or say where it is (--path.procfs)".into(),
             Self::NoEventsLeft => "ask again later, or for the same rate".into(),
+            Self::NoCycles(_) => {
+                "sample by the clock; or a CPU with counters, and in a virtual machine one whose host lets it have them (`perf stat -e cycles true` tells)".into()
+            }
+            Self::TooOften(_) => "no more than `kernel.perf_event_max_sample_rate`, which the kernel lowers where interrupts take long".into(),
+            Self::CountersTaken => "sample by the clock, or end what counts (another `perf`), and ask again".into(),
             Self::Object(_) | Self::Tick(_) | Self::Attach { .. } | Self::Shared(_) => {
                 format!("use Linux {OLDEST_LINUX} or newer; if it is, the message above is worth a report")
             }
@@ -501,7 +515,7 @@ fn samplers(
     let [switch, wakeup, _] = targets.scheduler;
     let tracepoints = [("sched_switch", switch), ("sched_wakeup", wakeup)];
     let kernel_functions = targets.kernel_functions;
-    let (events, refused) = sampler::open_events();
+    let (events, refused) = Events::open();
     let feature = match &refused {
         None => enabled("profiles"),
         Some(error) => Feature {

@@ -48,8 +48,7 @@ pub(super) struct Parts {
     pub(super) task_iterator: Option<u32>,
     /// Maps of theirs, by name.
     pub(super) shared: Vec<(&'static str, OwnedFd)>,
-    /// Sets of events that no sampler has, one event for each CPU: opened before rights are dropped.
-    pub(super) events: Mutex<Vec<Vec<OwnedFd>>>,
+    pub(super) events: Mutex<Events>,
 }
 
 /// Where tails are sampled all the time, stacks are looked at no more often than once in so many nanoseconds on each CPU, but for a
@@ -59,16 +58,72 @@ const WALKS_APART_NS: u64 = NANOS_PER_SECOND / 1000;
 /// Rates that can be sampled at a time: two that are asked for, and one for all the time.
 const EVENT_SETS: usize = 3;
 
-/// Opens the events of all CPUs, or says why not.
-pub(super) fn open_events() -> (Vec<Vec<OwnedFd>>, Option<io::Error>) {
-    let set = || -> io::Result<Vec<OwnedFd>> {
-        let cpus = online_cpus().map_err(|(_, error)| error)?;
+/// Sets of events that no sampler has, one event for each CPU: opened before rights are dropped.
+pub(super) struct Events {
+    clock: Vec<Vec<OwnedFd>>,
+    /// One set, while it is free: CPUs have few counters. Or why there is none.
+    cycles: Result<Option<Vec<OwnedFd>>, String>,
+}
+
+impl Events {
+    /// Opens the events of all CPUs. Says why there are none of the clock, if so.
+    pub(super) fn open() -> (Self, Option<io::Error>) {
         // Until a sampler says otherwise.
-        cpus.into_iter().map(|cpu| sys::cpu_clock_open(cpu, NANOS_PER_SECOND)).collect()
-    };
-    match (0..EVENT_SETS).map(|_| set()).collect() {
-        Ok(sets) => (sets, None),
-        Err(error) => (Vec::new(), Some(error)),
+        let clock = |_| on_all_cpus(|cpu| sys::cpu_clock_open(cpu, NANOS_PER_SECOND));
+        let (clock, refused) = match (0..EVENT_SETS).map(clock).collect() {
+            Ok(sets) => (sets, None),
+            Err(error) => (Vec::new(), Some(error)),
+        };
+        let cycles = on_all_cpus(sys::cycles_open).map(Some).map_err(|error| error.to_string());
+        (Self { clock, cycles }, refused)
+    }
+
+    fn take(&mut self, what: What) -> Result<Vec<OwnedFd>, LoadError> {
+        match what {
+            What::OnCpu { .. } => self.clock.pop().ok_or(LoadError::NoEventsLeft),
+            What::Cycles { .. } => match &mut self.cycles {
+                Ok(set) => set.take().ok_or(LoadError::NoEventsLeft),
+                Err(reason) => Err(LoadError::NoCycles(reason.clone())),
+            },
+            What::OffCpu { .. } | What::Tails => Ok(Vec::new()),
+        }
+    }
+
+    fn give_back(&mut self, what: What, events: Vec<OwnedFd>) {
+        match what {
+            What::OnCpu { .. } => self.clock.push(events),
+            What::Cycles { .. } => self.cycles = Ok(Some(events)),
+            What::OffCpu { .. } | What::Tails => {}
+        }
+    }
+}
+
+fn on_all_cpus(open: impl Fn(u32) -> io::Result<OwnedFd>) -> io::Result<Vec<OwnedFd>> {
+    online_cpus().map_err(|(_, error)| error)?.into_iter().map(open).collect()
+}
+
+/// Events that somebody has. Dropped they are for the next one.
+struct Taken {
+    parts: Arc<Parts>,
+    what: What,
+    events: Vec<OwnedFd>,
+}
+
+impl Taken {
+    fn of(parts: &Arc<Parts>, what: What) -> Result<Self, LoadError> {
+        let events = parts.events.lock().unwrap_or_else(PoisonError::into_inner).take(what)?;
+        Ok(Self { parts: Arc::clone(parts), what, events })
+    }
+
+    fn iter(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.events.iter().map(AsFd::as_fd)
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let mut free = self.parts.events.lock().unwrap_or_else(PoisonError::into_inner);
+        free.give_back(self.what, std::mem::take(&mut self.events));
     }
 }
 
@@ -133,7 +188,7 @@ impl Samplers {
     }
 
     fn load_for(&self, what: What, rows: usize, own: bool) -> Result<Sampler, LoadError> {
-        let Parts { constants, kernel_functions, tracepoints, shared, events, .. } = &*self.0;
+        let Parts { constants, kernel_functions, tracepoints, shared, .. } = &*self.0;
         let rows = rows.clamp(MAX_ROWS, MOST_ROWS);
         let made = |name: &str| match shared.iter().find(|(shared, _)| *shared == name) {
             Some(_) if own && name == maps::TAGS => Made::New(None),
@@ -143,9 +198,12 @@ impl Samplers {
             None if maps::OF_PROFILES.contains(&name) || name.starts_with('.') => Made::New(None),
             None => Made::Not,
         };
+        let events = Taken::of(&self.0, what)?;
         let mut object = Object::open(OBJECT, constants.globals(), kernel_functions, made)?;
         let programs = match what {
-            What::OnCpu { .. } => vec![(programs::ON_CPU, object.load(programs::ON_CPU, RunBy::PerfEvent)?)],
+            What::OnCpu { .. } | What::Cycles { .. } => {
+                vec![(programs::ON_CPU, object.load(programs::ON_CPU, RunBy::PerfEvent)?)]
+            }
             What::OffCpu { .. } | What::Tails => {
                 let load = |(program, (name, target)): (&'static str, &(&'static str, Option<u32>))| {
                     let target = target.ok_or_else(|| LoadError::NoTarget(format!("tracepoint {name}")))?;
@@ -155,19 +213,11 @@ impl Samplers {
                 programs.into_iter().zip(tracepoints).map(load).collect::<Result<_, LoadError>>()?
             }
         };
-        let events = match what {
-            What::OnCpu { .. } => {
-                let mut sets = events.lock().unwrap_or_else(PoisonError::into_inner);
-                sets.pop().ok_or(LoadError::NoEventsLeft)?
-            }
-            What::OffCpu { .. } | What::Tails => Vec::new(),
-        };
         if own {
             alone::tag_ourselves(object.take_map_data(maps::TAGS)?, object.take_map_data(maps::SLOTS)?)
                 .map_err(LoadError::Shared)?;
         }
         let sampler = Sampler {
-            parts: Arc::clone(&self.0),
             what,
             programs,
             links: Vec::new(),
@@ -195,7 +245,7 @@ impl Samplers {
         drop(object);
         sys::let_go_of_pages(OBJECT);
         match what {
-            What::OnCpu { .. } => {}
+            What::OnCpu { .. } | What::Cycles { .. } => {}
             What::OffCpu { least_ns } => {
                 for (kind, least_ns) in least_ns.into_iter().enumerate() {
                     sampler.say(offset_of!(Sampling, least_ns) + kind * size_of::<u64>(), least_ns);
@@ -215,7 +265,7 @@ impl Samplers {
 /// How often what runs is sampled.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Period {
-    /// From one event of a CPU to the next, ns; 0 of waits, which have none.
+    /// From one event of a CPU to the next, ns; 0 of what has none.
     pub ns: u64,
     /// The time that a sample stands for, ns: more, as no event comes in the last part of the time in which there is this period.
     pub sample_ns: u64,
@@ -229,6 +279,11 @@ pub enum What {
         /// Not zero.
         period_ns: u64,
     },
+    /// The same by the counter of cycles of each CPU: what is counted is how many there were.
+    Cycles {
+        /// Samples in a second of them, more or less. Not zero.
+        hz: u32,
+    },
     /// What waits, for as long as that at least.
     OffCpu {
         /// Nanoseconds, by kind of time ([`crate::input::TIME_KINDS`]): of being blocked for a reason, and of waiting for a CPU.
@@ -237,6 +292,13 @@ pub enum What {
     /// What waits for as long as those do that wait the longest: each wait that is as long as [`Sampler::set_least`] says for its
     /// pool, and none of pools that it was not said of. Not all stacks are looked at where there are very many.
     Tails,
+}
+
+impl What {
+    /// What runs, by samples; not waits.
+    pub fn runs(self) -> bool {
+        matches!(self, Self::OnCpu { .. } | Self::Cycles { .. })
+    }
 }
 
 /// Frames of a stack, the innermost first.
@@ -261,13 +323,12 @@ pub struct Counts {
 
 /// A loaded sampler. Dropping it is the end of all; its events are for the next one.
 pub struct Sampler {
-    parts: Arc<Parts>,
     what: What,
     programs: Vec<(&'static str, OwnedFd)>,
     /// What has them run.
     links: Vec<OwnedFd>,
     /// One for each CPU, if it is they that have the program run.
-    events: Vec<OwnedFd>,
+    events: Taken,
     sampling: Shared<Sampling>,
     stacks: Shared<Stack>,
     /// Places of these that were taken when they were last read.
@@ -290,22 +351,18 @@ pub struct Sampler {
 
 impl std::fmt::Debug for Sampler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sampler").field("events", &self.events.len()).finish_non_exhaustive()
+        f.debug_struct("Sampler").field("what", &self.what).finish_non_exhaustive()
     }
 }
 
 impl Drop for Sampler {
     fn drop(&mut self) {
         self.detach();
-        if !self.events.is_empty() {
-            let mut sets = self.parts.events.lock().unwrap_or_else(PoisonError::into_inner);
-            sets.push(std::mem::take(&mut self.events));
-        }
     }
 }
 
 impl Sampler {
-    /// Begins to sample; what runs with this period.
+    /// Begins to sample; what runs with this period, if it is by the clock.
     pub fn start(&mut self, period: Period) -> Result<(), LoadError> {
         self.say(offset_of!(Sampling, sample_ns), period.sample_ns);
         self.say(offset_of!(Sampling, began_ns), monotonic_ns());
@@ -313,10 +370,23 @@ impl Sampler {
             let refused = |error| LoadError::Attach { program: name, error };
             match self.what {
                 What::OnCpu { .. } => {
-                    for event in self.events.iter().map(AsFd::as_fd) {
+                    for event in self.events.iter() {
                         self.links.push(sys::perf_event_attach(program.as_fd(), event).map_err(refused)?);
                         sys::perf_event_set_period(event, period.ns).map_err(refused)?;
                         sys::perf_event_enable(event, true).map_err(refused)?;
+                    }
+                }
+                What::Cycles { hz } => {
+                    for event in self.events.iter() {
+                        self.links.push(sys::perf_event_attach(program.as_fd(), event).map_err(refused)?);
+                        sys::perf_event_set_rate(event, hz).map_err(|error| match error.kind() {
+                            io::ErrorKind::InvalidInput => LoadError::TooOften(hz),
+                            _ => refused(error),
+                        })?;
+                        sys::perf_event_enable(event, true).map_err(refused)?;
+                        if !sys::perf_event_counts(event).map_err(refused)? {
+                            return Err(LoadError::CountersTaken);
+                        }
                     }
                 }
                 What::OffCpu { .. } | What::Tails => {
@@ -334,8 +404,8 @@ impl Sampler {
     }
 
     fn detach(&mut self) {
-        for event in &self.events {
-            if let Err(error) = sys::perf_event_enable(event.as_fd(), false) {
+        for event in self.events.iter() {
+            if let Err(error) = sys::perf_event_enable(event, false) {
                 tracing::debug!(%error, "an event goes on for nobody");
             }
         }
@@ -356,7 +426,7 @@ impl Sampler {
     pub fn change_period(&self, period: Period) -> io::Result<()> {
         self.say(offset_of!(Sampling, sample_ns), period.sample_ns);
         let mut events = self.events.iter();
-        events.try_for_each(|event| sys::perf_event_set_period(event.as_fd(), period.ns))
+        events.try_for_each(|event| sys::perf_event_set_period(event, period.ns))
     }
 
     /// What was counted.

@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 use aya::maps::MapData;
 use aya_obj::generated::{
     bpf_attach_type, bpf_attr, bpf_cmd, bpf_func_info, bpf_insn, bpf_map_info, bpf_map_type, bpf_prog_info,
-    bpf_prog_type, bpf_stats_type, perf_event_attr, perf_sw_ids, perf_type_id,
+    bpf_prog_type, bpf_stats_type, perf_event_attr, perf_hw_id, perf_sw_ids, perf_type_id,
 };
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::statfs::{SYSFS_MAGIC, fstatfs};
@@ -294,9 +294,7 @@ const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 1 << 3;
 /// Opens an event that comes on a CPU, whatever runs there, each time so many nanoseconds have passed (perf_event_open(2),
 /// `PERF_COUNT_SW_CPU_CLOCK`), once it is enabled.
 ///
-/// Not a counter of cycles, which `perf record` takes where there is one: what is told is time, and how long a cycle took at
-/// the frequency of that moment no sample says; many guests have none, and two hosts would tell different things; and
-/// as interrupts that cannot be masked they come while a program of a lower kind holds what the sampling programs need. The price: with
+/// What is asked for is time, so this is what is taken unless somebody asks for cycles ([`cycles_open`]). The price: with
 /// interrupts off nothing is sampled, and what was done meanwhile is found where they are on again.
 ///
 /// Needs CAP_PERFMON, and on Debian CAP_SYS_ADMIN where
@@ -305,9 +303,35 @@ pub(super) fn cpu_clock_open(cpu: u32, period_ns: u64) -> io::Result<OwnedFd> {
     // SAFETY: a struct of plain integers and unions of them; zeros are "not given".
     let mut attr: perf_event_attr = unsafe { std::mem::zeroed() };
     attr.type_ = perf_type_id::PERF_TYPE_SOFTWARE as u32;
-    attr.size = size_of::<perf_event_attr>() as u32;
     attr.config = perf_sw_ids::PERF_COUNT_SW_CPU_CLOCK as u64;
     attr.__bindgen_anon_1.sample_period = period_ns;
+    event_open(attr, cpu)
+}
+
+/// Opens an event that comes on a CPU, whatever runs there, each time so many cycles have passed that there are as many events in a
+/// second of them as [`perf_event_set_rate`] says (perf_event_open(2), `PERF_COUNT_HW_CPU_CYCLES`), once it is enabled. The kernel goes by
+/// how fast the CPU is, and each event says how many cycles it stands for. Idle CPUs have none.
+///
+/// It interrupts where interrupts are off, too. It is not what is taken unless somebody asks for it: what is told is time, and how long a
+/// cycle took at the frequency of that moment no sample says; many guests have no such counter; and its rate cannot be changed meanwhile
+/// as that of the clock is, or a CPU that is hardly ever busy, which counts less than a period from one change to the next, would
+/// never have an event.
+///
+/// The counter is the event's alone while it is enabled (`pinned`): where others have them all, [`perf_event_counts`] is false, and no
+/// part of the cycles is told as the whole.
+pub(super) fn cycles_open(cpu: u32) -> io::Result<OwnedFd> {
+    // SAFETY: as above.
+    let mut attr: perf_event_attr = unsafe { std::mem::zeroed() };
+    attr.type_ = perf_type_id::PERF_TYPE_HARDWARE as u32;
+    attr.config = perf_hw_id::PERF_COUNT_HW_CPU_CYCLES as u64;
+    attr.set_freq(1);
+    attr.__bindgen_anon_1.sample_freq = 1;
+    attr.set_pinned(1);
+    event_open(attr, cpu)
+}
+
+fn event_open(mut attr: perf_event_attr, cpu: u32) -> io::Result<OwnedFd> {
+    attr.size = size_of::<perf_event_attr>() as u32;
     attr.set_disabled(1);
     let cpu = i32::try_from(cpu).map_err(io::Error::other)?;
     let (any, no_group) = (-1, -1);
@@ -336,6 +360,20 @@ pub(super) fn perf_event_set_period(event: BorrowedFd<'_>, period_ns: u64) -> io
     // SAFETY: the kernel reads 8 bytes.
     unsafe { perf_event_ioc_period(event.as_raw_fd(), &raw const period_ns) }?;
     Ok(())
+}
+
+/// Changes how many events there are in a second of an event of [`cycles_open`]. At most `kernel.perf_event_max_sample_rate`.
+pub(super) fn perf_event_set_rate(event: BorrowedFd<'_>, hz: u32) -> io::Result<()> {
+    let hz = u64::from(hz);
+    // SAFETY: the kernel reads 8 bytes.
+    unsafe { perf_event_ioc_period(event.as_raw_fd(), &raw const hz) }?;
+    Ok(())
+}
+
+/// An event that is enabled has its counter. One that is `pinned` and finds none is out of use, and reading it is at its end.
+pub(super) fn perf_event_counts(event: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut count = [0; 8];
+    Ok(nix::unistd::read(event, &mut count)? > 0)
 }
 
 /// Has a program run for each of an event, for as long as what it returns lives. 5.15+.

@@ -37,6 +37,8 @@ pub const KERNEL: &str = "[kernel.kallsyms]";
 pub enum Kind {
     /// Samples of what runs on CPUs, one every [`Profile::period_ns`] of CPU time; a sample stands for that time.
     OnCpu,
+    /// The same by counters of cycles: one every [`Profile::period_ns`] of them; [`Sample::value_ns`] is how many it stands for.
+    Cycles,
     /// Waits off CPU: how many, and for how long altogether.
     OffCpu,
     /// Waits in a run queue for a CPU: how many, and for how long altogether.
@@ -58,7 +60,7 @@ pub struct Profile {
     pub started_unix_ns: u64,
     /// How long it was measured.
     pub duration_ns: u64,
-    /// CPU time from a sample to the next, on average. Of [`Kind::OnCpu`] and [`Kind::Wall`], else 0.
+    /// CPU time from a sample to the next, on average. Of [`Kind::OnCpu`] and [`Kind::Wall`]; of [`Kind::Cycles`] cycles; else 0.
     pub period_ns: u64,
     /// Files, and what else code is in.
     pub mappings: Vec<Mapping>,
@@ -169,7 +171,7 @@ pub struct Sample {
     pub labels: u32,
     /// How many.
     pub count: u64,
-    /// CPU time or waiting time, altogether; of [`Kind::Threads`] 0, of [`Kind::Heap`] bytes.
+    /// CPU time or waiting time, altogether; of [`Kind::Cycles`] cycles, of [`Kind::Threads`] 0, of [`Kind::Heap`] bytes.
     pub value_ns: u64,
     /// The stack ends before its outermost frame.
     pub truncated: bool,

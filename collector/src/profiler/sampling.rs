@@ -97,7 +97,7 @@ impl Sampling {
 
     /// Another capture can go on with it.
     pub(super) fn is_of_use_again(&self) -> bool {
-        matches!(self.what, What::OnCpu { .. }) && self.has_run && self.has_room_for_code()
+        self.what.runs() && self.has_run && self.has_room_for_code()
     }
 
     /// Tells the sampler of the processes that it met and did not know. True if there were any.
@@ -119,7 +119,7 @@ impl Sampling {
     fn period(&self) -> Period {
         match self.what {
             What::OnCpu { period_ns: middle_ns } => period(middle_ns, self.periods),
-            What::OffCpu { .. } | What::Tails => Period::default(),
+            What::Cycles { .. } | What::OffCpu { .. } | What::Tails => Period::default(),
         }
     }
 

@@ -280,10 +280,7 @@ impl Work {
     fn prepare(&mut self, what: What, wanted: &Wanted) -> Result<u64, CaptureError> {
         let own = wanted.whom.own;
         let is_shared = |sampling: &Sampling| {
-            sampling.own == own
-                && sampling.what == what
-                && matches!(what, What::OnCpu { .. })
-                && sampling.has_room()
+            sampling.own == own && sampling.what == what && what.runs() && sampling.has_room()
         };
         let mut sampling = match self.samplings.iter().position(is_shared) {
             Some(index) => self.samplings.swap_remove(index),

@@ -3,6 +3,7 @@
 mod accept_queues;
 pub(crate) mod cgroup;
 mod cpu;
+mod cycles;
 mod ends;
 mod identity;
 mod listing;

@@ -25,14 +25,14 @@ fn header(text: &str) -> (u64, f64, u64) {
     (number(counted), seconds.unwrap_or_else(|| panic!("{counted}")), truncated)
 }
 
-/// A profile, and how much CPU a process used while it was measured, seconds: that begins after it was asked for, and the answer can be
-/// there much later.
-fn profiled(collector: &Collector, pid: nix::unistd::Pid, path: &str) -> (String, f64) {
+/// A profile, and by how much what is read rose while it was measured: that begins after it was asked for, and the answer can be there
+/// much later.
+pub(super) fn profiled(collector: &Collector, path: &str, count: impl Fn() -> f64) -> (String, f64) {
     let (text, read) = std::thread::scope(|scope| {
         let profile = scope.spawn(|| collector.text(path, "*/*"));
         let mut read = Vec::new();
         while !profile.is_finished() {
-            read.push((SystemTime::now(), cpu_seconds(pid)));
+            read.push((SystemTime::now(), count()));
             std::thread::sleep(Duration::from_millis(10));
         }
         (profile.join().unwrap(), read)
@@ -44,8 +44,8 @@ fn profiled(collector: &Collector, pid: nix::unistd::Pid, path: &str) -> (String
     let measured = line("measured for ").strip_suffix('s').and_then(|seconds| seconds.parse().ok());
     let ended = began + Duration::from_secs_f64(measured.unwrap_or_else(|| panic!("{text}")));
     let until = |time: SystemTime| read[read.partition_point(|(at, _)| *at < time).min(read.len() - 1)].1;
-    let used = until(ended) - until(began);
-    (text, used)
+    let risen = until(ended) - until(began);
+    (text, risen)
 }
 
 #[test]
@@ -55,8 +55,8 @@ fn samples_stand_for_the_cpu_that_was_used_and_their_stacks_are_whole() {
     master.spawn("sleep");
     let collector = Collector::start(&["--source=ebpf"]);
     collector.pool_of(master.pid(), 2);
-    let (text, used) =
-        profiled(&collector, burner, &format!("/debug/pprof/profile?pid={burner}&seconds=3&hz=499&debug=1"));
+    let path = format!("/debug/pprof/profile?pid={burner}&seconds=3&hz=499&debug=1");
+    let (text, used) = profiled(&collector, &path, || cpu_seconds(burner));
     let (samples, seconds, truncated) = header(&text);
     println!("{samples} samples, {seconds} s, {truncated} truncated; it used {used} s");
     assert!((seconds - used).abs() <= 0.1 * used + 0.02, "{seconds} of {used} s: {text}");
@@ -159,8 +159,8 @@ fn a_slow_rate_has_samples_too() {
     master.spawn("sleep");
     let collector = Collector::start(&["--source=ebpf"]);
     collector.pool_of(master.pid(), 2);
-    let (text, used) =
-        profiled(&collector, burner, &format!("/debug/pprof/profile?pid={burner}&seconds=5&hz=4&debug=1"));
+    let path = format!("/debug/pprof/profile?pid={burner}&seconds=5&hz=4&debug=1");
+    let (text, used) = profiled(&collector, &path, || cpu_seconds(burner));
     let (samples, seconds, _) = header(&text);
     println!("{samples} samples, {seconds} s; it used {used} s");
     assert!(samples >= 10 && seconds >= used * 0.7 - 0.5, "{used} s: {text}");

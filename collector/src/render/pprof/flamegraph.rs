@@ -63,7 +63,7 @@ fn options(profile: &Profile, narrowest: f64) -> Options<'static> {
     options.subtitle = (!subtitle.is_empty()).then(|| subtitle.join(", "));
     options.count_name = folded::unit(profile.kind).to_owned();
     options.colors = match profile.kind {
-        Kind::OnCpu | Kind::Wall | Kind::Threads => Palette::Multi(MultiPalette::Java),
+        Kind::OnCpu | Kind::Cycles | Kind::Wall | Kind::Threads => Palette::Multi(MultiPalette::Java),
         Kind::OffCpu | Kind::RunQueue => Palette::Basic(BasicPalette::Blue),
         Kind::Heap => Palette::Basic(BasicPalette::Mem),
     };

@@ -5,7 +5,7 @@
 //! names of its threads there. In a wall clock profile and in one of
 //! threads the second is the state, which is the first question there: running, waiting for a CPU, or blocked?
 //!
-//! The number is that of threads, or of samples on CPU, as `profile` of bcc has it, of bytes, and microseconds otherwise, as of its
+//! The number is that of threads, or of samples on CPU, as `profile` of bcc has it, of cycles, of bytes, and microseconds otherwise, as of its
 //! `offcputime`.
 //! A function of the kernel ends in `_[k]` and an inlined one in `_[i]`, as `stackcollapse-perf.pl --all` writes them:
 //! flame graphs colour frames by it and leave it out of what they show. Where there is no name there is
@@ -41,6 +41,7 @@ pub(super) fn render(profile: &Profile) -> String {
 pub(super) fn unit(kind: Kind) -> &'static str {
     match kind {
         Kind::Heap => "bytes",
+        Kind::Cycles => "cycles",
         _ if of_value(kind) => "us",
         _ => Measure::of(kind).count,
     }
@@ -53,7 +54,7 @@ fn of_value(kind: Kind) -> bool {
 
 /// Stacks and their numbers, each stack once and in order. Numbers do not add up to more than one can be.
 pub(super) fn stacks(profile: &Profile) -> impl Iterator<Item = (String, u64)> {
-    let of_time = of_value(profile.kind) && profile.kind != Kind::Heap;
+    let of_time = of_value(profile.kind) && !matches!(profile.kind, Kind::Cycles | Kind::Heap);
     let per_unit = if of_time { NANOS_PER_MICROSECOND } else { 1 };
     let mut left = u64::MAX;
     sums(profile).into_iter().map(move |(stack, sum)| {
@@ -63,7 +64,7 @@ pub(super) fn stacks(profile: &Profile) -> impl Iterator<Item = (String, u64)> {
     })
 }
 
-/// Samples or nanoseconds of each stack. The largest come first, in case that there is not room for all.
+/// Samples or values of each stack. The largest come first, in case that there is not room for all.
 fn sums(profile: &Profile) -> BTreeMap<String, u64> {
     let mut samples: Vec<_> = frames::samples(profile).collect();
     samples.sort_by_key(|(sample, _)| Reverse((sample.value_ns, sample.count)));

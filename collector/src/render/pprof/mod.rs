@@ -99,23 +99,25 @@ struct Measure {
     name: &'static str,
     /// In the words of Go's profiles, which are what readers know.
     count: &'static str,
-    /// `None` for what takes no time.
-    time: Option<&'static str>,
+    /// Type and unit of what is measured beside; `None` for what is only counted.
+    value: Option<(&'static str, &'static str)>,
     /// The same for humans.
     counted: &'static str,
 }
 
 impl Measure {
     fn of(kind: Kind) -> Self {
-        let (name, count, time, counted) = match kind {
-            Kind::OnCpu => ("on-CPU", "samples", Some("cpu"), "samples"),
-            Kind::OffCpu => ("off-CPU", "contentions", Some("delay"), "waits"),
-            Kind::RunQueue => ("run queue", "contentions", Some("delay"), "waits"),
-            Kind::Wall => ("wall clock", "samples", Some("wall"), "samples"),
+        let time = |name| Some((name, "nanoseconds"));
+        let (name, count, value, counted) = match kind {
+            Kind::OnCpu => ("on-CPU", "samples", time("cpu"), "samples"),
+            Kind::Cycles => ("cycles", "samples", Some(("cycles", "count")), "samples"),
+            Kind::OffCpu => ("off-CPU", "contentions", time("delay"), "waits"),
+            Kind::RunQueue => ("run queue", "contentions", time("delay"), "waits"),
+            Kind::Wall => ("wall clock", "samples", time("wall"), "samples"),
             Kind::Threads => ("threads", "threads", None, "threads"),
-            Kind::Heap => ("heap", "inuse_objects", Some("inuse_space"), "allocations"),
+            Kind::Heap => ("heap", "inuse_objects", Some(("inuse_space", "bytes")), "allocations"),
         };
-        Self { name, count, time, counted }
+        Self { name, count, value, counted }
     }
 }
 

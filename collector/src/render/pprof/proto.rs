@@ -59,20 +59,19 @@ pub(super) fn render(profile: &Profile, heap: Option<&Heap>) -> io::Result<Vec<u
 
     let measure = Measure::of(profile.kind);
     let count = (measure.count, "count");
-    let time = measure.time.map(|time| (time, "nanoseconds"));
     let of_heap = heap.map(|_| HEAP_VALUES).into_iter().flatten();
-    let measured = std::iter::once(count).chain(time).filter(|_| heap.is_none());
+    let measured = std::iter::once(count).chain(measure.value).filter(|_| heap.is_none());
     for (kind, unit) in of_heap.chain(measured) {
         out.put(PROFILE_SAMPLE_TYPE, |m| put_value_type(m, &mut strings, kind, unit))?;
     }
-    let (period_type, period) = match (profile.kind, time) {
-        (Kind::OnCpu | Kind::Wall, Some(time)) => (time, profile.period_ns),
+    let (period_type, period) = match (profile.kind, measure.value) {
+        (Kind::OnCpu | Kind::Cycles | Kind::Wall, Some(value)) => (value, profile.period_ns),
         (Kind::Heap, _) => (("space", "bytes"), PERIOD_BYTES),
         _ => (count, 1),
     };
     let default = match heap {
         Some(heap) if heap.shown == Shown::Allocated => "alloc_space",
-        _ => time.unwrap_or(count).0,
+        _ => measure.value.unwrap_or(count).0,
     };
     out.put(PROFILE_PERIOD_TYPE, |m| put_value_type(m, &mut strings, period_type.0, period_type.1))?;
     out.put_number(PROFILE_PERIOD, period)?;
@@ -102,7 +101,8 @@ pub(super) fn render(profile: &Profile, heap: Option<&Heap>) -> io::Result<Vec<u
                 let values = amounts.map(|of| [of.objects.cast_unsigned(), of.bytes.cast_unsigned()]);
                 put_sample(m, sample, missing, values.into_iter().flatten(), labels);
             } else {
-                let values = [Some(sample.count), time.map(|_| sample.value_ns)].into_iter().flatten();
+                let values =
+                    [Some(sample.count), measure.value.map(|_| sample.value_ns)].into_iter().flatten();
                 // They are signed there.
                 put_sample(m, sample, missing, values.map(|v| v.min(i64::MAX.cast_unsigned())), labels);
             }

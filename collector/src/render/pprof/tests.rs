@@ -63,7 +63,7 @@ fn profile(kind: Kind) -> Profile {
         kind,
         started_unix_ns: 1_700_000_000 * SECOND,
         duration_ns: 30 * SECOND,
-        period_ns: if matches!(kind, Kind::OnCpu | Kind::Wall) { 10_000_000 } else { 0 },
+        period_ns: if matches!(kind, Kind::OnCpu | Kind::Cycles | Kind::Wall) { 10_000_000 } else { 0 },
         mappings: vec![
             mapping("/usr/bin/app", "abcd", true),
             mapping("[kernel.kallsyms]", "", true),
@@ -185,6 +185,8 @@ fn types_and_periods_are_those_of_go() {
     };
     let cpu = ("cpu", "nanoseconds");
     check(Kind::OnCpu, [("samples", "count"), cpu], cpu, 10_000_000);
+    let cycles = ("cycles", "count");
+    check(Kind::Cycles, [("samples", "count"), cycles], cycles, 10_000_000);
     let wall = ("wall", "nanoseconds");
     check(Kind::Wall, [("samples", "count"), wall], wall, 10_000_000);
     let contentions = ("contentions", "count");
@@ -305,6 +307,14 @@ samples lost: 2
 #\tmain\t/src/main.c:12
 ";
     assert_eq!(text(&profile(Kind::OnCpu), Format::Text), expected);
+    let of_cycles = expected
+        .replace(
+            "--- on-CPU profile: samples/count cpu/nanoseconds @",
+            "--- cycles profile: samples/count cycles/count @",
+        )
+        .replace("every 10ms of CPU time", "every 10000000 cycles on average")
+        .replace("44 samples, 440ms", "44 samples, 440000000 cycles");
+    assert_eq!(text(&profile(Kind::Cycles), Format::Text), of_cycles);
 }
 
 #[test]
@@ -316,6 +326,14 @@ fn folded_stacks_begin_with_the_pool() {
 web;[truncated];libz.so.1+0x1300;vfs_read_[k] 3
 web;main;0x7f00 1
 web;main;serve;parse_[i] 40
+",
+    );
+    check(
+        Kind::Cycles,
+        "\
+web;[truncated];libz.so.1+0x1300;vfs_read_[k] 30000000
+web;main;0x7f00 10000000
+web;main;serve;parse_[i] 400000000
 ",
     );
     // Microseconds.
@@ -401,7 +419,7 @@ fn the_flame_graph_says_what_it_shows() {
 #[test]
 fn the_policy_knows_the_script_of_the_flame_graph() {
     let hash = |text: &str| format!("'sha256-{}'", BASE64_STANDARD.encode(Sha256::digest(text)));
-    for kind in [Kind::OnCpu, Kind::OffCpu, Kind::RunQueue, Kind::Wall, Kind::Threads] {
+    for kind in [Kind::OnCpu, Kind::Cycles, Kind::OffCpu, Kind::RunQueue, Kind::Wall, Kind::Threads] {
         let graph = text(&profile(kind), Format::FlameGraph);
         let (_, script) = graph.split_once("<script type=\"text/ecmascript\">").unwrap();
         let (script, _) = script.split_once("</script>").unwrap();
@@ -416,7 +434,7 @@ fn the_policy_knows_the_script_of_the_flame_graph() {
 
 #[test]
 fn a_profile_without_samples_is_one_too() {
-    for kind in [Kind::OnCpu, Kind::OffCpu] {
+    for kind in [Kind::OnCpu, Kind::Cycles, Kind::OffCpu] {
         let mut profile = profile(kind);
         profile.samples.clear();
         assert!(read(&profile).sample.is_empty());
@@ -490,7 +508,8 @@ fn any_profile(any_index: bool) -> impl Strategy<Value = Profile> {
         ),
         1..5,
     );
-    let kind = prop_oneof![Just(Kind::OnCpu), Just(Kind::OffCpu), Just(Kind::RunQueue), Just(Kind::Wall)];
+    let kinds = [Kind::OnCpu, Kind::Cycles, Kind::OffCpu, Kind::RunQueue, Kind::Wall];
+    let kind = proptest::sample::select(kinds.to_vec());
     (kind, any::<[u64; 6]>(), mappings, functions, labels).prop_flat_map(
         move |(kind, numbers, mappings, functions, labels)| {
             let line =

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use super::frames::{self, Frame};
 use super::{Measure, ROOM, duration, remarks};
-use crate::profile::{Labels, Profile, Sample};
+use crate::profile::{Kind, Labels, Profile, Sample};
 
 /// Writes a profile.
 pub(super) fn render(profile: &Profile) -> String {
@@ -50,17 +50,23 @@ fn write_header(profile: &Profile, samples: &[(&Sample, &Labels)], out: &mut Str
     let measure = Measure::of(profile.kind);
     let total = |of: fn(&Sample) -> u64| samples.iter().fold(0, |sum: u64, (s, _)| sum.saturating_add(of(s)));
     write!(out, "--- {} profile: {}/count", measure.name, measure.count)?;
-    if let Some(time) = measure.time {
-        write!(out, " {time}/nanoseconds")?;
+    if let Some((value, unit)) = measure.value {
+        write!(out, " {value}/{unit}")?;
     }
     writeln!(out, " @")?;
     writeln!(out, "started {}", when(profile.started_unix_ns))?;
     writeln!(out, "measured for {:?}", duration(profile.duration_ns))?;
-    if profile.period_ns > 0 {
-        writeln!(out, "a sample every {:?} of CPU time", duration(profile.period_ns))?;
+    let (count, value, period) =
+        (total(|sample| sample.count), total(|sample| sample.value_ns), profile.period_ns);
+    if profile.kind == Kind::Cycles {
+        writeln!(out, "a sample every {period} cycles on average")?;
+        writeln!(out, "{count} {}, {value} cycles", measure.counted)?;
+    } else {
+        if period > 0 {
+            writeln!(out, "a sample every {:?} of CPU time", duration(period))?;
+        }
+        writeln!(out, "{count} {}, {:?}", measure.counted, duration(value))?;
     }
-    let (count, time) = (total(|sample| sample.count), total(|sample| sample.value_ns));
-    writeln!(out, "{count} {}, {:?}", measure.counted, duration(time))?;
     remarks(profile).iter().try_for_each(|remark| writeln!(out, "{remark}"))
 }
 

@@ -1,0 +1,153 @@
+//! Profiles by counters of cycles, where there are any: in guests a module is one, whose interrupts cannot be masked.
+
+use std::os::fd::{FromRawFd as _, OwnedFd};
+
+use nix::errno::Errno;
+use nix::unistd::Pid;
+
+use super::profiles::profiled;
+use crate::support::{Collector, Workload};
+
+/// Of `include/uapi/linux/perf_event.h`.
+const PERF_TYPE_HARDWARE: u32 = 0;
+const PERF_COUNT_HW_CPU_CYCLES: u64 = 0;
+const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 8;
+
+/// `struct perf_event_attr` as long as it was first (`PERF_ATTR_SIZE_VER0`).
+#[repr(C)]
+#[derive(Default)]
+struct Event {
+    kind: u32,
+    size: u32,
+    config: u64,
+    others: [u64; 3],
+    flags: u64,
+    more: [u64; 2],
+}
+
+/// In [`Event::flags`]: it has a counter or does not count.
+const PINNED: u64 = 1 << 2;
+
+/// Counts the cycles of a process, or of a CPU.
+struct Counter(OwnedFd);
+
+impl Counter {
+    /// `None` where there is none.
+    fn of(pid: Pid) -> Option<Self> {
+        let any_cpu = -1;
+        Self::open(pid.as_raw(), any_cpu, 0)
+    }
+
+    /// One that the first CPU has for this alone, if it has one left.
+    fn held() -> Option<Self> {
+        let any_process = -1;
+        let counter = Self::open(any_process, 0, PINNED)?;
+        (nix::unistd::read(&counter.0, &mut [0; 8]) == Ok(8)).then_some(counter)
+    }
+
+    #[allow(unsafe_code, reason = "perf_event_open(2)")]
+    fn open(pid: i32, cpu: i32, flags: u64) -> Option<Self> {
+        let event = Event {
+            kind: PERF_TYPE_HARDWARE,
+            size: size_of::<Event>() as u32,
+            config: PERF_COUNT_HW_CPU_CYCLES,
+            flags,
+            ..Event::default()
+        };
+        let no_group = -1;
+        // SAFETY: the attributes live until it returns.
+        let fd = unsafe {
+            libc::syscall(
+                libc::SYS_perf_event_open,
+                &raw const event,
+                pid,
+                cpu,
+                no_group,
+                PERF_FLAG_FD_CLOEXEC,
+            )
+        };
+        // SAFETY: nobody else knows it.
+        i32::try_from(fd).ok().filter(|fd| *fd >= 0).map(|fd| Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    fn read(&self) -> u64 {
+        let mut count = [0; 8];
+        assert_eq!(nix::unistd::read(&self.0, &mut count), Ok(8));
+        u64::from_ne_bytes(count)
+    }
+}
+
+/// Samples, and cycles of them.
+fn header(text: &str) -> (u64, u64) {
+    let counted = text.lines().find_map(|line| line.strip_suffix(" cycles")?.split_once(" samples, "));
+    let (samples, cycles) = counted.unwrap_or_else(|| panic!("{text}"));
+    (samples.parse().unwrap(), cycles.parse().unwrap())
+}
+
+/// Why there is no profile.
+fn refused(collector: &Collector, path: &str) -> String {
+    let mut answer = collector.request(path, &[]).unwrap();
+    assert_eq!(answer.status().as_u16(), 501);
+    answer.body_mut().read_to_string().unwrap()
+}
+
+#[test]
+fn cycles_are_those_that_were_counted_or_cannot_be() {
+    let mut master = Workload::start();
+    let burner = master.spawn("burn 600000");
+    master.spawn("sleep");
+    let collector = Collector::start(&["--source=ebpf"]);
+    collector.pool_of(master.pid(), 2);
+    let path = format!("/debug/pprof/profile?pid={burner}&seconds=3&hz=499&debug=1");
+    let by_cycles = format!("{path}&event=cycles");
+    let Some(counter) = Counter::of(burner) else {
+        assert!(std::env::var_os("CYCLES_ARE_COUNTED").is_none(), "{:?}", Errno::last());
+        let text = refused(&collector, &by_cycles);
+        assert!(text.contains("cycles cannot be counted here: "), "{text}");
+        assert!(text.contains("perf stat -e cycles"), "{text}");
+        return;
+    };
+    let (text, counted) = profiled(&collector, &by_cycles, || counter.read() as f64);
+    let (samples, cycles) = header(&text);
+    println!("{samples} samples, {cycles} cycles; counted were {counted}");
+    assert!((cycles as f64 - counted).abs() * 10.0 <= counted, "{counted} cycles: {text}");
+    assert!(samples >= 300, "{text}");
+    // What asks for the time that it has used holds a lock there, interrupts off.
+    let innermost = |text: &str, function: &str| {
+        let first = text.lines().zip(text.lines().skip(1));
+        first.filter(|(who, frame)| who.contains(" @ ") && frame.contains(function)).count()
+    };
+    let by_clock = collector.text(&path, "*/*");
+    assert_eq!(innermost(&by_clock, "update_curr"), 0, "{by_clock}");
+    assert!(innermost(&text, "update_curr") > 0, "{text}");
+}
+
+#[test]
+fn who_finds_no_counter_is_told() {
+    let mut master = Workload::start();
+    master.spawn("burn 600000");
+    master.spawn("sleep");
+    if Counter::of(master.pid()).is_none() {
+        // What is told then is in the test above.
+        return;
+    }
+    // CPUs have some ten at most. Who asked first has them, so they are held before the collector begins.
+    let held: Vec<Counter> = std::iter::repeat_with(Counter::held).take(100).map_while(|held| held).collect();
+    println!("{} counters", held.len());
+    assert!((1..100).contains(&held.len()), "{}", held.len());
+    let collector = Collector::start(&["--source=ebpf"]);
+    collector.pool_of(master.pid(), 2);
+    let path = "/debug/pprof/profile?seconds=0.5&debug=1&event=cycles";
+    let text = refused(&collector, path);
+    assert!(text.contains("no counter of cycles is free") && text.contains("another `perf`"), "{text}");
+    drop(held);
+    assert!(header(&collector.text(path, "*/*")).1 > 0);
+    // What was refused holds none.
+    let too_often = std::fs::read_to_string("/proc/sys/kernel/perf_event_max_sample_rate").unwrap();
+    println!("{} a second at most", too_often.trim());
+    std::fs::write("/proc/sys/kernel/perf_event_max_sample_rate", "5000").unwrap();
+    let text = refused(&collector, &format!("{path}&hz=9999"));
+    std::fs::write("/proc/sys/kernel/perf_event_max_sample_rate", too_often).unwrap();
+    assert!(text.contains("fewer samples by cycles than 9999") && text.contains("max_sample_rate"), "{text}");
+    assert!(header(&collector.text(path, "*/*")).1 > 0);
+}
