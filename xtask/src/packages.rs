@@ -21,7 +21,7 @@ pub(crate) enum Need {
     Bench,
 }
 
-const PACKAGES: [(&str, Need, &str); 35] = [
+const PACKAGES: [(&str, Need, &str); 38] = [
     ("rustc-web", Need::Ebpf, "a compiler whose LLVM is the linker's, at /usr/bin/rustc"),
     ("libstd-rust-web-dev-bpf", Need::Ebpf, "`core`, compiled for BPF"),
     ("rust-web-clippy", Need::Ebpf, "lints the BPF programs"),
@@ -56,6 +56,9 @@ const PACKAGES: [(&str, Need, &str); 35] = [
     ("busybox-static", Need::Vm, "user space of the guest"),
     ("cpio", Need::Vm, "packs the guest's file system"),
     ("binutils", Need::Vm, "strips what goes into it"),
+    ("gcc", Need::Vm, "compiles a module for its kernel"),
+    ("make", Need::Vm, "as the kernel wants modules to be made"),
+    ("libelf1", Need::Vm, "what checks modules is linked with it"),
     ("prometheus-process-exporter", Need::Bench, "the peer of the scrape benchmarks"),
     ("libbpf-tools", Need::Bench, "the peers of the benchmark of scheduler probes"),
     ("linux-perf", Need::Bench, "its load: `perf bench sched pipe`"),

@@ -4,6 +4,8 @@
 //! emulates, so neither KVM nor root is needed. Guest and host share the serial console and nothing else: the guest
 //! writes sections between marker lines, and without the last marker the run has failed.
 
+mod counter;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -26,7 +28,8 @@ const KNOWN_OFF: [(&str, &str, &str); 2] = [
     ("6.1", "requests", "sockets tell how much they received and sent since 6.3"),
 ];
 
-/// What a host would load by itself when it is asked for, each after those that it needs; paths below a release's `kernel`.
+/// What a host would load by itself when it is asked for, each after those that it needs; paths below a release's `kernel`. [`counter`]
+/// is loaded beside.
 const MODULES: [&str; 3] = ["net/ipv4/inet_diag.ko", "net/ipv4/tcp_diag.ko", "net/unix/unix_diag.ko"];
 
 /// Boot takes about ten seconds under emulation and the tests some ten minutes; the rest is for a loaded machine.
@@ -47,7 +50,7 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 ip link set lo up
 for module in /modules/$(uname -r)/*; do insmod "$module"; done
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/tmp RUST_BACKTRACE=1
-export COLLECTOR_BINARY=/tests/collector WORKLOAD_BINARY=/tests/workload
+export COLLECTOR_BINARY=/tests/collector WORKLOAD_BINARY=/tests/workload CYCLES_ARE_COUNTED=1
 # Into files first, so that no kernel message lands in the middle of a line.
 /tests/kernel portable --test-threads=1 >/tmp/tests 2>&1
 echo "exit status $?" >>/tmp/tests
@@ -125,6 +128,13 @@ fn kernel_image(dir: &Path, package: &str) -> Result<PathBuf> {
     if image.is_file() {
         return Ok(image);
     }
+    unpack(dir, package, &unpacked)?;
+    ensure!(image.is_file(), "{package} holds no {}", image.display());
+    Ok(image)
+}
+
+/// Downloads a package and unpacks it.
+fn unpack(dir: &Path, package: &str, to: &Path) -> Result<()> {
     println!("downloading {package}");
     let download = || {
         let mut apt = command::program("apt-get", ["-qq", "-o", "Acquire::Retries=3", "download", package]);
@@ -145,10 +155,8 @@ fn kernel_image(dir: &Path, package: &str) -> Result<PathBuf> {
             path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&format!("{package}_")))
         })
         .with_context(|| format!("apt-get downloaded no {package}"))?;
-    command::run(command::program("dpkg-deb", ["--extract"]).arg(&archive).arg(&unpacked))?;
-    fs::remove_file(&archive).with_context(|| format!("removing {}", archive.display()))?;
-    ensure!(image.is_file(), "{package} holds no {}", image.display());
-    Ok(image)
+    command::run(command::program("dpkg-deb", ["--extract"]).arg(&archive).arg(to))?;
+    fs::remove_file(&archive).with_context(|| format!("removing {}", archive.display()))
 }
 
 /// Builds the binaries and packs them with their libraries, and the modules of the kernels.
@@ -179,7 +187,7 @@ fn initramfs(dir: &Path, kernels: impl Iterator<Item = PathBuf>) -> Result<PathB
         command::run(command::program("strip", ["--strip-debug", "-o"]).arg(root.join(name)).arg(&binary))?;
     }
     for kernel in kernels {
-        copy_modules(&kernel, &root.join("modules"))?;
+        copy_modules(dir, &kernel, &root.join("modules"))?;
     }
     let init = root.join("init");
     fs::write(&init, INIT).context("writing the guest's init")?;
@@ -195,8 +203,9 @@ fn initramfs(dir: &Path, kernels: impl Iterator<Item = PathBuf>) -> Result<PathB
     Ok(image)
 }
 
-/// Copies [`MODULES`] of the releases in an unpacked package, numbered in their order, to a directory for each release.
-fn copy_modules(kernel: &Path, to: &Path) -> Result<()> {
+/// Copies [`MODULES`] of the releases in an unpacked package, numbered in their order, to a directory for each release; and the counter
+/// of cycles.
+fn copy_modules(dir: &Path, kernel: &Path, to: &Path) -> Result<()> {
     for release in fs::read_dir(kernel.join("lib/modules")).context("a kernel has modules")? {
         let release = release?;
         let to = to.join(release.file_name());
@@ -213,6 +222,7 @@ fn copy_modules(kernel: &Path, to: &Path) -> Result<()> {
                 fs::copy(&from, &copy).with_context(|| format!("copying {}", from.display()))?;
             }
         }
+        counter::build(dir, &release.file_name().to_string_lossy(), &to)?;
     }
     Ok(())
 }
@@ -243,7 +253,7 @@ fn boot(dir: &Path, name: &str, image: &Path, initramfs: &Path) -> Result<String
     // while it has none to run time is skipped: whatever else the host does, for the guest it is the same. Hence one CPU: of
     // two that share that clock the second gets no time for as long as the first one does not wait (QEMU 7.2).
     qemu.args(["-accel", "tcg", "-icount", "shift=3,sleep=off", "-rtc", "clock=vm"]);
-    qemu.args(["-cpu", "max", "-m", "1G"]);
+    qemu.args(["-cpu", "max", "-m", "1G", "-global", "hpet.msi=on"]);
     qemu.args(["-nographic", "-no-reboot", "-nic", "none", "-kernel"]).arg(image);
     qemu.arg("-initrd").arg(initramfs).args(["-append", "console=ttyS0 panic=-1 quiet tsc=reliable"]);
     let result = command::run(qemu.stdout(file));
