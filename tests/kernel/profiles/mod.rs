@@ -5,6 +5,7 @@ mod continuous;
 mod hostile;
 mod ourselves;
 mod raw;
+mod sampler;
 mod stock;
 mod tails;
 mod threads;
