@@ -425,8 +425,9 @@ impl Sampler {
     /// be in step.
     pub fn change_period(&self, period: Period) -> io::Result<()> {
         self.say(offset_of!(Sampling, sample_ns), period.sample_ns);
-        let mut events = self.events.iter();
-        events.try_for_each(|event| sys::perf_event_set_period(event, period.ns))
+        let changed = self.events.iter().map(|event| sys::perf_event_set_period(event, period.ns));
+        // One CPU that refuses is no reason for the others to go by the last one.
+        changed.fold(Ok(()), |all, one| all.and(one))
     }
 
     /// What was counted.
