@@ -122,9 +122,15 @@ pub enum CaptureError {
     /// As many as there can be are under way.
     #[error("as many captures, or rates, are under way as can be; ask again when one has ended")]
     Busy,
-    /// Cycles are asked for, and cannot be counted; with what to do.
+    /// Cycles are asked for, and cannot be counted. What to do is in the text, here and below.
     #[error("{0}")]
     NoCycles(String),
+    /// Not that often.
+    #[error("{0}")]
+    TooOften(String),
+    /// Not while others count.
+    #[error("{0}")]
+    CountersTaken(String),
     /// The kernel refused.
     #[error("the kernel refuses to sample: {0}")]
     Load(LoadError),
@@ -138,11 +144,12 @@ pub enum CaptureError {
 
 impl From<LoadError> for CaptureError {
     fn from(error: LoadError) -> Self {
+        let text = || format!("{error}; what helps: {}", error.remedy());
         match error {
             LoadError::NoEventsLeft => Self::Busy,
-            LoadError::NoCycles(_) | LoadError::TooOften(_) | LoadError::CountersTaken => {
-                Self::NoCycles(format!("{error}; what helps: {}", error.remedy()))
-            }
+            LoadError::NoCycles(_) => Self::NoCycles(text()),
+            LoadError::TooOften { .. } => Self::TooOften(text()),
+            LoadError::CountersTaken => Self::CountersTaken(text()),
             other => Self::Load(other),
         }
     }

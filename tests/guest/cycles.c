@@ -192,8 +192,8 @@ static int __init cycles_init(void)
 	writel(MSI_NMI, hpet + HPET_Tn_ROUTE(TIMER));
 	writel(MSI_ADDRESS, hpet + HPET_Tn_ROUTE(TIMER) + 4);
 	writel(readl(hpet + HPET_CFG) | HPET_CFG_ENABLE, hpet + HPET_CFG);
-	error = register_nmi_handler(NMI_LOCAL, on_nmi, 0, "cycles");
-	return error ?: perf_pmu_register(&cycles, "cpu", PERF_TYPE_RAW);
+	error = perf_pmu_register(&cycles, "cpu", PERF_TYPE_RAW);
+	return error ?: register_nmi_handler(NMI_LOCAL, on_nmi, 0, "cycles");
 }
 
 module_init(cycles_init);

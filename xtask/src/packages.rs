@@ -56,7 +56,7 @@ const PACKAGES: [(&str, Need, &str); 38] = [
     ("busybox-static", Need::Vm, "user space of the guest"),
     ("cpio", Need::Vm, "packs the guest's file system"),
     ("binutils", Need::Vm, "strips what goes into it"),
-    ("gcc", Need::Vm, "compiles a module for its kernel"),
+    ("gcc-12", Need::Vm, "compiles a module, as it did the kernels"),
     ("make", Need::Vm, "as the kernel wants modules to be made"),
     ("libelf1", Need::Vm, "what checks modules is linked with it"),
     ("prometheus-process-exporter", Need::Bench, "the peer of the scrape benchmarks"),

@@ -136,6 +136,15 @@ fn kernel_image(dir: &Path, package: &str) -> Result<PathBuf> {
 /// Downloads a package and unpacks it.
 fn unpack(dir: &Path, package: &str, to: &Path) -> Result<()> {
     println!("downloading {package}");
+    let archive = || -> Result<Option<PathBuf>> {
+        let name = format!("{package}_");
+        let mut files = fs::read_dir(dir)?.filter_map(|entry| Some(entry.ok()?.path()));
+        Ok(files.find(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&name))))
+    };
+    // Of a run that was cut off, perhaps in the middle of it, or long ago.
+    while let Some(old) = archive()? {
+        fs::remove_file(&old).with_context(|| format!("removing {}", old.display()))?;
+    }
     let download = || {
         let mut apt = command::program("apt-get", ["-qq", "-o", "Acquire::Retries=3", "download", package]);
         // The download user of apt may not write here, and need not.
@@ -149,12 +158,7 @@ fn unpack(dir: &Path, package: &str, to: &Path) -> Result<()> {
         command::run(&mut command::program("apt-get", ["-qq", "update"]))?;
         download()?;
     }
-    let archive = fs::read_dir(dir)?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| {
-            path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&format!("{package}_")))
-        })
-        .with_context(|| format!("apt-get downloaded no {package}"))?;
+    let archive = archive()?.with_context(|| format!("apt-get downloaded no {package}"))?;
     command::run(command::program("dpkg-deb", ["--extract"]).arg(&archive).arg(to))?;
     fs::remove_file(&archive).with_context(|| format!("removing {}", archive.display()))
 }

@@ -54,20 +54,21 @@ pub(crate) fn sampled(task: Task) -> Option<Sampled> {
     Some(Sampled { task, slot: owner.slot, pool: unsafe { (&raw const (*slot).pool).read_volatile() } })
 }
 
-/// One event of a CPU. Where it is of a counter, it is an interrupt that cannot be masked, and comes in the middle of anything: all that this
-/// program writes is its own (no program of this kind begins while another one is at work on the same CPU), and what it reads the kernel
-/// lets it read then, or refuses.
+/// One event of a CPU. Where it is of a counter, it is an interrupt that cannot be masked, and comes in the middle of anything, other programs
+/// of ours too. No program of this kind begins while another one is at work on the same CPU (`bpf_prog_active`); each sampler has its
+/// own of all maps that are written here; and helpers that would have to wait fail: for the memory of a program
+/// (`nmi_uaccess_okay`), for room in the ring buffer, and before Linux 6.2 for a tag while one is looked up.
 #[perf_event]
 fn on_cpu(ctx: PerfEventContext) -> u32 {
     let Some(walk) = WALKS.get_ptr_mut(ON_CPU) else { return 0 };
     let Some(sampled) = sampled(Task::current()) else { return 0 };
-    let register = |at: usize| {
+    let word = |at: usize| {
         // SAFETY: the context is that long.
         unsafe { ctx.as_ptr().cast::<u8>().add(at).cast::<u64>().read_volatile() }
     };
-    let registers = if register(CS) & 3 == 3 {
+    let registers = if word(CS) & 3 == 3 {
         begin(walk, None);
-        Some([register(IP), register(SP), register(BP)])
+        Some([word(IP), word(SP), word(BP)])
     } else {
         begin(walk, Some(ctx.as_ptr()));
         Registers::of_current(Current::get()).map(user_registers)
@@ -81,7 +82,7 @@ fn on_cpu(ctx: PerfEventContext) -> u32 {
             add_u64(&raw mut (*stack).count, 1);
             // Of a counter the period is set anew by the kernel all the time.
             let told = sample_ns();
-            add_u64(&raw mut (*stack).time_ns, if told == 0 { register(PERIOD) } else { told });
+            add_u64(&raw mut (*stack).time_ns, if told == 0 { word(PERIOD) } else { told });
         }
     }
     0

@@ -71,9 +71,12 @@ pub enum Error {
         "as many captures as there can be are under way, or as many different hz; ask again when one has ended"
     )]
     ProfilesBusy,
-    /// Of cycles. What to do is in it.
+    /// This host counts no cycles. What to do is in the text, here and below.
     #[error("{0}")]
     NoCycles(String),
+    /// Others have its counters.
+    #[error("{0}")]
+    CountersTaken(String),
     /// Nothing is sampled all the time.
     #[error(
         "what runs is not sampled all the time, so nothing is kept: the flag `--profiles.continuous-hz=19` has it sampled and \
@@ -137,9 +140,12 @@ pub enum Error {
 impl Error {
     fn status(&self) -> StatusCode {
         match self {
-            Self::NotReady | Self::Crowded | Self::Verifying | Self::ReloadBusy | Self::ShuttingDown => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::NotReady
+            | Self::Crowded
+            | Self::Verifying
+            | Self::ReloadBusy
+            | Self::CountersTaken(_)
+            | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Self::NoTrace | Self::NoProfiles | Self::NoCycles(_) => StatusCode::NOT_IMPLEMENTED,
             Self::UnknownPool(_)
             | Self::NoWorkerWithPid(_)

@@ -12,7 +12,7 @@
 //! | `GET /api/v1/workers/{pool}/{slot}` | one worker |
 //! | `GET /api/v1/exits?pool=&limit=` | the last deaths, of one pool or of all, newest first; 404 for a pool that neither is there nor has certificates |
 //! | `GET /debug/pprof/` | what there is below it |
-//! | `GET /debug/pprof/{profile,offcpu,runqueue,wall}?seconds=&pool=&slot=&pid=&tid=&target=&hz=&event=&min=&from=&to=&format=&debug=` | a profile of workers, or with `target=self` of this process, when it is taken, or with `from=` of what was kept; 403 over the network from those who were not asked who they are; 404 for a worker that is not there; 429 while as many are taken as can be; 501 without eBPF, and by cycles where there is no counter |
+//! | `GET /debug/pprof/{profile,offcpu,runqueue,wall}?seconds=&pool=&slot=&pid=&tid=&target=&hz=&event=&min=&from=&to=&format=&debug=` | a profile of workers, or with `target=self` of this process, when it is taken, or with `from=` of what was kept; 403 over the network from those who were not asked who they are; 404 for a worker that is not there; 429 while as many are taken as can be; 501 without eBPF, and by cycles where there is no counter; 503 while others have them |
 //! | `GET /debug/pprof/threads?pool=&slot=&pid=&format=&debug=` | what all threads of workers do now, with their stacks; statuses as of a profile |
 //! | `GET /debug/pprof/{heap,allocs}?seconds=&format=&debug=` | what this process has memory in use for, or has asked for; statuses as of a profile |
 //! | `GET`, `POST /debug/pprof/symbol` | that there are no names to ask for |

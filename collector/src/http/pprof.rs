@@ -394,6 +394,8 @@ pub(super) fn failed(error: CaptureError) -> Error {
     match error {
         CaptureError::Busy => Error::ProfilesBusy,
         CaptureError::NoCycles(text) => Error::NoCycles(text),
+        CaptureError::TooOften(text) => Error::BadRequest(text),
+        CaptureError::CountersTaken(text) => Error::CountersTaken(text),
         error @ CaptureError::NotKept(_) => Error::NotKept(error.to_string()),
         other => {
             tracing::warn!(error = %other, "a capture failed");

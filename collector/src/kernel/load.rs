@@ -1,6 +1,7 @@
 //! Passes the offsets in, attaches what this kernel takes and says why it refused the rest.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Mutex;
 
@@ -14,7 +15,7 @@ use super::btf::{Btf, BtfError, Kind};
 use super::object::{Made, Object, ObjectError};
 use super::offsets::{self, OffsetsError};
 use super::requests::{RequestProbes, RequestTable};
-use super::sampler::{Events, Parts, SHARED, Samplers};
+use super::sampler::{self, Parts, SHARED, Samplers};
 use super::schedule::{Probe, ScheduleTable, Scheduler};
 use super::slots::SlotTable;
 use super::support::{OLDEST_LINUX, Support};
@@ -75,11 +76,16 @@ pub enum LoadError {
     NoEventsLeft,
     /// There is no counter of cycles that can be sampled by.
     #[error("cycles cannot be counted here: {0}")]
-    NoCycles(String),
+    NoCycles(std::io::Error),
     /// Counters may not interrupt that often.
-    #[error("the kernel takes fewer samples by cycles than {0} a second")]
-    TooOften(u32),
-    /// Somebody has all counters of a CPU that count cycles.
+    #[error("the kernel takes no more than {limit} samples a second by cycles, and {hz} are asked for")]
+    TooOften {
+        /// What was asked for.
+        hz: u32,
+        /// `kernel.perf_event_max_sample_rate`
+        limit: u32,
+    },
+    /// Others have all counters of a CPU that count cycles.
     #[error("no counter of cycles is free, on one CPU at least")]
     CountersTaken,
     /// `/proc`, where processes are made sure of.
@@ -94,6 +100,20 @@ pub enum LoadError {
 }
 
 impl LoadError {
+    /// What it means that events of cycles could not be opened.
+    pub(super) fn of_cycles(error: std::io::Error, hz: u32) -> Self {
+        let limit = || {
+            let text = std::fs::read_to_string("/proc/sys/kernel/perf_event_max_sample_rate").ok()?;
+            text.trim().parse().ok().filter(|limit| hz > *limit)
+        };
+        match error.kind() {
+            ErrorKind::InvalidInput => {
+                limit().map_or(Self::NoCycles(error), |limit| Self::TooOften { hz, limit })
+            }
+            _ => Self::NoCycles(error),
+        }
+    }
+
     /// What would bring eBPF, in the user's words.
     pub fn remedy(&self) -> String {
         match self {
@@ -103,11 +123,18 @@ impl LoadError {
             }
             Self::Procfs(_) => "mount /proc, or say where it is (--path.procfs)".into(),
             Self::NoEventsLeft => "ask again later, or for the same rate".into(),
-            Self::NoCycles(_) => {
-                "sample by the clock; or a CPU with counters, and in a virtual machine one whose host lets it have them (`perf stat -e cycles true` tells)".into()
+            Self::NoCycles(error) if error.kind() == ErrorKind::PermissionDenied => {
+                "CAP_PERFMON; on Debian kernel.perf_event_paranoid below 3".into()
             }
-            Self::TooOften(_) => "no more than `kernel.perf_event_max_sample_rate`, which the kernel lowers where interrupts take long".into(),
-            Self::CountersTaken => "sample by the clock, or end what counts (another `perf`), and ask again".into(),
+            Self::NoCycles(_) => {
+                "leave event= out; virtual machines can count cycles if their host lets them (`perf stat -e cycles true` tells)".into()
+            }
+            Self::TooOften { .. } => {
+                "a lower hz=, or a higher kernel.perf_event_max_sample_rate, which the kernel lowers where interrupts take long".into()
+            }
+            Self::CountersTaken => {
+                "leave event= out, or ask again when others have ended: the kernel's watchdog (kernel.nmi_watchdog=1) and events that are `pinned` keep theirs".into()
+            }
             Self::Object(_) | Self::Tick(_) | Self::Attach { .. } | Self::Shared(_) => {
                 format!("use Linux {OLDEST_LINUX} or newer; if it is, the message above is worth a report")
             }
@@ -515,7 +542,7 @@ fn samplers(
     let [switch, wakeup, _] = targets.scheduler;
     let tracepoints = [("sched_switch", switch), ("sched_wakeup", wakeup)];
     let kernel_functions = targets.kernel_functions;
-    let (events, refused) = Events::open();
+    let (events, refused) = sampler::open_events();
     let feature = match &refused {
         None => enabled("profiles"),
         Some(error) => Feature {

@@ -9,7 +9,7 @@ use std::io;
 use std::mem::offset_of;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{MapData, RingBuf};
 use aya::util::{nr_cpus, online_cpus};
@@ -48,7 +48,8 @@ pub(super) struct Parts {
     pub(super) task_iterator: Option<u32>,
     /// Maps of theirs, by name.
     pub(super) shared: Vec<(&'static str, OwnedFd)>,
-    pub(super) events: Mutex<Events>,
+    /// Sets of events of the clock that no sampler has, one event for each CPU: opened before rights are dropped.
+    pub(super) events: Mutex<Vec<Vec<OwnedFd>>>,
 }
 
 /// Where tails are sampled all the time, stacks are looked at no more often than once in so many nanoseconds on each CPU, but for a
@@ -58,43 +59,13 @@ const WALKS_APART_NS: u64 = NANOS_PER_SECOND / 1000;
 /// Rates that can be sampled at a time: two that are asked for, and one for all the time.
 const EVENT_SETS: usize = 3;
 
-/// Sets of events that no sampler has, one event for each CPU: opened before rights are dropped.
-pub(super) struct Events {
-    clock: Vec<Vec<OwnedFd>>,
-    /// One set, while it is free: CPUs have few counters. Or why there is none.
-    cycles: Result<Option<Vec<OwnedFd>>, String>,
-}
-
-impl Events {
-    /// Opens the events of all CPUs. Says why there are none of the clock, if so.
-    pub(super) fn open() -> (Self, Option<io::Error>) {
-        // Until a sampler says otherwise.
-        let clock = |_| on_all_cpus(|cpu| sys::cpu_clock_open(cpu, NANOS_PER_SECOND));
-        let (clock, refused) = match (0..EVENT_SETS).map(clock).collect() {
-            Ok(sets) => (sets, None),
-            Err(error) => (Vec::new(), Some(error)),
-        };
-        let cycles = on_all_cpus(sys::cycles_open).map(Some).map_err(|error| error.to_string());
-        (Self { clock, cycles }, refused)
-    }
-
-    fn take(&mut self, what: What) -> Result<Vec<OwnedFd>, LoadError> {
-        match what {
-            What::OnCpu { .. } => self.clock.pop().ok_or(LoadError::NoEventsLeft),
-            What::Cycles { .. } => match &mut self.cycles {
-                Ok(set) => set.take().ok_or(LoadError::NoEventsLeft),
-                Err(reason) => Err(LoadError::NoCycles(reason.clone())),
-            },
-            What::OffCpu { .. } | What::Tails => Ok(Vec::new()),
-        }
-    }
-
-    fn give_back(&mut self, what: What, events: Vec<OwnedFd>) {
-        match what {
-            What::OnCpu { .. } => self.clock.push(events),
-            What::Cycles { .. } => self.cycles = Ok(Some(events)),
-            What::OffCpu { .. } | What::Tails => {}
-        }
+/// Opens the events of the clocks of all CPUs, or says why not.
+pub(super) fn open_events() -> (Vec<Vec<OwnedFd>>, Option<io::Error>) {
+    // Until a sampler says otherwise.
+    let set = |_| on_all_cpus(|cpu| sys::cpu_clock_open(cpu, NANOS_PER_SECOND));
+    match (0..EVENT_SETS).map(set).collect() {
+        Ok(sets) => (sets, None),
+        Err(error) => (Vec::new(), Some(error)),
     }
 }
 
@@ -102,7 +73,7 @@ fn on_all_cpus(open: impl Fn(u32) -> io::Result<OwnedFd>) -> io::Result<Vec<Owne
     online_cpus().map_err(|(_, error)| error)?.into_iter().map(open).collect()
 }
 
-/// Events that somebody has. Dropped they are for the next one.
+/// The events of a sampler, one for each CPU. Dropped, those of the clock are for the next one.
 struct Taken {
     parts: Arc<Parts>,
     what: What,
@@ -111,7 +82,14 @@ struct Taken {
 
 impl Taken {
     fn of(parts: &Arc<Parts>, what: What) -> Result<Self, LoadError> {
-        let events = parts.events.lock().unwrap_or_else(PoisonError::into_inner).take(what)?;
+        let events = match what {
+            What::OnCpu { .. } => parts.free_events().pop().ok_or(LoadError::NoEventsLeft)?,
+            // Opened now and closed after the capture: while there is one, however little it does, CPUs that are to be left alone
+            // (`nohz_full`) have their ticks, and who asked for a counter for itself before has it.
+            What::Cycles { hz } => on_all_cpus(|cpu| sys::cycles_open(cpu, hz))
+                .map_err(|error| LoadError::of_cycles(error, hz))?,
+            What::OffCpu { .. } | What::Tails => Vec::new(),
+        };
         Ok(Self { parts: Arc::clone(parts), what, events })
     }
 
@@ -122,8 +100,15 @@ impl Taken {
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        let mut free = self.parts.events.lock().unwrap_or_else(PoisonError::into_inner);
-        free.give_back(self.what, std::mem::take(&mut self.events));
+        if matches!(self.what, What::OnCpu { .. }) {
+            self.parts.free_events().push(std::mem::take(&mut self.events));
+        }
+    }
+}
+
+impl Parts {
+    fn free_events(&self) -> MutexGuard<'_, Vec<Vec<OwnedFd>>> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -281,7 +266,7 @@ pub enum What {
     },
     /// The same by the counter of cycles of each CPU: what is counted is how many there were.
     Cycles {
-        /// Samples in a second of them, more or less. Not zero.
+        /// Samples in a second, more or less, of a CPU that is busy. Not zero.
         hz: u32,
     },
     /// What waits, for as long as that at least.
@@ -364,6 +349,14 @@ impl Drop for Sampler {
 impl Sampler {
     /// Begins to sample; what runs with this period, if it is by the clock.
     pub fn start(&mut self, period: Period) -> Result<(), LoadError> {
+        let started = self.attach(period);
+        if started.is_err() {
+            self.detach();
+        }
+        started
+    }
+
+    fn attach(&mut self, period: Period) -> Result<(), LoadError> {
         self.say(offset_of!(Sampling, sample_ns), period.sample_ns);
         self.say(offset_of!(Sampling, began_ns), monotonic_ns());
         for (name, program) in &self.programs {
@@ -376,13 +369,9 @@ impl Sampler {
                         sys::perf_event_enable(event, true).map_err(refused)?;
                     }
                 }
-                What::Cycles { hz } => {
+                What::Cycles { .. } => {
                     for event in self.events.iter() {
                         self.links.push(sys::perf_event_attach(program.as_fd(), event).map_err(refused)?);
-                        sys::perf_event_set_rate(event, hz).map_err(|error| match error.kind() {
-                            io::ErrorKind::InvalidInput => LoadError::TooOften(hz),
-                            _ => refused(error),
-                        })?;
                         sys::perf_event_enable(event, true).map_err(refused)?;
                         if !sys::perf_event_counts(event).map_err(refused)? {
                             return Err(LoadError::CountersTaken);
@@ -425,9 +414,20 @@ impl Sampler {
     /// be in step.
     pub fn change_period(&self, period: Period) -> io::Result<()> {
         self.say(offset_of!(Sampling, sample_ns), period.sample_ns);
-        let changed = self.events.iter().map(|event| sys::perf_event_set_period(event, period.ns));
-        // One CPU that refuses is no reason for the others to go by the last one.
-        changed.fold(Ok(()), |all, one| all.and(one))
+        let mut refused = None;
+        // One CPU that refuses is no reason for the others to go by the last period.
+        for event in self.events.iter() {
+            refused = sys::perf_event_set_period(event, period.ns).err().or(refused);
+        }
+        refused.map_or(Ok(()), Err)
+    }
+
+    /// No CPU has lost its counter of cycles to somebody else meanwhile, if that is what it is sampled by.
+    pub fn has_counted(&self) -> io::Result<bool> {
+        if !matches!(self.what, What::Cycles { .. }) {
+            return Ok(true);
+        }
+        self.events.iter().try_fold(true, |all, event| Ok(all && sys::perf_event_counts(event)?))
     }
 
     /// What was counted.

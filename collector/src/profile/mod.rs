@@ -178,7 +178,7 @@ pub struct Sample {
 }
 
 impl Profile {
-    /// With the CPU time of its samples, on average, for [`Self::period_ns`], if it has any. Not what was asked for: periods vary, and
+    /// With the CPU time, or cycles, of its samples, on average, for [`Self::period_ns`], if it has any. Not what was asked for: periods vary, and
     /// who counts events has none of a CPU that idles.
     #[must_use]
     pub fn with_period_of_samples(mut self) -> Self {

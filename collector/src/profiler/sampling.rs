@@ -95,9 +95,9 @@ impl Sampling {
             && (self.has_room_for_code() || self.loaded.elapsed() < REPLACED_AFTER)
     }
 
-    /// Another capture can go on with it.
+    /// Another capture can go on with it. Not those that have counters, which are others' as soon as they can be.
     pub(super) fn is_of_use_again(&self) -> bool {
-        self.what.runs() && self.has_run && self.has_room_for_code()
+        matches!(self.what, What::OnCpu { .. }) && self.has_run && self.has_room_for_code()
     }
 
     /// Tells the sampler of the processes that it met and did not know. True if there were any.

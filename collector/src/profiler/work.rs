@@ -16,7 +16,7 @@ use super::sampling::Sampling;
 use super::spaces::Readers;
 use super::workers::{self, Workers};
 use super::{CaptureError, Wanted, Whom};
-use crate::kernel::{Names, Samplers, Threads, What};
+use crate::kernel::{LoadError, Names, Samplers, Threads, What};
 use crate::procfs::kallsyms::Kallsyms;
 use crate::procfs::root::{Buffer, Root};
 use crate::profile::fold::Folder;
@@ -431,6 +431,9 @@ impl Work {
         let mut period_ns = 0;
         for (id, before) in &measuring.before {
             let Some(sampling) = self.samplings.iter().find(|sampling| sampling.id == *id) else { continue };
+            if !sampling.sampler.has_counted()? {
+                return Err(LoadError::CountersTaken.into());
+            }
             let counts = sampling.sampler.counts()?;
             if let What::OnCpu { period_ns: asked_ns } = sampling.what {
                 period_ns = asked_ns;

@@ -24,6 +24,9 @@ pub(super) fn build(dir: &Path, release: &str, to: &Path) -> Result<()> {
         fs::copy(&from, work.join(file)).with_context(|| format!("copying {}", from.display()))?;
     }
     let mut make = command::program("make", ["--silent", "-C"]);
+    for variable in ["KBUILD_OUTPUT", "KCFLAGS", "LLVM", "W"] {
+        make.env_remove(variable);
+    }
     // It says on standard error that it makes no BTF, which nobody needs of it.
     make.arg(&headers).arg(format!("M={}", work.display())).arg("modules");
     command::run(&mut make)?;

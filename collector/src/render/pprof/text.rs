@@ -58,13 +58,15 @@ fn write_header(profile: &Profile, samples: &[(&Sample, &Labels)], out: &mut Str
     writeln!(out, "measured for {:?}", duration(profile.duration_ns))?;
     let (count, value, period) =
         (total(|sample| sample.count), total(|sample| sample.value_ns), profile.period_ns);
-    if profile.kind == Kind::Cycles {
-        writeln!(out, "a sample every {period} cycles on average")?;
+    let is_of_cycles = profile.kind == Kind::Cycles;
+    match period {
+        0 => {}
+        _ if is_of_cycles => writeln!(out, "a sample every {period} cycles on average")?,
+        _ => writeln!(out, "a sample every {:?} of CPU time", duration(period))?,
+    }
+    if is_of_cycles {
         writeln!(out, "{count} {}, {value} cycles", measure.counted)?;
     } else {
-        if period > 0 {
-            writeln!(out, "a sample every {:?} of CPU time", duration(period))?;
-        }
         writeln!(out, "{count} {}, {:?}", measure.counted, duration(value))?;
     }
     remarks(profile).iter().try_for_each(|remark| writeln!(out, "{remark}"))
