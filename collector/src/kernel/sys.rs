@@ -297,8 +297,8 @@ const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 1 << 3;
 /// What is asked for is time, so this is what is taken unless somebody asks for cycles ([`cycles_open`]): how long a cycle took
 /// no sample of a counter says; many guests have none; and the period of a counter cannot be changed meanwhile, so that programs keep in
 /// step with it: what is left of a period is lost with each change, and of a CPU that is hardly ever busy that is all. (Of a program
-/// that did one thing for a third of each 99th of a second 99 samples a second by the clock found 32 to 34 %, and by the counter of a CPU that
-/// is always as fast anything from 0 to 52 %.) The price: with interrupts off nothing is sampled, and what was done meanwhile is found
+/// that did one thing for a third of each 99th of a second 99 samples a second by the clock found 31 to 36 %, and by the counter of a CPU that
+/// is always as fast 1 to 50 %.) The price: with interrupts off nothing is sampled, and what was done meanwhile is found
 /// where they are on again.
 ///
 /// Needs CAP_PERFMON, and on Debian CAP_SYS_ADMIN where
