@@ -362,20 +362,16 @@ impl Sampler {
         for (name, program) in &self.programs {
             let refused = |error| LoadError::Attach { program: name, error };
             match self.what {
-                What::OnCpu { .. } => {
+                What::OnCpu { .. } | What::Cycles { .. } => {
                     for event in self.events.iter() {
                         self.links.push(sys::perf_event_attach(program.as_fd(), event).map_err(refused)?);
-                        sys::perf_event_set_period(event, period.ns).map_err(refused)?;
+                        if matches!(self.what, What::OnCpu { .. }) {
+                            sys::perf_event_set_period(event, period.ns).map_err(refused)?;
+                        }
                         sys::perf_event_enable(event, true).map_err(refused)?;
                     }
-                }
-                What::Cycles { .. } => {
-                    for event in self.events.iter() {
-                        self.links.push(sys::perf_event_attach(program.as_fd(), event).map_err(refused)?);
-                        sys::perf_event_enable(event, true).map_err(refused)?;
-                        if !sys::perf_event_counts(event).map_err(refused)? {
-                            return Err(LoadError::CountersTaken);
-                        }
+                    if !self.has_counted().map_err(refused)? {
+                        return Err(LoadError::CountersTaken);
                     }
                 }
                 What::OffCpu { .. } | What::Tails => {
@@ -422,7 +418,7 @@ impl Sampler {
         refused.map_or(Ok(()), Err)
     }
 
-    /// No CPU has lost its counter of cycles to somebody else meanwhile, if that is what it is sampled by.
+    /// Each CPU has had its counter of cycles since it was started, if that is what it is sampled by.
     pub fn has_counted(&self) -> io::Result<bool> {
         if !matches!(self.what, What::Cycles { .. }) {
             return Ok(true);
