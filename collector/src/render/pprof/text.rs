@@ -56,19 +56,16 @@ fn write_header(profile: &Profile, samples: &[(&Sample, &Labels)], out: &mut Str
     writeln!(out, " @")?;
     writeln!(out, "started {}", when(profile.started_unix_ns))?;
     writeln!(out, "measured for {:?}", duration(profile.duration_ns))?;
-    let (count, value, period) =
-        (total(|sample| sample.count), total(|sample| sample.value_ns), profile.period_ns);
     let is_of_cycles = profile.kind == Kind::Cycles;
-    match period {
-        0 => {}
-        _ if is_of_cycles => writeln!(out, "a sample every {period} cycles on average")?,
-        _ => writeln!(out, "a sample every {:?} of CPU time", duration(period))?,
+    let amount = |value: u64| {
+        if is_of_cycles { format!("{value} cycles") } else { format!("{:?}", duration(value)) }
+    };
+    if profile.period_ns > 0 {
+        let of = if is_of_cycles { "on average" } else { "of CPU time" };
+        writeln!(out, "a sample every {} {of}", amount(profile.period_ns))?;
     }
-    if is_of_cycles {
-        writeln!(out, "{count} {}, {value} cycles", measure.counted)?;
-    } else {
-        writeln!(out, "{count} {}, {:?}", measure.counted, duration(value))?;
-    }
+    let (count, value) = (total(|sample| sample.count), total(|sample| sample.value_ns));
+    writeln!(out, "{count} {}, {}", measure.counted, amount(value))?;
     remarks(profile).iter().try_for_each(|remark| writeln!(out, "{remark}"))
 }
 
