@@ -130,14 +130,20 @@ fn counter(collector: &Collector, pid: Pid) -> Option<Counter> {
     counter.ok()
 }
 
+/// A pool of who burns CPU and one that does this, with who burns, and the collector that watches both.
+fn burning_beside(behaviour: &str) -> (Workload, Pid, Collector) {
+    let mut master = Workload::start();
+    let burner = master.spawn("burn 600000");
+    master.spawn(behaviour);
+    let collector = Collector::start(&["--source=ebpf"]);
+    collector.pool_of(master.pid(), 2);
+    (master, burner, collector)
+}
+
 #[test]
 fn cycles_are_those_that_were_counted_or_cannot_be() {
     let _as_elsewhere = as_elsewhere();
-    let mut master = Workload::start();
-    let burner = master.spawn("burn 600000");
-    master.spawn("sleep");
-    let collector = Collector::start(&["--source=ebpf"]);
-    collector.pool_of(master.pid(), 2);
+    let (_master, burner, collector) = burning_beside("sleep");
     let Some(counter) = counter(&collector, burner) else { return };
     let path = format!("/debug/pprof/profile?pid={burner}&seconds=3&hz=499&debug=1");
     let (text, counted) = profiled(&collector, &format!("{path}&event=cycles"), || counter.read() as f64);
@@ -159,11 +165,7 @@ fn cycles_are_those_that_were_counted_or_cannot_be() {
 #[test]
 fn cycles_are_right_while_processes_come_and_go() {
     let _as_elsewhere = as_elsewhere();
-    let mut master = Workload::start();
-    let burner = master.spawn("burn 600000");
-    master.spawn("duty 30 600000");
-    let collector = Collector::start(&["--source=ebpf"]);
-    collector.pool_of(master.pid(), 2);
+    let (mut master, burner, collector) = burning_beside("duty 30 600000");
     let Some(counter) = counter(&collector, burner) else { return };
     let path = format!("/debug/pprof/profile?pid={burner}&seconds=3&hz=299&debug=1&event=cycles");
     let (text, counted) = std::thread::scope(|scope| {
@@ -181,11 +183,7 @@ fn cycles_are_right_while_processes_come_and_go() {
 #[test]
 fn who_finds_no_counter_is_told() {
     let _as_elsewhere = as_elsewhere();
-    let mut master = Workload::start();
-    let burner = master.spawn("burn 600000");
-    master.spawn("sleep");
-    let collector = Collector::start(&["--source=ebpf"]);
-    collector.pool_of(master.pid(), 2);
+    let (_master, burner, collector) = burning_beside("sleep");
     let path = "/debug/pprof/profile?seconds=0.5&debug=1&event=cycles";
     let Some(counter) = counter(&collector, burner) else { return };
     drop(counter);
