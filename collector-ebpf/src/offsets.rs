@@ -31,6 +31,27 @@ macro_rules! offsets {
 offsets! {
     /// `task_struct.pid`: thread id, int
     task_pid,
+    /// `task_struct.stack`, in a kernel with `bpf_rdonly_cast` (6.2+) that has the saved registers at the same place of all
+    /// stacks
+    task_stack,
+    /// `sock.sk_socket`
+    sock_socket,
+    /// `socket_alloc.vfs_inode`, and so from a `struct socket`, which is its first field
+    socket_inode,
+    /// `sock.sk_receive_queue.qlen`: u32, buffers that were not read to their end yet
+    sock_queued,
+    /// `sock.sk_shutdown`: u8
+    sock_shutdown,
+    /// `pt_regs.orig_ax` (x86-64) or `.syscallno` in its first four bytes (arm64)
+    regs_syscall,
+    /// `pt_regs.si` (x86-64) or `.regs[1]` (arm64): the second argument of a system call
+    regs_second,
+    /// Not an offset: BTF id of a struct that begins with a word, in a kernel with `bpf_rdonly_cast` (6.2+)
+    word_type,
+    /// `inode.i_ino`: unsigned long
+    inode_number,
+    /// `sock.__sk_common.skc_family`: unsigned short
+    sock_family,
     /// `task_struct.tgid`: thread group id, int
     task_tgid,
     /// `task_struct.group_leader`
@@ -116,9 +137,6 @@ offsets! {
     siginfo_code,
     /// `task_struct.jobctl`: unsigned long
     task_jobctl,
-    /// `task_struct.stack`, in a kernel with `bpf_rdonly_cast` (6.2+) that has the saved registers at the same place of all
-    /// stacks
-    task_stack,
     /// `task_struct.files`
     task_files,
     /// `files_struct.fdt`
@@ -133,26 +151,16 @@ offsets! {
     file_private_data,
     /// `inode.i_mode`: unsigned short
     inode_mode,
-    /// `pt_regs.orig_ax` (x86-64) or `.syscallno` in its first four bytes (arm64)
-    regs_syscall,
     /// `pt_regs.di` (x86-64) or `.orig_x0` (arm64): the first argument of a system call
     regs_argument,
-    /// `pt_regs.si` (x86-64) or `.regs[1]` (arm64): the second argument of a system call
-    regs_second,
     /// `pt_regs.dx` (x86-64) or `.regs[2]` (arm64): the third argument of a system call
     regs_third,
     /// `pt_regs.r10` (x86-64) or `.regs[3]` (arm64): the fourth argument of a system call
     regs_fourth,
-    /// `sock.__sk_common.skc_family`: unsigned short
-    sock_family,
     /// `sock.sk_type`: u16
     sock_type,
-    /// `sock.sk_shutdown`: u8
-    sock_shutdown,
     /// `sock.sk_err`: int
     sock_error,
-    /// `sock.sk_receive_queue.qlen`: u32, buffers that were not read to their end yet
-    sock_queued,
     /// `sock.sk_sndbuf`: int
     sock_sndbuf,
     /// `sock.sk_wmem_alloc`: int, bytes that were sent on a UNIX connection and not received yet, and one more
@@ -167,14 +175,8 @@ offsets! {
     tcp_received_tick,
     /// `sock.sk_max_ack_backlog`: u32
     sock_max_ack_backlog,
-    /// `sock.sk_socket`
-    sock_socket,
     /// `socket.sk`
     socket_sock,
-    /// `socket_alloc.vfs_inode`, and so from a `struct socket`, which is its first field
-    socket_inode,
-    /// `inode.i_ino`: unsigned long
-    inode_number,
     /// `unix_sock.addr`
     unix_address,
     /// `unix_sock.peer`
@@ -193,8 +195,6 @@ offsets! {
     regs_bp,
     /// `task_struct.thread.fsbase`: unsigned long, what a thread's `fs` was set to (x86_64)
     task_fsbase,
-    /// Not an offset: BTF id of a struct that begins with a word, in a kernel with `bpf_rdonly_cast` (6.2+)
-    word_type,
     /// Not an offset: BTF id of `task_struct`, in a kernel with `bpf_rdonly_cast`
     task_type,
     /// Not an offset: BTF id of `signal_struct`, in a kernel with `bpf_rdonly_cast`

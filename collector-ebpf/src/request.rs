@@ -44,8 +44,13 @@ pub struct Request {
     pub inode: u64,
     /// Thread that it counts for as unanswered ([`crate::waterfall`]), or 0.
     pub tid: u32,
+    /// Zero.
+    pub padding: u32,
+    /// Address of the inode of its connection, as among the keys of its set, so that whoever is right about the way has no
+    /// need of those; 0 while the place is free.
+    pub key: u64,
     /// Zero: fills the cache line, so that workers on different CPUs do not meet in one.
-    pub padding: [u32; 5],
+    pub fill: u64,
 }
 
 /// In [`Request::lock`]
@@ -65,6 +70,10 @@ pub const REQUEST_PROVISIONAL: u32 = 1 << 26;
 /// In [`Request::place`]: the thread that it began on had nothing else to do, and did not leave its CPU until the last byte so
 /// far of the answer was sent. Where its time went is known by its duration.
 pub const REQUEST_ON_CPU: u32 = 1 << 27;
+
+/// In [`Request::place`]: the kernel tells when its connection is closed, which needs no proof then that it is still the one
+/// that had these addresses: those of TCP.
+pub const REQUEST_CLOSE_TOLD: u32 = 1 << 28;
 
 impl Request {
     /// The slot in a place.
@@ -93,14 +102,44 @@ pub const REQUEST_WAYS: usize = 8;
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Connections {
-    /// By way; the request of way `w` in set `s` has the index `s * REQUEST_WAYS + w`.
+    /// By way; [`index_of`] says where the request of each is.
     pub keys: [u64; REQUEST_WAYS],
 }
 
-/// The set of a connection. Inodes are far apart and aligned, so the product is taken from its top.
+/// The set of a connection.
+///
+/// The kernel has inodes of sockets side by side in blocks of 16 KiB and more (`sock_inode_cache`, 832 bytes each): those of
+/// a block have sets side by side, so that the requests of connections that were opened one after the other are in few pages,
+/// whose translations the CPU keeps. Blocks are anywhere in memory, so where theirs begin is taken from the top of a product.
 #[inline(always)]
 pub const fn set_of(key: u64) -> u32 {
-    (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - crate::limits::REQUEST_SETS.trailing_zeros())) as u32
+    const SETS: usize = crate::limits::REQUEST_SETS;
+    let first = (key >> BLOCK_BITS).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - SETS.trailing_zeros());
+    let inside = (key >> INODE_BITS) % (1 << (BLOCK_BITS - INODE_BITS));
+    (first + inside) as u32 % SETS as u32
+}
+
+/// Inodes are further apart than this power of two.
+const INODE_BITS: u32 = 9;
+/// Length of a block, as a power of two.
+const BLOCK_BITS: u32 = 14;
+
+/// The index of the request of a way of a set. Those of one way are side by side, and mostly the first way is enough.
+#[inline(always)]
+pub const fn index_of(set: u32, way: u32) -> u32 {
+    way * crate::limits::REQUEST_SETS as u32 + set
+}
+
+/// The set of an index.
+#[inline(always)]
+pub const fn set_of_index(index: u32) -> u32 {
+    index % crate::limits::REQUEST_SETS as u32
+}
+
+/// The way of an index.
+#[inline(always)]
+pub const fn way_of_index(index: u32) -> u32 {
+    index / crate::limits::REQUEST_SETS as u32
 }
 
 /// Context of the program that accounts for a request which nothing else ends. 32 bytes.
@@ -158,3 +197,53 @@ const _: () = {
     assert!(size_of::<Finish>() == 32);
     assert!(crate::limits::REQUEST_SETS.is_power_of_two());
 };
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::limits::REQUEST_SETS;
+
+    /// Length of an element of `sock_inode_cache`.
+    const INODE: u64 = 832;
+
+    proptest! {
+        #[test]
+        fn every_request_has_an_index(set in 0..REQUEST_SETS as u32, way in 0..REQUEST_WAYS as u32) {
+            let index = index_of(set, way);
+            prop_assert!((index as usize) < REQUEST_SETS * REQUEST_WAYS);
+            prop_assert_eq!((set_of_index(index), way_of_index(index)), (set, way));
+        }
+
+        #[test]
+        fn sockets_of_one_block_share_no_set_and_few_pages(block in 0..1u64 << 32) {
+            let keys = (0..(1 << BLOCK_BITS) / INODE).map(|inode| (block << BLOCK_BITS) + inode * INODE + 128);
+            let sets: HashSet<u32> = keys.clone().map(set_of).collect();
+            prop_assert_eq!(sets.len(), keys.count());
+            let pages: HashSet<usize> = sets.iter().map(|set| *set as usize * size_of::<Request>() / 4096).collect();
+            // They may begin at the end of the table, and go on at its begin.
+            prop_assert!(pages.len() <= 2, "{pages:?}");
+        }
+    }
+
+    /// Half as many connections with a request in progress as there are places, in blocks that are anywhere.
+    #[test]
+    fn blocks_spread() {
+        let mut taken = [0_usize; REQUEST_SETS];
+        let mut random = 0x2545_f491_4f6c_dd1d_u64;
+        for _ in 0..REQUEST_SETS * REQUEST_WAYS / 2 / 19 {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            let block = random >> 30 << BLOCK_BITS;
+            for inode in 0..19 {
+                taken[set_of(block + inode * INODE) as usize] += 1;
+            }
+        }
+        let none_left: usize = taken.iter().map(|taken| taken.saturating_sub(REQUEST_WAYS)).sum();
+        assert!(none_left < REQUEST_SETS * REQUEST_WAYS / 2 / 50, "{none_left} of them have no place");
+    }
+}

@@ -123,6 +123,14 @@ pub const THREAD_IN_REQUEST: u32 = 1 << 31;
 pub const IN_FLIGHT: u64 = 1 << 32 | 1;
 
 impl Times {
+    /// Requests that have ended, by outcome.
+    pub fn ended_requests(&self) -> [u32; OUTCOMES] {
+        core::array::from_fn(|outcome| {
+            let own = self.own_requests.get(outcome).copied().unwrap_or(0);
+            self.requests[outcome].wrapping_add(own)
+        })
+    }
+
     /// Of [`Times::busy`], what keeps the worker so.
     #[inline(always)]
     pub const fn reasons_of(busy: u64) -> u32 {
@@ -175,18 +183,18 @@ pub struct Times {
     pub ended_ns: [u64; KINDS],
     /// By measure, values that are in no histogram: begun before the thread was followed, negative, or without a chunk.
     pub discarded: [u32; KEPT],
-    /// Threads that are followed now. While there are any the slot may not have another worker: they still write here.
-    pub followed: u32,
+    /// Requests that have a place in the table.
+    pub open: u32,
     /// What came of being busy.
     pub work: Work,
     /// Kinds of time in which a thread waits for work, as bits by number, and `PARKS_IN_SHARED_LOCK`; then what its pool
     /// wants to know of requests, and the ticket of its waterfall ([`crate::waterfall::ticket`]), which user space may
     /// change. From here on a cache line of what each request changes.
     pub parks: u32,
-    /// Requests that have ended, by outcome.
+    /// Threads that are followed now. While there are any the slot may not have another worker: they still write here.
+    pub followed: u32,
+    /// Requests that have ended, by outcome, but for `own_requests`.
     pub requests: [u32; OUTCOMES],
-    /// Chunk numbers of the slot's directories, two to a word, the first in the low half; 0 where there is none yet.
-    pub directories: [u32; DIRECTORIES / 2],
     /// In the low half threads that are not parked and requests in flight, in the high half the latter alone: both change
     /// at once.
     pub busy: u64,
@@ -196,15 +204,18 @@ pub struct Times {
     pub sent_bytes: u64,
     /// Durations of the requests in [`ON_CPU_REQUEST`] that user space has not taken yet, in histograms or not, ns.
     pub on_cpu_ns: u64,
+    /// Chunk numbers of the slot's directories, two to a word, the first in the low half; 0 where there is none yet.
+    pub directories: [u32; DIRECTORIES / 2],
+    /// Requests of a worker with one thread that this thread itself has found to have ended, by outcome: answered, and the next
+    /// has come. Nobody else adds to them, so that it takes no atomic instruction.
+    pub own_requests: [u32; ABORTED as usize],
     /// When its first request began, `CLOCK_MONOTONIC` ns; 0 before.
     pub first_request_ns: u64,
     /// Sum of the times at which threads ended less the sum of the times at which they were first followed, ns,
     /// wrapping: with the times of now added for those that live it is how long all of them have lived.
     pub lived_ns: u64,
-    /// Requests that have a place in the table.
-    pub open: u32,
     /// Zero.
-    pub padding: [u32; 7],
+    pub padding: u64,
 }
 
 /// When a worker was busy. Times are `CLOCK_MONOTONIC` ns, 0 for what has not happened; while it was not followed, time

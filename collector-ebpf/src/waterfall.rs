@@ -34,17 +34,22 @@ use crate::schedule::KINDS;
 pub struct Flight {
     /// Thread id; 0 for none, [`crate::schedule::LET_GO`] while another thread is given the place.
     pub tid: u32,
-    /// Requests that began on it and have no answer yet.
-    pub unanswered: u32,
+    /// Requests that began on it, wrapping; only the thread itself adds to it. Those that have no answer yet are what is left of
+    /// them without `answered` and `ended`.
+    pub begun: u32,
     /// When the request began whose time is taken, `CLOCK_MONOTONIC` ns; 0 for none, [`ENDING`] while it is accounted for.
     pub begin_ns: u64,
     /// Not zero when an interval was added to `passed_ns` that is to be cleared before the next request.
-    pub passed: u64,
+    pub passed: u32,
+    /// Requests that the thread itself has answered of those that began on it, wrapping; only it adds to it.
+    pub answered: u32,
+    /// Requests of those that began on it that others have answered, or that have ended without, wrapping.
+    pub ended: u32,
+    /// Zero.
+    pub padding: u32,
     /// Time by kind since it began, ns, without the interval that is not over, and less what of the first one was before it;
     /// wrapping.
     pub passed_ns: [u64; KINDS],
-    /// Zero.
-    pub padding_to_line: u64,
 }
 
 /// A request until what was sent last of its answer: of a [`Flight`], at the same index, or, behind those, one that is set

@@ -24,6 +24,12 @@ pub(crate) fn told_outcome(task: Current) -> u32 {
     named_bytes(task).map_or(ANSWERED, |(named, at)| outcome_at(named, at))
 }
 
+/// The bytes can be looked at that the current system call sends, of the [current task](Current).
+#[inline(always)]
+pub(crate) fn tells_outcome(task: Current) -> bool {
+    named_bytes(task).is_some()
+}
+
 /// Global to the verifier, see [`crate::requests`]. With little on its stack: newer kernels give whoever has more a stack
 /// elsewhere, and then look at what is copied there for longer than the copy takes (`CONFIG_HARDENED_USERCOPY`).
 #[unsafe(no_mangle)]

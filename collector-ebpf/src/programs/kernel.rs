@@ -232,8 +232,14 @@ pub(crate) fn cast(address: *const u8, type_id: u32) -> *const u8 {
 /// struct, the verifier would search all types by name (see [`read_task!`]).
 #[inline(always)]
 pub(crate) fn load_cast<T>(base: *const u8, offset: u32) -> T {
+    load_as(base, offset, offset!(word_type))
+}
+
+/// The same with the BTF id of the struct.
+#[inline(always)]
+fn load_as<T>(base: *const u8, offset: u32, type_id: u32) -> T {
     const { assert!(size_of::<T>() <= 8) };
-    let word = cast(base.wrapping_add(offset as usize), offset!(word_type));
+    let word = cast(base.wrapping_add(offset as usize), type_id);
     // SAFETY: the verifier makes it a load that may fail; what is read here are integers.
     unsafe { word.cast::<T>().read_volatile() }
 }
@@ -243,8 +249,9 @@ pub(crate) fn load_cast<T>(base: *const u8, offset: u32) -> T {
 #[inline(always)]
 pub(crate) fn peek<T: Default>(base: u64, offset: u32) -> T {
     let base = base as *const u8;
-    if offset!(word_type) != ABSENT {
-        return load_cast(base, offset);
+    let word = offset!(word_type);
+    if word != ABSENT {
+        return load_as(base, offset, word);
     }
     // SAFETY: the helper checks the address; what is read here are integers.
     unsafe { bpf_probe_read_kernel(base.wrapping_add(offset as usize).cast()) }.unwrap_or_default()

@@ -13,18 +13,19 @@ use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_or, atomic_xchg};
 use collector_ebpf::event::Counter;
 use collector_ebpf::limits::REQUEST_SETS;
 use collector_ebpf::request::{
-    ABORTED, ANSWERED, CLOSED, FOLLOWED_NO_MORE, Finish, LOCKED, REQUEST_HISTOGRAMS, REQUEST_LEFT,
-    REQUEST_ON_CPU, REQUEST_PROVISIONAL, REQUEST_WAYS, Request, WANTS_REQUESTS, WANTS_STATUS, set_of,
+    ABORTED, ANSWERED, CLOSED, FOLLOWED_NO_MORE, Finish, LOCKED, REQUEST_CLOSE_TOLD, REQUEST_HISTOGRAMS,
+    REQUEST_LEFT, REQUEST_ON_CPU, REQUEST_PROVISIONAL, REQUEST_WAYS, Request, WANTS_REQUESTS, WANTS_STATUS,
+    index_of, set_of, set_of_index, way_of_index,
 };
 use collector_ebpf::schedule::{
     ACCEPT_WAIT, IN_FLIGHT, ON_CPU_REQUEST, REQUEST, THREAD_HISTOGRAMS, Thread, Times,
 };
 
 use crate::connections::{Connection, is_open, number_of, waits_for_room};
-use crate::first_bytes::{Asks, INTERIM, asks, told_outcome};
+use crate::first_bytes::{Asks, INTERIM, asks, tells_outcome, told_outcome};
 use crate::histograms::record_or_discard;
 use crate::kernel::{Current, now, unforeseen};
-use crate::schedule::{find, time_run};
+use crate::schedule::{find_likely, time_run};
 use crate::work::{fall, rise};
 use crate::{CONNECTIONS, CONTROL, REQUESTS, TIMES, add_u32, add_u64, count, waterfall};
 
@@ -44,7 +45,7 @@ pub(crate) struct Serving {
 #[inline(always)]
 pub(crate) fn serving() -> Option<Serving> {
     let task = Current::get();
-    let thread = find(task.tid())?;
+    let thread = find_likely(task.tid())?;
     let times = TIMES.get_ptr_mut(Thread::slot_of(thread.place))?;
     // SAFETY: a pointer into the array.
     let wants = unsafe { (*times).parks };
@@ -56,9 +57,10 @@ pub(crate) fn serving() -> Option<Serving> {
 pub(crate) fn received<const HERE: bool>(serving: &mut Serving, connection: Connection, length: i32) {
     let (thread, times, wants) = (&mut *serving.thread, serving.times, serving.wants);
     // SAFETY: a pointer into the array.
-    add_u64(unsafe { &raw mut (*times).received_bytes }, u64::from(length.cast_unsigned()));
+    add_bytes(times, unsafe { &raw mut (*times).received_bytes }, length);
     let (at_ns, key) = (now(), connection.key);
-    let index = place_of_at::<HERE>(key).and_then(|index| request_of(key, index, at_ns)).unwrap_or(NOWHERE);
+    let in_progress = place_of_at::<HERE>(key).filter(|index| request_of(key, *index, at_ns).is_some());
+    let index = in_progress.unwrap_or(NOWHERE);
     let looks = wants & WANTS_STATUS != 0 && connection.sock != 0 && !speaks_http(index);
     let asks = if looks { asks(serving.task, length) } else { Asks::Something };
     if asks == Asks::Nothing {
@@ -78,6 +80,27 @@ pub(crate) fn received<const HERE: bool>(serving: &mut Serving, connection: Conn
     time_run(at_ns);
 }
 
+/// Adds to a sum of the worker of the current thread.
+#[inline(always)]
+fn add_bytes(times: *mut Times, sum: *mut u64, length: i32) {
+    let more = u64::from(length.cast_unsigned());
+    if has_one_thread(times) {
+        // SAFETY: callers pass pointers into the array; an aligned integer.
+        unsafe { sum.write_volatile(sum.read_volatile().wrapping_add(more)) };
+    } else {
+        add_u64(sum, more);
+    }
+}
+
+/// The worker of the current thread has no other: what only its threads add to, nobody else does now. A second one would have
+/// to be begun, or found by an iteration, and receive something, between a load and a store. Atomic instructions are half of
+/// what a request costs.
+#[inline(always)]
+fn has_one_thread(times: *const Times) -> bool {
+    // SAFETY: callers pass a pointer into the array; another CPU may change it.
+    unsafe { (&raw const (*times).followed).read_volatile() == 1 }
+}
+
 /// So many bytes were sent on a connection, or, negative, why none were.
 #[inline(always)]
 pub(crate) fn sent<const HERE: bool>(serving: &Serving, connection: Connection, length: i32) {
@@ -87,13 +110,15 @@ pub(crate) fn sent<const HERE: bool>(serving: &Serving, connection: Connection, 
     }
     if length > 0 {
         // SAFETY: a pointer into the array.
-        add_u64(unsafe { &raw mut (*times).sent_bytes }, u64::from(length.cast_unsigned()));
+        add_bytes(times, unsafe { &raw mut (*times).sent_bytes }, length);
     }
     let key = connection.key;
     let Some(index) = place_of_at::<HERE>(key) else { return };
     let at_ns = now();
-    if let Some(index) = request_of(key, index, at_ns) {
-        answered(connection, index, serving, length, at_ns);
+    if let Some(request) = request_of(key, index, at_ns)
+        && !goes_on(connection, request, serving, length, at_ns)
+    {
+        answered(connection, index, request, serving, length, at_ns);
     }
     time_run(at_ns);
 }
@@ -163,7 +188,12 @@ fn place_of_at<const HERE: bool>(key: u64) -> Option<u32> {
     if !HERE || key == 0 {
         return place_of(key);
     }
-    let index = search(set_of(key), key);
+    let set = set_of(key);
+    let likely = index_of(set, 0);
+    // SAFETY: a pointer into the array; another CPU may change it.
+    let is_it =
+        REQUESTS.get_ptr(likely).is_some_and(|at| unsafe { (&raw const (*at).key).read_volatile() } == key);
+    let index = if is_it { likely } else { search(set, key) };
     // One number to the verifier, and not one for each place.
     Some(unforeseen(u64::from(found(index)?), CONTROL.get_ptr(0)?) as u32)
 }
@@ -190,20 +220,23 @@ fn search(set: u32, key: u64) -> u32 {
     for way in 0..REQUEST_WAYS {
         // SAFETY: one of the elements; other CPUs change them.
         if unsafe { keys.add(way).read_volatile() } == key {
-            return set * REQUEST_WAYS as u32 + way as u32;
+            return index_of(set, way as u32);
         }
     }
     NOWHERE
 }
 
-/// The index, if the request there is in progress on this connection. One of a connection that was closed untold, and whose
+/// The request at an index, if it is in progress on this connection. One of a connection that was closed untold, and whose
 /// address this one has got, is accounted for.
 #[inline(always)]
-fn request_of(key: u64, index: u32, at_ns: u64) -> Option<u32> {
+fn request_of(key: u64, index: u32, at_ns: u64) -> Option<*mut Request> {
     let request = REQUESTS.get_ptr_mut(index)?;
-    // SAFETY: a pointer into the array; it was written before the key.
-    if unsafe { (&raw const (*request).inode).read_volatile() } == number_of(key) {
-        return Some(index);
+    // SAFETY: a pointer into the array; these were written before the key.
+    let (place, inode) = unsafe {
+        ((&raw const (*request).place).read_volatile(), (&raw const (*request).inode).read_volatile())
+    };
+    if place & REQUEST_CLOSE_TOLD != 0 || inode == number_of(key) {
+        return Some(request);
     }
     if lock_to_end(key, index).is_some() {
         end(key, index, at_ns);
@@ -229,21 +262,26 @@ fn keys_of(set: u32) -> Option<*mut u64> {
 /// Where the connection of a request is written.
 #[inline(always)]
 fn key_place(index: u32) -> Option<*mut u64> {
-    let keys = keys_of(index / REQUEST_WAYS as u32)?;
+    let keys = keys_of(set_of_index(index))?;
     // SAFETY: one of the elements.
-    Some(unsafe { keys.add(index as usize % REQUEST_WAYS) })
+    Some(unsafe { keys.add(way_of_index(index) as usize % REQUEST_WAYS) })
 }
 
 #[inline(always)]
-fn key_of(index: u32) -> u64 {
-    // SAFETY: a pointer into the array; another CPU may change it.
-    key_place(index).map_or(0, |key| unsafe { key.read_volatile() })
+fn key_of(request: *const Request) -> u64 {
+    // SAFETY: callers pass a pointer into the array; another CPU may change it.
+    unsafe { (&raw const (*request).key).read_volatile() }
 }
 
 /// Locks the request of a connection. `None` while another program is at it, which is counted, or if it has ended.
 #[inline(always)]
 fn lock(key: u64, index: u32) -> Option<*mut Request> {
-    let request = REQUESTS.get_ptr_mut(index)?;
+    lock_at(key, index, REQUESTS.get_ptr_mut(index)?)
+}
+
+/// The same with the request at the index.
+#[inline(always)]
+fn lock_at(key: u64, index: u32, request: *mut Request) -> Option<*mut Request> {
     if !try_lock(request) {
         count(Counter::REQUEST_MISSED);
         return None;
@@ -284,10 +322,10 @@ fn try_lock(request: *mut Request) -> bool {
 /// A locked request, if it is of this connection.
 #[inline(always)]
 fn still_of(key: u64, index: u32, request: *mut Request) -> Option<*mut Request> {
-    if key_of(index) == key {
+    if key_of(request) == key {
         return Some(request);
     }
-    unlock(key_of(index), index, request);
+    unlock(key_of(request), index, request);
     None
 }
 
@@ -317,10 +355,10 @@ extern "C" fn end(key: u64, index: u32, at_ns: u64) -> u32 {
     leave_thread(index, request, at_ns);
     if let Some(times) = TIMES.get_ptr_mut(Request::slot_of(worker)) {
         if answer_ns != 0 {
-            account(index, Request::outcome_of(worker), answer_ns);
+            account(index, Request::outcome_of(worker), answer_ns, 0);
         } else if worker & REQUEST_PROVISIONAL == 0 {
             fly_no_more(times, worker, at_ns);
-            account(index, ABORTED, at_ns);
+            account(index, ABORTED, at_ns, 0);
         }
         // SAFETY: a pointer into the array.
         add_u32(unsafe { &raw mut (*times).open }, u32::MAX);
@@ -328,6 +366,7 @@ extern "C" fn end(key: u64, index: u32, at_ns: u64) -> u32 {
     // First nobody finds it, then it can be locked. Whoever has found it before that finds another's key, or none.
     // SAFETY: aligned integers of the maps.
     unsafe {
+        (&raw mut (*request).key).write_volatile(0);
         atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(place, key, 0);
         atomic_xchg::<u32, { AtomicOrdering::SeqCst }>(&raw mut (*request).lock, 0);
     }
@@ -347,10 +386,10 @@ fn leave_thread(index: u32, request: *mut Request, at_ns: u64) {
     }
 }
 
-/// Adds a request that has ended to its worker's.
+/// Adds a request that has ended to its worker's. `own` is not 0 if it is the worker's only thread that does so.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn account(index: u32, outcome: u32, end_ns: u64) -> u32 {
+extern "C" fn account(index: u32, outcome: u32, end_ns: u64, own: u32) -> u32 {
     let Some(request) = REQUESTS.get_ptr_mut(index) else { return 0 };
     // SAFETY: a pointer into the array; locked.
     let (place, begin_ns) = unsafe { ((*request).place, (*request).begin_ns) };
@@ -360,8 +399,12 @@ extern "C" fn account(index: u32, outcome: u32, end_ns: u64) -> u32 {
     let outcome = black_box(outcome.min(ABORTED)) & 7;
     // SAFETY: a pointer into the array, and an index below its length.
     unsafe {
-        let ended = (&raw mut (*times).requests).cast::<u32>();
-        add_u32(ended.add(outcome as usize), 1);
+        if own != 0 && outcome < ABORTED {
+            let ended = (&raw mut (*times).own_requests).cast::<u32>().add(outcome as usize);
+            ended.write_volatile(ended.read_volatile().wrapping_add(1));
+        } else {
+            add_u32((&raw mut (*times).requests).cast::<u32>().add(outcome as usize), 1);
+        }
     }
     let duration_ns = end_ns.saturating_sub(begin_ns);
     let mut measure = REQUEST + outcome;
@@ -417,17 +460,29 @@ fn begin(connection: Connection, thread: &mut Thread, times: *mut Times, provisi
         (&raw mut (*request).inode).write_volatile(number_of(key));
         add_u32(&raw mut (*times).open, 1);
     }
-    ask(request, thread, times, provisional, at_ns);
-    // SAFETY: as above.
-    unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(place, key) };
+    let told = if connection.close_is_told() { REQUEST_CLOSE_TOLD } else { 0 };
+    ask(request, thread, times, told, provisional, at_ns);
+    // SAFETY: as above. All else is written before it, on every CPU.
+    unsafe {
+        atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(&raw mut (*request).key, key);
+        atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(place, key);
+    }
     unlock(key, index, request);
 }
 
-/// A locked request begins, be it the first one of its connection or the next. Provisional, it is not in flight.
+/// A locked request begins, be it the first one of its connection or the next. Provisional, it is not in flight. `told` is
+/// [`REQUEST_CLOSE_TOLD`] or 0.
 #[inline(always)]
-fn ask(request: *mut Request, thread: &mut Thread, times: *mut Times, provisional: bool, at_ns: u64) {
+fn ask(
+    request: *mut Request,
+    thread: &mut Thread,
+    times: *mut Times,
+    told: u32,
+    provisional: bool,
+    at_ns: u64,
+) {
     let thread_place = thread.place;
-    let mut place = Thread::slot_of(thread_place);
+    let mut place = Thread::slot_of(thread_place) | told;
     if thread_place & THREAD_HISTOGRAMS != 0 {
         place |= REQUEST_HISTOGRAMS;
     }
@@ -476,7 +531,8 @@ fn continued(
         let (before, slot) = (Request::slot_of(place), Thread::slot_of(thread.place));
         if let (Some(old), Some(new)) = (TIMES.get_ptr_mut(before), TIMES.get_ptr_mut(slot)) {
             if answered {
-                account(index, Request::outcome_of(place), answer_ns);
+                let own = before == slot && has_one_thread(old);
+                account(index, Request::outcome_of(place), answer_ns, u32::from(own));
                 leave_thread(index, request, at_ns);
             }
             if before != slot {
@@ -487,17 +543,65 @@ fn continued(
                     add_u32(&raw mut (*new).open, 1);
                 }
             }
-            ask(request, thread, new, provisional, at_ns);
+            ask(request, thread, new, place & REQUEST_CLOSE_TOLD, provisional, at_ns);
         }
     }
     unlock(key, index, request);
 }
 
+/// More of an answer was sent, without anything else to note than when: by the same thread, which has not left its CPU since
+/// the request began, and by a system call whose first bytes cannot be looked at. That needs no lock, because no two answers
+/// were last sent at the same time. Servers of files send the header first and then, by sendfile(2), what is in the file.
+#[inline(always)]
+fn goes_on(
+    connection: Connection,
+    request: *mut Request,
+    serving: &Serving,
+    length: i32,
+    at_ns: u64,
+) -> bool {
+    // SAFETY: callers pass a pointer into the array; another CPU may change it.
+    let (place, answer_ns, begin_ns, tid) = unsafe {
+        (
+            (&raw const (*request).place).read_volatile(),
+            (&raw const (*request).answer_ns).read_volatile(),
+            (&raw const (*request).begin_ns).read_volatile(),
+            (&raw const (*request).tid).read_volatile(),
+        )
+    };
+    let looks = Request::outcome_of(place) < ANSWERED && serving.wants & WANTS_STATUS != 0;
+    if length <= 0
+        || answer_ns == 0
+        || place & REQUEST_ON_CPU == 0
+        || looks && tells_outcome(serving.task)
+        || connection.has_more() != (place & REQUEST_LEFT != 0)
+        || !waterfall::has_thread_still(serving.thread, tid, begin_ns)
+    {
+        return false;
+    }
+    // SAFETY: an aligned integer of the map.
+    let (_, done) = unsafe {
+        atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
+            &raw mut (*request).answer_ns,
+            answer_ns,
+            at_ns,
+        )
+    };
+    done
+}
+
 /// Bytes were sent on a connection with a request, or found no room, or nobody who takes them.
 #[inline(always)]
-fn answered(connection: Connection, index: u32, serving: &Serving, length: i32, at_ns: u64) {
+fn answered(
+    connection: Connection,
+    index: u32,
+    request: *mut Request,
+    serving: &Serving,
+    length: i32,
+    at_ns: u64,
+) {
     let key = connection.key;
-    let Some(request) = lock(key, index) else { return };
+    let Some(request) = lock_at(key, index, request) else { return };
     // SAFETY: a pointer into the array; locked.
     let (place, answer_ns) = unsafe { ((*request).place, (*request).answer_ns) };
     if length <= 0 {
@@ -523,7 +627,7 @@ fn answered(connection: Connection, index: u32, serving: &Serving, length: i32, 
             }
         } else if told < ANSWERED {
             // The answer to the next of several requests that came together: begun when the last one was done with.
-            account(index, outcome, answer_ns);
+            account(index, outcome, answer_ns, 0);
             leave_thread(index, request, at_ns);
             outcome = told;
             // SAFETY: as above.
@@ -569,7 +673,7 @@ const ATTEMPTS_TO_BEGIN: usize = 3;
 #[inline(never)]
 extern "C" fn make_room(set: u32, at_ns: u64) -> u32 {
     for way in 0..REQUEST_WAYS as u32 {
-        if end_answered(set * REQUEST_WAYS as u32 + way, at_ns) != 0 {
+        if end_answered(index_of(set, way), at_ns) != 0 {
             return 1;
         }
     }
@@ -588,7 +692,7 @@ extern "C" fn end_answered(index: u32, at_ns: u64) -> u32 {
     if answer_ns == 0 && place & REQUEST_PROVISIONAL == 0 {
         return 0;
     }
-    let key = key_of(index);
+    let key = key_of(request);
     if lock(key, index).is_none() {
         return 0;
     }

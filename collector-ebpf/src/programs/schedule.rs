@@ -101,6 +101,21 @@ fn task_wakeup_new(ctx: BtfTracePointContext) -> i32 {
 /// The entry of a followed thread. Only the CPU that holds the thread's run queue changes it, hence no atomics.
 #[inline(always)]
 pub(crate) fn find(tid: u32) -> Option<&'static mut Thread> {
+    find_by(tid, way_of)
+}
+
+/// The same of a thread that is likely to be followed, which mostly has the first entry of its set.
+#[inline(always)]
+pub(crate) fn find_likely(tid: u32) -> Option<&'static mut Thread> {
+    find_by(tid, |first, tid| {
+        let way = if tid_of(first, 0) == u64::from(tid) { 0 } else { way_of(first, tid) };
+        // One number to the verifier, and not one for each branch.
+        CONTROL.get_ptr(0).map_or(0, |control| unforeseen(way, control))
+    })
+}
+
+#[inline(always)]
+fn find_by(tid: u32, way: impl FnOnce(*mut Thread, u32) -> u64) -> Option<&'static mut Thread> {
     if tid == 0 {
         // The idle tasks; and in an entry it means that nobody has it.
         return None;
@@ -108,18 +123,26 @@ pub(crate) fn find(tid: u32) -> Option<&'static mut Thread> {
     let set = THREADS.get_ptr_mut(tid % THREAD_SETS as u32)?;
     // SAFETY: a pointer into the array, checked by the verifier.
     let first = unsafe { (&raw mut (*set).threads).cast::<Thread>() };
-    let tid_of = |way: usize| {
-        // SAFETY: one of the elements; another CPU may enter a thread in another of them.
-        u64::from(unsafe { (&raw const (*first.add(way)).tid).read_volatile() })
-    };
-    // By arithmetic and not by four branches: the verifier goes through all that follows once for each branch. 1 if equal.
-    let is = |other: u64| black_box(other ^ u64::from(tid)).wrapping_sub(1) >> 63;
-    let way = is(tid_of(1)) + is(tid_of(2)) * 2 + is(tid_of(3)) * 3;
     // SAFETY: below the number of elements, which the mask tells the verifier.
-    let thread = unsafe { first.add((way & 3) as usize) };
+    let thread = unsafe { first.add((way(first, tid) & 3) as usize) };
     // SAFETY: valid and aligned; the entry, if it is the thread's, is changed by nobody else.
     let thread = unsafe { &mut *thread };
     (thread.tid == tid).then_some(thread)
+}
+
+/// Which of a set's entries a thread has, if it has one. By arithmetic and not by four branches: the verifier goes through all
+/// that follows once for each branch.
+#[inline(always)]
+fn way_of(first: *mut Thread, tid: u32) -> u64 {
+    // 1 if equal.
+    let is = |other: u64| black_box(other ^ u64::from(tid)).wrapping_sub(1) >> 63;
+    is(tid_of(first, 1)) + is(tid_of(first, 2)) * 2 + is(tid_of(first, 3)) * 3
+}
+
+#[inline(always)]
+fn tid_of(first: *mut Thread, way: usize) -> u64 {
+    // SAFETY: callers pass the first of a set and one of its ways; another CPU may enter a thread in another of them.
+    u64::from(unsafe { (&raw const (*first.add(way)).tid).read_volatile() })
 }
 
 /// Begins to follow a thread of a worker, if the worker's pool wants it and it is not followed yet.

@@ -19,7 +19,9 @@ use crate::sockets::NOT_FROM_PEER;
 static SYSCALL_MOVES: [u8; SYSCALLS] = [NO_MOVE; SYSCALLS];
 
 /// `(struct pt_regs *regs, long ret)`
+// In place: it has as many frames on top of it as verifiers allow.
 #[btf_tracepoint(function = "sys_exit")]
+#[inline(always)]
 fn syscall_returned(ctx: BtfTracePointContext) -> i32 {
     let Some(mut serving) = serving() else { return 0 };
     let (registers, result) = (ctx.arg::<*const u8>(0), ctx.arg::<i64>(1));

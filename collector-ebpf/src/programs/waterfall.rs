@@ -18,7 +18,7 @@ use collector_ebpf::waterfall::{
 
 use crate::histograms::{record_or_discard, records};
 use crate::kernel::{clear, copy};
-use crate::schedule::{find, is_elsewhere, set_right};
+use crate::schedule::{find, find_likely, is_elsewhere, set_right};
 use crate::{ANSWERED, FLYING, REQUESTS, SLOTS, SLOWEST_REQUESTS, TIMES, add_u32, add_u64, count};
 
 /// The place of a thread, if it has it.
@@ -73,7 +73,7 @@ pub(crate) fn begin(thread: &Thread, times: *mut Times, at_ns: u64) -> u32 {
         set_right(thread.tid, at_ns);
     }
     // What was written meanwhile was written by another way than this reference.
-    let Some(thread) = find(thread.tid) else { return 0 };
+    let Some(thread) = find_likely(thread.tid) else { return 0 };
     let (tid, place, since_ns) = (thread.tid, thread.place, thread.since_ns);
     if ticket == 0 || place & THREAD_HISTOGRAMS == 0 {
         return 0;
@@ -82,11 +82,12 @@ pub(crate) fn begin(thread: &Thread, times: *mut Times, at_ns: u64) -> u32 {
     if !take(flight, tid) {
         return 0;
     }
-    // SAFETY: a pointer into the array.
-    let (before, alone) = unsafe {
-        let unanswered = &raw mut (*flight).unanswered;
-        let others = atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(unanswered, 1);
-        ((&raw const (*flight).begin_ns).read_volatile(), others == 0)
+    let alone = unanswered(flight) == 0;
+    // SAFETY: a pointer into the array; this thread is the only one that writes to what it counts.
+    let before = unsafe {
+        let begun = &raw mut (*flight).begun;
+        begun.write_volatile(begun.read_volatile().wrapping_add(1));
+        (&raw const (*flight).begin_ns).read_volatile()
     };
     if !alone {
         // Neither this one nor the one that is in flight has the thread to itself.
@@ -95,25 +96,23 @@ pub(crate) fn begin(thread: &Thread, times: *mut Times, at_ns: u64) -> u32 {
         }
         return tid;
     }
-    if before > ENDING {
-        if since_ns <= before {
-            // The thread has not left its CPU since, and that is noted where the request is.
-            exchange(flight, before, 0);
-        } else {
-            set_aside(tid, before, at_ns);
-        }
+    // If the thread has not left its CPU since the one before, that is noted where that request is.
+    let noted = before > ENDING && since_ns <= before;
+    if before > ENDING && !noted {
+        set_aside(tid, before, at_ns);
     }
     // SAFETY: as above.
-    let free = unsafe { (&raw const (*flight).begin_ns).read_volatile() } == 0;
+    let free = noted || unsafe { (&raw const (*flight).begin_ns).read_volatile() } == 0;
     // What it was before it was followed is not known.
     if free && Thread::kind_of(place) == ON_CPU {
-        // SAFETY: as above; nobody else writes here now. The begin is written last.
+        // SAFETY: as above; this thread is the only one that writes here. The begin is written last.
         unsafe {
             if (*flight).passed != 0 {
                 (*flight).passed = 0;
                 clear(&raw mut (*flight).passed_ns);
             }
             (*flight).passed_ns[ON_CPU as usize] = since_ns.wrapping_sub(at_ns);
+            // Whoever ends the one before at this moment does no more here than take its begin away.
             (&raw mut (*flight).begin_ns).write_volatile(at_ns);
         }
         if place & THREAD_IN_REQUEST == 0 {
@@ -121,6 +120,31 @@ pub(crate) fn begin(thread: &Thread, times: *mut Times, at_ns: u64) -> u32 {
         }
     }
     tid
+}
+
+/// Requests that began on a thread and have no answer yet.
+#[inline(always)]
+fn unanswered(flight: *const Flight) -> u32 {
+    // SAFETY: callers pass a pointer into the array; other CPUs change it.
+    let (begun, answered, ended) = unsafe {
+        (
+            (&raw const (*flight).begun).read_volatile(),
+            (&raw const (*flight).answered).read_volatile(),
+            (&raw const (*flight).ended).read_volatile(),
+        )
+    };
+    begun.wrapping_sub(answered).wrapping_sub(ended)
+}
+
+/// None of what began on a thread counts any more.
+#[inline(always)]
+fn answer_all(flight: *mut Flight) {
+    // SAFETY: callers pass a pointer into the array.
+    unsafe {
+        (&raw mut (*flight).begun).write_volatile(0);
+        (&raw mut (*flight).answered).write_volatile(0);
+        (&raw mut (*flight).ended).write_volatile(0);
+    }
 }
 
 /// Gives the place to this thread, if it does not have it. False if another one needs it.
@@ -136,10 +160,8 @@ fn take(flight: *mut Flight, tid: u32) -> bool {
     }
     if holder != 0 {
         // SAFETY: as above.
-        let needed = unsafe {
-            (&raw const (*flight).unanswered).read_volatile() != 0
-                || (&raw const (*flight).begin_ns).read_volatile() != 0
-        };
+        let needed =
+            unanswered(flight) != 0 || unsafe { (&raw const (*flight).begin_ns).read_volatile() } != 0;
         // User space lets go of threads and leaves this as it was.
         if needed && find(holder).is_some() {
             return false;
@@ -155,7 +177,7 @@ fn take(flight: *mut Flight, tid: u32) -> bool {
         if !taken {
             return false;
         }
-        (&raw mut (*flight).unanswered).write_volatile(0);
+        answer_all(flight);
         (&raw mut (*flight).begin_ns).write_volatile(0);
         (&raw mut (*flight).tid).write_volatile(tid);
     }
@@ -207,8 +229,15 @@ pub(crate) fn answered(
         return false;
     };
     if first {
-        // SAFETY: a pointer into the array.
-        add_u32(unsafe { &raw mut (*flight).unanswered }, u32::MAX);
+        // SAFETY: a pointer into the array; what the thread itself has answered nobody else writes to.
+        unsafe {
+            if thread.tid == tid {
+                let answered = &raw mut (*flight).answered;
+                answered.write_volatile(answered.read_volatile().wrapping_add(1));
+            } else {
+                add_u32(&raw mut (*flight).ended, 1);
+            }
+        }
     }
     // SAFETY: as above.
     if unsafe { (&raw const (*flight).begin_ns).read_volatile() } != begin_ns {
@@ -235,6 +264,17 @@ pub(crate) fn answered(
         (*answered).answer_ns = at_ns;
     }
     false
+}
+
+/// The current thread has had nothing else to do since a request began on thread `tid` (or 0), and has not left its CPU.
+#[inline(always)]
+pub(crate) fn has_thread_still(thread: &Thread, tid: u32, begin_ns: u64) -> bool {
+    // SAFETY: a pointer into the array; another CPU may change it.
+    let its_begin_ns = |flight: *mut Flight| unsafe { (&raw const (*flight).begin_ns).read_volatile() };
+    thread.tid == tid
+        && !is_elsewhere(thread)
+        && thread.since_ns <= begin_ns
+        && its_flight(tid).is_some_and(|flight| its_begin_ns(flight) == begin_ns)
 }
 
 /// A request has ended that its thread has answered without leaving its CPU.
@@ -271,7 +311,7 @@ pub(crate) fn ended(tid: u32, begin_ns: u64, answered: bool, at_ns: u64) {
     }
     let Some(flight) = its_flight(tid) else { return };
     // SAFETY: a pointer into the array.
-    add_u32(unsafe { &raw mut (*flight).unanswered }, u32::MAX);
+    add_u32(unsafe { &raw mut (*flight).ended }, 1);
     exchange(flight, begin_ns, 0);
 }
 
@@ -293,7 +333,7 @@ pub(crate) fn leave(tid: u32) {
     give_up(tid);
     // SAFETY: a pointer into the array; aligned integers.
     unsafe {
-        (&raw mut (*flight).unanswered).write_volatile(0);
+        answer_all(flight);
         atomic_xchg::<u32, { AtomicOrdering::SeqCst }>(&raw mut (*flight).tid, 0);
     }
 }

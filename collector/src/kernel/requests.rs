@@ -8,6 +8,7 @@ use aya::maps::MapData;
 use collector_ebpf::limits::REQUEST_SETS;
 use collector_ebpf::request::{
     Connections, FOLLOWED_NO_MORE, Finish, QUIET_NS, REQUEST_PROVISIONAL, REQUEST_WAYS, Request, WORKER_GONE,
+    index_of, set_of_index, way_of_index,
 };
 
 use super::schedule::Probe;
@@ -29,7 +30,7 @@ pub(super) struct RequestTable {
     connections: Shared<Connections>,
     requests: Shared<Request>,
     /// Where the next round begins to look.
-    next: usize,
+    next: u32,
 }
 
 /// A request as the table has it.
@@ -50,21 +51,22 @@ impl RequestTable {
     }
 
     /// Requests with a place, from a set on, around to it again.
-    fn all(&self, from: usize) -> impl Iterator<Item = Found> + '_ {
-        let indices = (0..REQUEST_SETS * REQUEST_WAYS)
-            .map(move |offset| (from * REQUEST_WAYS + offset) % (REQUEST_SETS * REQUEST_WAYS));
+    fn all(&self, from: u32) -> impl Iterator<Item = Found> + '_ {
+        const SETS: u32 = REQUEST_SETS as u32;
+        let sets = (0..SETS).map(move |offset| (from + offset) % SETS);
+        let indices = sets.flat_map(|set| (0..REQUEST_WAYS as u32).map(move |way| index_of(set, way)));
         indices.filter_map(|index| {
             let key = self.key(index)?.load(Ordering::Acquire);
-            let request = (key != 0).then(|| self.requests.get(index)).flatten()?;
-            Some(Found { index: u32::try_from(index).ok()?, key, request })
+            let request = (key != 0).then(|| self.requests.get(index as usize)).flatten()?;
+            Some(Found { index, key, request })
         })
     }
 
     /// Which connection a request is of.
-    fn key(&self, index: usize) -> Option<&AtomicU64> {
-        let set = self.connections.at(index / REQUEST_WAYS)?;
+    fn key(&self, index: u32) -> Option<&AtomicU64> {
+        let set = self.connections.at(set_of_index(index) as usize)?;
         // SAFETY: an element of the set; a pointer into the mapping.
-        let key = unsafe { &raw mut (*set).keys[index % REQUEST_WAYS] };
+        let key = unsafe { &raw mut (*set).keys[way_of_index(index) as usize % REQUEST_WAYS] };
         // SAFETY: mapped, aligned, as long as `self`; the programs change it by atomic instructions.
         Some(unsafe { AtomicU64::from_ptr(key) })
     }
@@ -93,7 +95,7 @@ impl RequestTable {
             }
             looks += 1;
             if looks > LOOKS {
-                next = found.index as usize / REQUEST_WAYS;
+                next = set_of_index(found.index);
                 break;
             }
             let Found { index, key, .. } = found;
@@ -148,28 +150,34 @@ impl RequestTable {
             if slot.is_some_and(|slot| slot != its) {
                 continue;
             }
-            let Some(place) = self.key(index as usize) else { continue };
+            let Some(place) = self.key(index) else { continue };
             if place.compare_exchange(key, 0, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
                 each(its, is_in_flight(&request));
             }
-            if let Some(lock) = self.lock(index as usize) {
+            if let Some((key, lock)) = self.key_and_lock(index) {
+                key.store(0, Ordering::SeqCst);
                 lock.store(0, Ordering::SeqCst);
             }
         }
     }
 
-    fn lock(&self, index: usize) -> Option<&AtomicU32> {
-        let request = self.requests.at(index)?;
+    /// Of a request, what of it programs change by atomic instructions.
+    fn key_and_lock(&self, index: u32) -> Option<(&AtomicU64, &AtomicU32)> {
+        let request = self.requests.at(index as usize)?;
         // SAFETY: a field of an element; a pointer into the mapping.
+        let key = unsafe { &raw mut (*request).key };
+        // SAFETY: as above.
         let lock = unsafe { &raw mut (*request).lock };
-        // SAFETY: mapped, aligned, as long as `self`; the programs change it by atomic instructions.
-        Some(unsafe { AtomicU32::from_ptr(lock) })
+        // SAFETY: mapped, aligned, as long as `self`.
+        let key = unsafe { AtomicU64::from_ptr(key) };
+        // SAFETY: as above.
+        Some((key, unsafe { AtomicU32::from_ptr(lock) }))
     }
 
     /// Requests with a place.
     pub(super) fn count(&self) -> u64 {
-        let used = |index: &usize| self.key(*index).is_some_and(|key| key.load(Ordering::Relaxed) != 0);
-        (0..REQUEST_SETS * REQUEST_WAYS).filter(used).count() as u64
+        let used = |index: &u32| self.key(*index).is_some_and(|key| key.load(Ordering::Relaxed) != 0);
+        (0..(REQUEST_SETS * REQUEST_WAYS) as u32).filter(used).count() as u64
     }
 }
 

@@ -102,7 +102,7 @@ struct Seen {
 
 impl Seen {
     fn of(signature: u64, times: &Times) -> Self {
-        let requests = times.requests.iter().fold(0, |sum: u32, count| sum.wrapping_add(*count));
+        let requests = times.ended_requests().into_iter().fold(0, u32::wrapping_add);
         let bytes = times.received_bytes.wrapping_add(times.sent_bytes);
         Self { signature, lived_ns: times.lived_ns, requests, bytes }
     }
@@ -310,7 +310,7 @@ impl ScheduleTable {
             let until_ns = if out.living > 0 { at_ns } else { times.work.end_ns };
             out.work.busy_ns = out.work.busy_ns.wrapping_add(until_ns);
         }
-        out.requests = times.requests;
+        out.requests = times.ended_requests();
         out.in_flight = Times::in_flight_of(times.busy);
         out.first_request_ns = times.first_request_ns;
         (out.received_bytes, out.sent_bytes) = (times.received_bytes, times.sent_bytes);
