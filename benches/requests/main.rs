@@ -4,7 +4,7 @@
 //! by side counts: one worker of nginx with a CPU of its own, which answers a small file as fast as it can. The cost of a
 //! request is the run time of all BPF programs as the kernel counts it, with what the counting takes itself, and net of an
 //! empty program at the same tracepoints. What the server feels is the requests that it answers in a second, and its CPU
-//! time for each, with nothing counted. The result is a table. A missed target fails the run with `--check`; `--quick` is
+//! time for each, with nothing counted, in turns of a twentieth of a second ([`turns`]). The result is a table. A missed target fails the run with `--check`; `--quick` is
 //! a short run, `--part=throughput` and the like a part of it.
 #![allow(unsafe_code, reason = "bpf(2) and death signals; each block argues its case")]
 #![allow(clippy::disallowed_methods, reason = "loads run for a time, and time has to pass")]
@@ -13,12 +13,15 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod nginx;
+mod turns;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::time::ClockId;
+use nix::unistd::Pid;
 
 use common::cost::{self, Cost};
 use common::empty::Empty;
@@ -27,7 +30,8 @@ use common::plan::Plan;
 use common::sidecar::Sidecar;
 use common::statistics::Counting;
 use common::table::{Table, Verdict};
-use nginx::{Answered, Nginx};
+use nginx::Nginx;
+use turns::{Turn, Turns, Watch, Watcher};
 
 /// The most that the programs may run for a request, ns, counting included.
 const RUN_TIME_NS: f64 = 3000.0;
@@ -109,18 +113,19 @@ impl Which {
     }
 }
 
-/// Rounds of a run, and how long each load is measured.
+/// Rounds of a run, and how long each load is measured; and rounds of turns, which are short.
 struct Rounds {
     number: usize,
     asked: Duration,
+    turns: usize,
 }
 
 fn main() -> anyhow::Result<()> {
     let plan = Plan::from_arguments(env!("CARGO_BIN_EXE_collector"), &[RUN_TIME, THROUGHPUT, SYSTEM_CALLS])?;
     let rounds = if plan.quick {
-        Rounds { number: 3, asked: Duration::from_secs(1) }
+        Rounds { number: 3, asked: Duration::from_secs(1), turns: 20 }
     } else {
-        Rounds { number: 9, asked: Duration::from_secs(2) }
+        Rounds { number: 9, asked: Duration::from_secs(2), turns: 240 }
     };
     ensure!(nix::unistd::geteuid().is_root(), "run as root: all of this is about eBPF programs");
     ensure!(Nginx::available(), "nginx and wrk are the load: install the Debian packages of these names");
@@ -129,7 +134,7 @@ fn main() -> anyhow::Result<()> {
         run_time(&mut table, &plan, &rounds)?;
     }
     if plan.wants(THROUGHPUT) {
-        throughput(&mut table, &plan, &rounds)?;
+        throughput(&mut table, &rounds)?;
     }
     if plan.wants(SYSTEM_CALLS) {
         system_calls(&mut table, &plan, &rounds)?;
@@ -157,10 +162,9 @@ fn run_time(table: &mut Table, plan: &Plan, rounds: &Rounds) -> anyhow::Result<(
         for (which, found) in Which::COUNTED.into_iter().zip(&mut found) {
             let sidecar = which.watch(&plan.collector, &nginx)?;
             let before = (sidecar.cost()?, empty.cost()?);
-            let answered = nginx.ask(rounds.asked)?;
+            let requests = nginx.ask(rounds.asked)? as f64;
             let (ours, nothing) = (sidecar.cost()?.since(&before.0), empty.cost()?.since(&before.1));
             let (ns, net_ns) = ours.ns_and_net_ns(&nothing);
-            let requests = answered.requests as f64;
             found.push(RunTime { counted: ns / requests, net: net_ns / requests });
             if which == Which::Requests {
                 runs = told_runs(&ours, &nothing, requests);
@@ -194,7 +198,7 @@ fn told_runs(ours: &Cost, nothing: &Cost, requests: f64) -> String {
 
 /// Who watches while it is asked.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Watcher {
+enum Who {
     Collector(Which),
     /// Programs that do nothing: what it costs to be called by the tracepoints of a request at all.
     Empty,
@@ -202,7 +206,7 @@ enum Watcher {
     Nobody,
 }
 
-impl Watcher {
+impl Who {
     const ALL: [Self; Which::ALL.len() + 2] = {
         let mut all = [Self::Nobody; Which::ALL.len() + 2];
         all[0] = Self::Empty;
@@ -223,50 +227,82 @@ impl Watcher {
     }
 }
 
-fn throughput(table: &mut Table, plan: &Plan, rounds: &Rounds) -> anyhow::Result<()> {
+fn throughput(table: &mut Table, rounds: &Rounds) -> anyhow::Result<()> {
     let nginx = Nginx::start()?;
-    let mut found: [Vec<(Answered, Answered)>; Watcher::ALL.len()] = Default::default();
-    for round in 0..rounds.number {
-        eprintln!("throughput, round {} of {}", round + 1, rounds.number);
-        for (watcher, found) in Watcher::ALL.into_iter().zip(&mut found) {
-            // Right before and right after it was watched, because the host drifts.
-            let before = nginx.ask(rounds.asked)?;
-            let watched = {
-                let _sidecar = match watcher {
-                    Watcher::Collector(which) => Some(which.watch(&plan.collector, &nginx)?),
-                    Watcher::Empty | Watcher::Nobody => nginx.ask(WARM_UP).map(|_| None)?,
+    // The worker has its CPU to itself.
+    let mut others = CpuSet::new();
+    others.set(1)?;
+    let (ourselves, allowed) = (Pid::from_raw(0), sched_getaffinity(Pid::from_raw(0))?);
+    sched_setaffinity(ourselves, &others)?;
+    let mut found: [Vec<(Turn, Turn)>; Who::ALL.len()] = Default::default();
+    {
+        let _asked = nginx.ask_on(Duration::from_secs(3600))?;
+        let worker = nginx.worker.as_raw().cast_unsigned();
+        let mut watches = Which::ALL
+            .into_iter()
+            .map(|which| Watch::load(which, worker))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let mut turns = Turns::begin(&nginx)?;
+        for round in 0..rounds.turns {
+            if round % 20 == 0 {
+                eprintln!("throughput, turn {} of {}", round + 1, rounds.turns);
+            }
+            // Each has another before it in each round.
+            for offset in 0..Who::ALL.len() {
+                let index = (round * offset + offset + round) % Who::ALL.len();
+                let watcher = match Who::ALL[index] {
+                    Who::Nobody => Watcher::Nobody,
+                    Who::Empty => Watcher::Empty(&TRACEPOINTS),
+                    Who::Collector(which) => Watcher::Collector(
+                        Which::ALL
+                            .iter()
+                            .position(|other| *other == which)
+                            .and_then(|at| watches.get_mut(at))
+                            .context("one each")?,
+                    ),
                 };
-                let _empty = (watcher == Watcher::Empty).then(|| Empty::attach(&TRACEPOINTS)).transpose()?;
-                nginx.ask(rounds.asked)?
-            };
-            let after = nginx.ask(rounds.asked)?;
-            found.extend([(watched, before), (watched, after)]);
+                found[index].push(turns.watched(watcher)?);
+            }
         }
     }
-    for (watcher, found) in Watcher::ALL.into_iter().zip(&found) {
-        let middle =
-            |figure: &dyn Fn(&(Answered, Answered)) -> f64| median(found.iter().map(figure).collect());
-        let rate = middle(&|(watched, alone)| watched.per_second / alone.per_second);
-        let cpu = middle(&|(watched, alone)| watched.cpu_us() / alone.cpu_us());
-        let (target, what) = (watcher == Watcher::Collector(Which::Requests), watcher.what());
+    sched_setaffinity(ourselves, &allowed)?;
+    for (who, found) in Who::ALL.into_iter().zip(&found) {
+        let figure = |figure: &dyn Fn(&(Turn, Turn)) -> f64| found.iter().map(figure).collect::<Vec<_>>();
+        let rate = figure(&|(watched, alone)| watched.per_second / alone.per_second);
+        let cpu = figure(&|(watched, alone)| watched.cpu_us / alone.cpu_us);
+        let (target, what) = (who == Who::Collector(Which::Requests), who.what());
         table.add(
             format!("requests a second of a worker of nginx: {what}"),
-            format!("{:.0}", middle(&|(watched, _)| watched.per_second)),
-            format!("unwatched {:.0}", middle(&|(_, alone)| alone.per_second)),
-            format!("{:+.1} %", (rate - 1.0) * 100.0),
+            format!("{:.0}", median(figure(&|(watched, _)| watched.per_second))),
+            format!("unwatched {:.0}", median(figure(&|(_, alone)| alone.per_second))),
+            told_change(&rate),
             if target { format!("≥ -{:.0} %", LOST * 100.0) } else { "-".into() },
-            if target { Verdict::at_least(rate, 1.0 - LOST) } else { Verdict::None },
+            if target { Verdict::at_least(median(rate), 1.0 - LOST) } else { Verdict::None },
         );
         table.add(
             format!("CPU time of the worker for a request: {what}"),
-            format!("{:.2} µs", middle(&|(watched, _)| watched.cpu_us())),
-            format!("unwatched {:.2} µs", middle(&|(_, alone)| alone.cpu_us())),
-            format!("{:+.1} %", (cpu - 1.0) * 100.0),
+            format!("{:.2} µs", median(figure(&|(watched, _)| watched.cpu_us))),
+            format!("unwatched {:.2} µs", median(figure(&|(_, alone)| alone.cpu_us))),
+            told_change(&cpu),
             "-",
             Verdict::None,
         );
     }
     Ok(())
+}
+
+/// The median of ratios as a change, and where that of all possible ones is with a probability of 95 %.
+fn told_change(ratios: &[f64]) -> String {
+    let mut sorted = ratios.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    // As many of them are below the true median as a coin falls on one side (order statistics).
+    let aside = 0.98 * (sorted.len() as f64).sqrt();
+    let middle = sorted.len() as f64 / 2.0;
+    let percent = |at: f64| {
+        let at = (at.max(0.0) as usize).min(sorted.len().saturating_sub(1));
+        sorted.get(at).map_or(f64::NAN, |ratio| (ratio - 1.0) * 100.0)
+    };
+    format!("{:+.1} % ({:+.1} to {:+.1})", percent(middle), percent(middle - aside), percent(middle + aside))
 }
 
 /// What the cheapest system call costs a thread that nobody follows, while system calls are watched.

@@ -1,4 +1,6 @@
 //! The load: a worker of nginx that answers a small file from a CPU of its own, and wrk on another.
+//!
+//! The answers are not logged: what else a server does for a request only makes that of the programs a smaller share.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -16,11 +18,14 @@ const PAGE: [u8; 612] = [b'x'; 612];
 /// Connections that wrk keeps open.
 const CONNECTIONS: &str = "-c32";
 
+/// CPU of the client, and of whoever else is not to disturb the worker.
+const CLIENT: &str = "1";
+
 /// Serves while it lives.
 pub(crate) struct Nginx {
     master: Child,
-    worker: Pid,
-    port: u16,
+    pub(crate) worker: Pid,
+    pub(crate) port: u16,
     _directory: tempfile::TempDir,
 }
 
@@ -38,7 +43,7 @@ impl Nginx {
         let text = format!(
             "daemon off;\nworker_processes 1;\nworker_cpu_affinity 1;\npid {at}/pid;\nerror_log {at}/error.log;\n\
              events {{}}\nhttp {{ sendfile on; tcp_nopush on; access_log off; keepalive_requests 1000000000;\n\
-             server {{ listen 127.0.0.1:{port}; root {at}/page; }} }}\n"
+             server {{ listen 127.0.0.1:{port}; root {at}/page; location = /status {{ stub_status; }} }} }}\n"
         );
         fs::write(directory.path().join("nginx.conf"), text)?;
         fs::create_dir(directory.path().join("page"))?;
@@ -61,27 +66,31 @@ impl Nginx {
         Ok(Self { master, worker, port, _directory: directory })
     }
 
-    /// Has wrk ask for so long.
-    pub(crate) fn ask(&self, time: Duration) -> anyhow::Result<Answered> {
-        let before = self.cpu()?;
-        let mut command = Command::new("taskset");
-        // Whole seconds are all that it takes.
-        command.args(["-c", "1", "wrk", "-t1", CONNECTIONS, &format!("-d{}s", time.as_secs().max(1))]);
-        let output = command.arg(format!("http://127.0.0.1:{}/index.html", self.port)).output()?;
+    /// Has wrk ask for so long. Returns how many requests were answered.
+    pub(crate) fn ask(&self, time: Duration) -> anyhow::Result<u64> {
+        let output = self.wrk(time).output()?;
         ensure!(output.status.success(), "wrk: {output:?}");
         let text = String::from_utf8_lossy(&output.stdout);
         ensure!(!text.contains("Non-2xx") && !text.contains("Socket errors"), "wrk: {text}");
         let requests = text.lines().find_map(|line| line.trim().split_once(" requests in "));
-        let per_second = text.lines().find_map(|line| line.trim().strip_prefix("Requests/sec:"));
-        Ok(Answered {
-            requests: requests.context("wrk says no number of requests")?.0.parse()?,
-            per_second: per_second.context("wrk says no rate")?.trim().parse()?,
-            cpu: self.cpu()?.saturating_sub(before),
-        })
+        Ok(requests.context("wrk says no number of requests")?.0.parse()?)
+    }
+
+    /// Has wrk ask until what is returned is dropped, or for so long.
+    pub(crate) fn ask_on(&self, time: Duration) -> anyhow::Result<Asked> {
+        Ok(Asked(spawn(self.wrk(time).stdout(Stdio::null()))?))
+    }
+
+    fn wrk(&self, time: Duration) -> Command {
+        let mut command = Command::new("taskset");
+        // Whole seconds are all that it takes.
+        command.args(["-c", CLIENT, "wrk", "-t1", CONNECTIONS, &format!("-d{}s", time.as_secs().max(1))]);
+        command.arg(format!("http://127.0.0.1:{}/index.html", self.port));
+        command
     }
 
     /// CPU time of the worker.
-    fn cpu(&self) -> anyhow::Result<Duration> {
+    pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
         Ok(ClockId::pid_cpu_clock_id(self.worker)?.now()?.into())
     }
 }
@@ -94,17 +103,12 @@ impl Drop for Nginx {
     }
 }
 
-/// What wrk got, and what it cost the worker.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Answered {
-    pub(crate) requests: u64,
-    pub(crate) per_second: f64,
-    cpu: Duration,
-}
+/// Asks while it lives.
+pub(crate) struct Asked(Child);
 
-impl Answered {
-    /// CPU time of the worker, µs a request.
-    pub(crate) fn cpu_us(&self) -> f64 {
-        self.cpu.as_secs_f64() * 1e6 / self.requests as f64
+impl Drop for Asked {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
