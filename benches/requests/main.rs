@@ -4,8 +4,8 @@
 //! by side counts: one worker of nginx with a CPU of its own, which answers a small file as fast as it can. The cost of a
 //! request is the run time of all BPF programs as the kernel counts it, with what the counting takes itself, and net of an
 //! empty program at the same tracepoints. What the server feels is the requests that it answers in a second, and its CPU
-//! time for each, with nothing counted, in turns of a twentieth of a second ([`turns`]). The result is a table. A missed target fails the run with `--check`; `--quick` is
-//! a short run, `--part=throughput` and the like a part of it.
+//! time for each, with nothing counted, in turns of a twentieth of a second ([`turns`]). The result is a table. A missed
+//! target fails the run with `--check`; `--quick` is a short run, `--part=throughput` and the like a part of it.
 #![allow(unsafe_code, reason = "bpf(2) and death signals; each block argues its case")]
 #![allow(clippy::disallowed_methods, reason = "loads run for a time, and time has to pass")]
 #![allow(missing_docs, reason = "a program")]
@@ -247,11 +247,13 @@ fn throughput(table: &mut Table, rounds: &Rounds) -> anyhow::Result<()> {
             if round % 20 == 0 {
                 eprintln!("throughput, turn {} of {}", round + 1, rounds.turns);
             }
-            // Each has another before it in each round.
-            for offset in 0..Who::ALL.len() {
-                let index = (round * offset + offset + round) % Who::ALL.len();
+            // Another one comes before each in each of six rounds: a multiple of 1 to 6, by a prime.
+            const PRIME: usize = Who::ALL.len() + 1;
+            const { assert!(PRIME == 7) };
+            for position in 1..PRIME {
+                let index = (round % (PRIME - 1) + 1) * position % PRIME - 1;
                 let watcher = match Who::ALL[index] {
-                    Who::Nobody => Watcher::Nobody,
+                    Who::Nobody => Watcher::Nobody(watches.first_mut().context("one at least")?),
                     Who::Empty => Watcher::Empty(&TRACEPOINTS),
                     Who::Collector(which) => Watcher::Collector(
                         Which::ALL

@@ -13,7 +13,7 @@ use anyhow::{Context, ensure};
 use collector::input::{Profile, Requests, Role, ScheduleReading, Source, Wishes};
 use collector::kernel::support::Support;
 use collector::kernel::{KernelSource, RequestsBy};
-use collector::units::{HostFacts, ProcessKey};
+use collector::units::HostFacts;
 use collector_ebpf::schedule::ON_CPU;
 use nix::time::ClockId;
 
@@ -32,9 +32,10 @@ const POOL: u32 = 1;
 /// The collector in this process, with programs that are loaded and not attached.
 pub(crate) struct Watch {
     source: KernelSource,
-    worker: ProcessKey,
     record: u32,
     requests: bool,
+    /// Time on a CPU, ns, and bytes received of the worker when it was last seen.
+    seen: (u64, u64),
 }
 
 impl Watch {
@@ -57,13 +58,14 @@ impl Watch {
         });
         let worker = found.context("the worker is not listed")?;
         let record = source.track(worker, POOL, Role::Worker).context("no record for the worker")?;
-        let mut watch = Self { source, worker, record, requests: requests != Requests::None };
+        let mut watch = Self { source, record, requests: requests != Requests::None, seen: (0, 0) };
         // The first time its pool is given a waterfall, of which its tag is told for the times that follow.
         for _ in 0..2 {
             watch.attach(true)?;
             watch.wait_until_followed().with_context(|| which.what())?;
             watch.attach(false)?;
-            watch.source.track(watch.worker, POOL, Role::Worker);
+            watch.record =
+                watch.source.track(worker, POOL, Role::Worker).context("no record for the worker")?;
         }
         Ok(watch)
     }
@@ -77,6 +79,18 @@ impl Watch {
             // Begins to follow who is there.
             self.source.moved(&mut Vec::new());
         }
+        Ok(())
+    }
+
+    /// That the worker was followed since this was last asked, or it would have cost less than it does.
+    fn ensure_it_followed(&mut self) -> anyhow::Result<()> {
+        let mut reading = ScheduleReading::default();
+        // It changes while it is read.
+        let read = (0..100).any(|_| self.source.schedule(self.record, &mut reading) == Some(true));
+        let seen = (reading.time_ns[ON_CPU as usize], reading.received_bytes);
+        let before = std::mem::replace(&mut self.seen, seen);
+        let follows = seen.0 > before.0 && (!self.requests || seen.1 > before.1);
+        ensure!(read && follows, "the worker is not followed: {reading:?}, before that {before:?}");
         Ok(())
     }
 
@@ -99,7 +113,8 @@ impl Watch {
 
 /// Who watches in a turn.
 pub(crate) enum Watcher<'a> {
-    Nobody,
+    /// After this one has watched.
+    Nobody(&'a mut Watch),
     Empty(&'a [&'static str]),
     Collector(&'a mut Watch),
 }
@@ -133,7 +148,12 @@ impl<'a> Turns<'a> {
     /// A turn with somebody who watches, between two without. Returns it, and what the middle of those is.
     pub(crate) fn watched(&mut self, watcher: Watcher<'_>) -> anyhow::Result<(Turn, Turn)> {
         let watched = match watcher {
-            Watcher::Nobody => self.turn()?,
+            Watcher::Nobody(before) => {
+                // What was attached and detached a moment ago is part of what a turn is like.
+                before.attach(true)?;
+                before.attach(false)?;
+                self.turn()?
+            }
             Watcher::Empty(tracepoints) => {
                 let _attached = Empty::attach(tracepoints)?;
                 self.turn()?
@@ -141,6 +161,7 @@ impl<'a> Turns<'a> {
             Watcher::Collector(watch) => {
                 watch.attach(true)?;
                 let turn = self.turn()?;
+                watch.ensure_it_followed()?;
                 watch.attach(false)?;
                 turn
             }
@@ -161,7 +182,8 @@ impl<'a> Turns<'a> {
         std::thread::sleep(TURN);
         let (end, after, cpu_after) = self.answered()?;
         let requests = (after - before) as f64;
-        ensure!(requests > 0.0, "nothing was asked meanwhile");
+        // One of them is ours.
+        ensure!(requests > 1.0, "nothing was asked meanwhile");
         Ok(Turn {
             per_second: requests / (end - begin).as_secs_f64(),
             cpu_us: (cpu_after - cpu).as_secs_f64() * 1e6 / requests,

@@ -71,10 +71,6 @@ pub const REQUEST_PROVISIONAL: u32 = 1 << 26;
 /// far of the answer was sent. Where its time went is known by its duration.
 pub const REQUEST_ON_CPU: u32 = 1 << 27;
 
-/// In [`Request::place`]: the kernel tells when its connection is closed, which needs no proof then that it is still the one
-/// that had these addresses: those of TCP.
-pub const REQUEST_CLOSE_TOLD: u32 = 1 << 28;
-
 impl Request {
     /// The slot in a place.
     #[inline(always)]

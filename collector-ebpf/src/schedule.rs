@@ -189,7 +189,7 @@ pub struct Times {
     pub work: Work,
     /// Kinds of time in which a thread waits for work, as bits by number, and `PARKS_IN_SHARED_LOCK`; then what its pool
     /// wants to know of requests, and the ticket of its waterfall ([`crate::waterfall::ticket`]), which user space may
-    /// change. From here on a cache line of what each request changes.
+    /// change. From here on a cache line of what is read and changed when something is sent or received.
     pub parks: u32,
     /// Threads that are followed now. While there are any the slot may not have another worker: they still write here.
     pub followed: u32,

@@ -74,12 +74,6 @@ impl Connection {
         }
     }
 
-    /// The kernel tells when it is closed.
-    #[inline(always)]
-    pub(crate) fn close_is_told(self) -> bool {
-        self.sock != 0 && peek::<u16>(self.sock, offset!(sock_family)) != AF_UNIX
-    }
-
     /// A TCP connection was reset by the other side before anything was sent on it. Neither direction is open then, as
     /// after this side has ended its own; what came before the reset can be read.
     #[inline(always)]

@@ -2,7 +2,7 @@
 //!
 //! A connection is known by the address of its inode, and only while a request of it is in progress: what it was before is
 //! of no use. Several threads may use one connection, and another CPU may close it, so a request is locked by who changes
-//! it; that is never waited for.
+//! it, but for when its answer was last sent ([`goes_on`]); that is never waited for.
 //!
 //! The functions that are not mangled are global to the verifier: it goes through each of them once, with whatever it is
 //! given, and not once for each way that leads to each of their calls. That takes numbers for arguments, no pointers.
@@ -13,9 +13,9 @@ use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_or, atomic_xchg};
 use collector_ebpf::event::Counter;
 use collector_ebpf::limits::REQUEST_SETS;
 use collector_ebpf::request::{
-    ABORTED, ANSWERED, CLOSED, FOLLOWED_NO_MORE, Finish, LOCKED, REQUEST_CLOSE_TOLD, REQUEST_HISTOGRAMS,
-    REQUEST_LEFT, REQUEST_ON_CPU, REQUEST_PROVISIONAL, REQUEST_WAYS, Request, WANTS_REQUESTS, WANTS_STATUS,
-    index_of, set_of, set_of_index, way_of_index,
+    ABORTED, ANSWERED, CLOSED, FOLLOWED_NO_MORE, Finish, LOCKED, REQUEST_HISTOGRAMS, REQUEST_LEFT,
+    REQUEST_ON_CPU, REQUEST_PROVISIONAL, REQUEST_WAYS, Request, WANTS_REQUESTS, WANTS_STATUS, index_of,
+    set_of, set_of_index, way_of_index,
 };
 use collector_ebpf::schedule::{
     ACCEPT_WAIT, IN_FLIGHT, ON_CPU_REQUEST, REQUEST, THREAD_HISTOGRAMS, Thread, Times,
@@ -93,8 +93,8 @@ fn add_bytes(times: *mut Times, sum: *mut u64, length: i32) {
 }
 
 /// The worker of the current thread has no other: what only its threads add to, nobody else does now. A second one would have
-/// to be begun, or found by an iteration, and receive something, between a load and a store. Atomic instructions are half of
-/// what a request costs.
+/// to be begun, or found by an iteration, and receive something, between a load and a store. An atomic add takes as long as twenty
+/// other instructions.
 #[inline(always)]
 fn has_one_thread(times: *const Times) -> bool {
     // SAFETY: callers pass a pointer into the array; another CPU may change it.
@@ -231,11 +231,8 @@ fn search(set: u32, key: u64) -> u32 {
 #[inline(always)]
 fn request_of(key: u64, index: u32, at_ns: u64) -> Option<*mut Request> {
     let request = REQUESTS.get_ptr_mut(index)?;
-    // SAFETY: a pointer into the array; these were written before the key.
-    let (place, inode) = unsafe {
-        ((&raw const (*request).place).read_volatile(), (&raw const (*request).inode).read_volatile())
-    };
-    if place & REQUEST_CLOSE_TOLD != 0 || inode == number_of(key) {
+    // SAFETY: a pointer into the array; it was written before the key.
+    if unsafe { (&raw const (*request).inode).read_volatile() } == number_of(key) {
         return Some(request);
     }
     if lock_to_end(key, index).is_some() {
@@ -350,6 +347,12 @@ fn unlock(key: u64, index: u32, request: *mut Request) {
 #[inline(never)]
 extern "C" fn end(key: u64, index: u32, at_ns: u64) -> u32 {
     let (Some(place), Some(request)) = (key_place(index), REQUESTS.get_ptr_mut(index)) else { return 0 };
+    if key == 0 {
+        // A free place still has what its last request left there.
+        // SAFETY: an aligned integer of the map.
+        unsafe { atomic_xchg::<u32, { AtomicOrdering::SeqCst }>(&raw mut (*request).lock, 0) };
+        return 0;
+    }
     // SAFETY: a pointer into the array; locked.
     let (worker, answer_ns) = unsafe { ((*request).place, (*request).answer_ns) };
     leave_thread(index, request, at_ns);
@@ -460,8 +463,7 @@ fn begin(connection: Connection, thread: &mut Thread, times: *mut Times, provisi
         (&raw mut (*request).inode).write_volatile(number_of(key));
         add_u32(&raw mut (*times).open, 1);
     }
-    let told = if connection.close_is_told() { REQUEST_CLOSE_TOLD } else { 0 };
-    ask(request, thread, times, told, provisional, at_ns);
+    ask(request, thread, times, provisional, at_ns);
     // SAFETY: as above. All else is written before it, on every CPU.
     unsafe {
         atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(&raw mut (*request).key, key);
@@ -470,19 +472,11 @@ fn begin(connection: Connection, thread: &mut Thread, times: *mut Times, provisi
     unlock(key, index, request);
 }
 
-/// A locked request begins, be it the first one of its connection or the next. Provisional, it is not in flight. `told` is
-/// [`REQUEST_CLOSE_TOLD`] or 0.
+/// A locked request begins, be it the first one of its connection or the next. Provisional, it is not in flight.
 #[inline(always)]
-fn ask(
-    request: *mut Request,
-    thread: &mut Thread,
-    times: *mut Times,
-    told: u32,
-    provisional: bool,
-    at_ns: u64,
-) {
+fn ask(request: *mut Request, thread: &mut Thread, times: *mut Times, provisional: bool, at_ns: u64) {
     let thread_place = thread.place;
-    let mut place = Thread::slot_of(thread_place) | told;
+    let mut place = Thread::slot_of(thread_place);
     if thread_place & THREAD_HISTOGRAMS != 0 {
         place |= REQUEST_HISTOGRAMS;
     }
@@ -543,15 +537,16 @@ fn continued(
                     add_u32(&raw mut (*new).open, 1);
                 }
             }
-            ask(request, thread, new, place & REQUEST_CLOSE_TOLD, provisional, at_ns);
+            ask(request, thread, new, provisional, at_ns);
         }
     }
     unlock(key, index, request);
 }
 
 /// More of an answer was sent, without anything else to note than when: by the same thread, which has not left its CPU since
-/// the request began, and by a system call whose first bytes cannot be looked at. That needs no lock, because no two answers
-/// were last sent at the same time. Servers of files send the header first and then, by sendfile(2), what is in the file.
+/// the request began, and nothing that could tell another outcome. That needs no lock, because no two answers were last sent at
+/// the same time, and what ends or begins a request meanwhile leaves `answer_ns` as it was or makes it 0. Servers of files send
+/// the header first and then, by sendfile(2), what is in the file.
 #[inline(always)]
 fn goes_on(
     connection: Connection,
@@ -693,7 +688,7 @@ extern "C" fn end_answered(index: u32, at_ns: u64) -> u32 {
         return 0;
     }
     let key = key_of(request);
-    if lock(key, index).is_none() {
+    if key == 0 || lock(key, index).is_none() {
         return 0;
     }
     if answer_ns == 0 {

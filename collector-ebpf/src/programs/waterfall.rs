@@ -83,7 +83,7 @@ pub(crate) fn begin(thread: &Thread, times: *mut Times, at_ns: u64) -> u32 {
         return 0;
     }
     let alone = unanswered(flight) == 0;
-    // SAFETY: a pointer into the array; this thread is the only one that writes to what it counts.
+    // SAFETY: a pointer into the array; this thread is the only one that adds to what it counts.
     let before = unsafe {
         let begun = &raw mut (*flight).begun;
         begun.write_volatile(begun.read_volatile().wrapping_add(1));

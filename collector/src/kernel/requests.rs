@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::MapData;
 use collector_ebpf::limits::REQUEST_SETS;
@@ -152,26 +152,22 @@ impl RequestTable {
             }
             let Some(place) = self.key(index) else { continue };
             if place.compare_exchange(key, 0, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
+                // Until then no program gives the place to another connection.
+                if let Some(key) = self.request_key(index) {
+                    key.store(0, Ordering::SeqCst);
+                }
                 each(its, is_in_flight(&request));
-            }
-            if let Some((key, lock)) = self.key_and_lock(index) {
-                key.store(0, Ordering::SeqCst);
-                lock.store(0, Ordering::SeqCst);
             }
         }
     }
 
-    /// Of a request, what of it programs change by atomic instructions.
-    fn key_and_lock(&self, index: u32) -> Option<(&AtomicU64, &AtomicU32)> {
+    /// Which connection a request is of, as it says itself.
+    fn request_key(&self, index: u32) -> Option<&AtomicU64> {
         let request = self.requests.at(index as usize)?;
         // SAFETY: a field of an element; a pointer into the mapping.
         let key = unsafe { &raw mut (*request).key };
-        // SAFETY: as above.
-        let lock = unsafe { &raw mut (*request).lock };
-        // SAFETY: mapped, aligned, as long as `self`.
-        let key = unsafe { AtomicU64::from_ptr(key) };
-        // SAFETY: as above.
-        Some((key, unsafe { AtomicU32::from_ptr(lock) }))
+        // SAFETY: mapped, aligned, as long as `self`; the programs change it by whole words.
+        Some(unsafe { AtomicU64::from_ptr(key) })
     }
 
     /// Requests with a place.
