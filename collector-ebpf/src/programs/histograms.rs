@@ -11,6 +11,7 @@ use collector_ebpf::schedule::{
     shift_of,
 };
 
+use crate::kernel::opaque;
 use crate::{CHUNKS, CONTROL, FREE_CHUNKS, TIMES, add_u32, count, free_list};
 
 /// A value of a measure is in no histogram.
@@ -72,7 +73,7 @@ pub(crate) const UNKNOWN_NS: u64 = u64::MAX;
 pub(crate) extern "C" fn record_or_discard(slot: u32, measure: u32, value: u64) -> u32 {
     let Some(times) = TIMES.get_ptr_mut(slot) else { return 0 };
     // As in `schedule::account`.
-    let measure = black_box(measure);
+    let measure = opaque(u64::from(measure)) as u32;
     if measure < KEPT as u32 && (value == UNKNOWN_NS || !record(times, measure, value)) {
         discard(times, measure);
     }

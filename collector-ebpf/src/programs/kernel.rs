@@ -1,7 +1,7 @@
 //! Kernel objects as the programs see them: a pointer plus an offset from [`OFFSETS`], one load per field.
 
+use core::arch::asm;
 use core::ffi::c_void;
-use core::hint::black_box;
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 
@@ -436,7 +436,16 @@ pub(crate) fn unforeseen(value: u64, control: *const Control) -> u64 {
     // SAFETY: a valid pointer into the array; volatile, because it is always zero.
     let zero = unsafe { (&raw const (*control).zero).read_volatile() };
     // Or the compiler would put it off until the value is used.
-    black_box(value ^ zero)
+    opaque(value ^ zero)
+}
+
+/// A value of which the compiler knows nothing, in a register: what it has found out of it before, or finds out after, is not
+/// told of the one by the other. [`core::hint::black_box`] does that in memory.
+#[inline(always)]
+pub(crate) fn opaque(mut value: u64) -> u64 {
+    // SAFETY: no instruction.
+    unsafe { asm!("/* {0} */", inout(reg) value, options(pure, nomem, nostack, preserves_flags)) };
+    value
 }
 
 /// Sum of two accounts.

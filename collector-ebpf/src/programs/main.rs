@@ -12,10 +12,11 @@
 )]
 #![allow(unsafe_code, reason = "every kernel read is a raw pointer read that the verifier checks")]
 #![allow(clippy::multiple_unsafe_ops_per_block, reason = "kernel structs are read field after field")]
-#![feature(core_intrinsics)]
+#![feature(core_intrinsics, asm_experimental_arch)]
 
 mod blocked;
 mod connections;
+mod direct_array;
 mod first_bytes;
 mod free_list;
 mod histograms;
@@ -64,6 +65,8 @@ use collector_ebpf::task::{Pass, TaskRow, Told};
 use collector_ebpf::unwind::Row;
 use collector_ebpf::waterfall::{Answered, Flight, STRETCHES, Slowest};
 
+use direct_array::DirectArray;
+
 /// Set by the loader before the programs are verified.
 #[unsafe(no_mangle)]
 static OFFSETS: Offsets = Offsets::ABSENT;
@@ -71,20 +74,24 @@ static OFFSETS: Offsets = Offsets::ABSENT;
 #[btf_map]
 static EVENTS: RingBuf<u64, EVENT_RING_BYTES> = RingBuf::new();
 
-#[btf_map]
-static SLOTS: Array<Slot, MAX_SLOTS, { BPF_F_MMAPABLE as usize }> = Array::new();
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".bss.SLOTS")]
+static SLOTS: DirectArray<Slot, MAX_SLOTS> = DirectArray::zeroed();
 
 #[btf_map]
 static FREE_SLOTS: Array<FreeList<MAX_SLOTS>, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
-#[btf_map]
-static CONTROL: Array<Control, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".bss.CONTROL")]
+static CONTROL: DirectArray<Control, 1> = DirectArray::zeroed();
 
-#[btf_map]
-static THREADS: Array<ThreadSet, THREAD_SETS, { BPF_F_MMAPABLE as usize }> = Array::new();
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".bss.THREADS")]
+static THREADS: DirectArray<ThreadSet, THREAD_SETS> = DirectArray::zeroed();
 
-#[btf_map]
-static TIMES: Array<Times, { MAX_SLOTS + MAX_WATERFALLS }, { BPF_F_MMAPABLE as usize }> = Array::new();
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".bss.TIMES")]
+static TIMES: DirectArray<Times, { MAX_SLOTS + MAX_WATERFALLS }> = DirectArray::zeroed();
 
 #[btf_map]
 static CHUNKS: Array<Chunk, MAX_CHUNKS, { BPF_F_MMAPABLE as usize }> = Array::new();
@@ -92,21 +99,25 @@ static CHUNKS: Array<Chunk, MAX_CHUNKS, { BPF_F_MMAPABLE as usize }> = Array::ne
 #[btf_map]
 static FREE_CHUNKS: Array<FreeList<MAX_CHUNKS>, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
-#[btf_map]
-static CONNECTIONS: Array<Connections, REQUEST_SETS, { BPF_F_MMAPABLE as usize }> = Array::new();
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".bss.CONNECTIONS")]
+static CONNECTIONS: DirectArray<Connections, REQUEST_SETS> = DirectArray::zeroed();
 
-#[btf_map]
-static REQUESTS: Array<Request, { REQUEST_SETS * REQUEST_WAYS }, { BPF_F_MMAPABLE as usize }> = Array::new();
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".bss.REQUESTS")]
+static REQUESTS: DirectArray<Request, { REQUEST_SETS * REQUEST_WAYS }> = DirectArray::zeroed();
 
-#[btf_map]
-static FLYING: Array<Flight, FLIGHTS> = Array::new();
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".bss.FLYING")]
+static FLYING: DirectArray<Flight, FLIGHTS> = DirectArray::zeroed();
 
-#[btf_map]
-static ANSWERED: Array<Answered, { FLIGHTS + ASIDE }> = Array::new();
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".bss.ANSWERED")]
+static ANSWERED: DirectArray<Answered, { FLIGHTS + ASIDE }> = DirectArray::zeroed();
 
-#[btf_map]
-static SLOWEST_REQUESTS: Array<Slowest, { MAX_WATERFALLS * STRETCHES }, { BPF_F_MMAPABLE as usize }> =
-    Array::new();
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".bss.SLOWEST_REQUESTS")]
+static SLOWEST_REQUESTS: DirectArray<Slowest, { MAX_WATERFALLS * STRETCHES }> = DirectArray::zeroed();
 
 #[btf_map]
 static PASS: Array<Pass, 1, { BPF_F_MMAPABLE as usize }> = Array::new();

@@ -7,7 +7,6 @@
 //! The functions that are not mangled are global to the verifier: it goes through each of them once, with whatever it is
 //! given, and not once for each way that leads to each of their calls. That takes numbers for arguments, no pointers.
 
-use core::hint::black_box;
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_or, atomic_xchg};
 
 use collector_ebpf::event::Counter;
@@ -24,7 +23,7 @@ use collector_ebpf::schedule::{
 use crate::connections::{Connection, is_open, number_of, waits_for_room};
 use crate::first_bytes::{Asks, INTERIM, asks, tells_outcome, told_outcome};
 use crate::histograms::record_or_discard;
-use crate::kernel::{Current, now, unforeseen};
+use crate::kernel::{Current, now, opaque, unforeseen};
 use crate::schedule::{find_likely, time_run};
 use crate::work::{fall, rise};
 use crate::{CONNECTIONS, CONTROL, REQUESTS, TIMES, add_u32, add_u64, count, waterfall};
@@ -399,7 +398,7 @@ extern "C" fn account(index: u32, outcome: u32, end_ns: u64, own: u32) -> u32 {
     let slot = Request::slot_of(place);
     let Some(times) = TIMES.get_ptr_mut(slot) else { return 0 };
     // A value of its own, as in `schedule::account`, and with a mask that the compiler leaves.
-    let outcome = black_box(outcome.min(ABORTED)) & 7;
+    let outcome = opaque(u64::from(outcome.min(ABORTED))) as u32 & 7;
     // SAFETY: a pointer into the array, and an index below its length.
     unsafe {
         if own != 0 && outcome < ABORTED {

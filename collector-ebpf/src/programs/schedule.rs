@@ -4,7 +4,6 @@
 //! in memory that user space maps: no call into the kernel but for the clock, and, for a thread that blocks, for the
 //! system call that it blocked in.
 
-use core::hint::black_box;
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
 use core::ptr::NonNull;
 
@@ -22,7 +21,7 @@ use collector_ebpf::slot::Tag;
 
 use crate::blocked::reason;
 use crate::histograms::{discard, record};
-use crate::kernel::{Task, now, offset, read, unforeseen};
+use crate::kernel::{Task, now, offset, opaque, read, unforeseen};
 use crate::work::{begin_work, end_work, turn};
 use crate::{CONTROL, THREADS, TIMES, add_u32, add_u64, count, count_by, lifecycle, waterfall};
 
@@ -135,7 +134,7 @@ fn find_by(tid: u32, way: impl FnOnce(*mut Thread, u32) -> u64) -> Option<&'stat
 #[inline(always)]
 fn way_of(first: *mut Thread, tid: u32) -> u64 {
     // 1 if equal.
-    let is = |other: u64| black_box(other ^ u64::from(tid)).wrapping_sub(1) >> 63;
+    let is = |other: u64| opaque(other ^ u64::from(tid)).wrapping_sub(1) >> 63;
     is(tid_of(first, 1)) + is(tid_of(first, 2)) * 2 + is(tid_of(first, 3)) * 3
 }
 
@@ -478,14 +477,15 @@ pub(crate) extern "C" fn set_right(tid: u32, now: u64) -> u32 {
 
 #[inline(always)]
 fn account(times: *mut Times, place: u32, since_ns: u64, now: u64) {
-    // A value of its own, so that what is compared is what is used: before 6.2 the verifier does not know them to be the same
-    // when the compiler keeps one of them in memory.
-    let kind = black_box(Thread::kind_of(place));
+    let kind = Thread::kind_of(place);
     if kind >= KINDS as u32 {
         return;
     }
+    // With a mask that the compiler leaves, because what is compared need not be what is used: before 6.2 the verifier does not
+    // know them to be the same when the compiler keeps one of them in memory.
+    let kind = opaque(u64::from(kind)) as u32 & 15;
     // SAFETY: a pointer into the array, and an index below its length.
-    let ended_ns = unsafe { &raw mut (*times).ended_ns[kind as usize] };
+    let ended_ns = unsafe { (&raw mut (*times).ended_ns).cast::<u64>().add(kind as usize) };
     if now < since_ns {
         count(Counter::NEGATIVE);
         discard(times, kind);

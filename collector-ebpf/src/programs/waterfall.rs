@@ -4,7 +4,6 @@
 //! switches, which cannot be at the same time. Whoever ends a request may be on another CPU: the begin of the request is
 //! exchanged first, and who has done that may read what the thread does not write to any more.
 
-use core::hint::black_box;
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd, atomic_xchg};
 
 use collector_ebpf::event::Counter;
@@ -17,7 +16,7 @@ use collector_ebpf::waterfall::{
 };
 
 use crate::histograms::{record_or_discard, records};
-use crate::kernel::{clear, copy};
+use crate::kernel::{clear, copy, opaque};
 use crate::schedule::{find, find_likely, is_elsewhere, set_right};
 use crate::{ANSWERED, FLYING, REQUESTS, SLOTS, SLOWEST_REQUESTS, TIMES, add_u32, add_u64, count};
 
@@ -558,7 +557,7 @@ fn keep_with(
         let (length, least_slow) = ((*slowest).length, (*slowest).least);
         let full = length >= SLOWEST as u32;
         // As wide as an address, or the verifier does not take what is compared for what is used.
-        let index = black_box(if full { least_slow } else { length } as usize);
+        let index = opaque(u64::from(if full { least_slow } else { length })) as usize;
         if index < SLOWEST {
             let place = &raw mut (*slowest).requests[index];
             write(place);
@@ -585,7 +584,7 @@ extern "C" fn note_least(number: u32, stretch: u64) -> u32 {
         // SAFETY: a pointer into the array, which our caller has locked; an element.
         let ns = unsafe { (*slowest).requests[other].duration_ns };
         // 1 if it is less than the least so far: neither is as long as half the clock.
-        let less = black_box(ns.wrapping_sub(least_ns) >> 63);
+        let less = opaque(ns.wrapping_sub(least_ns) >> 63);
         least_ns = least_ns.wrapping_add(ns.wrapping_sub(least_ns).wrapping_mul(less));
         index = (other as u32).wrapping_sub(index).wrapping_mul(less as u32).wrapping_add(index);
     }

@@ -11,7 +11,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use aya::maps::{Map, MapData, MapError};
 use aya_obj::btf::BtfFeatures;
-use aya_obj::generated::{BPF_PSEUDO_KFUNC_CALL, bpf_func_info, bpf_insn};
+use aya_obj::generated::{BPF_F_MMAPABLE, BPF_PSEUDO_KFUNC_CALL, bpf_func_info, bpf_insn};
+use aya_obj::maps::Map as Definition;
 use aya_obj::{EbpfSectionKind, Object as Parsed};
 use collector_ebpf::kfunc;
 use thiserror::Error;
@@ -66,6 +67,9 @@ pub(super) enum Made<'a> {
     Not,
 }
 
+/// What the names of sections begin with that hold an array which the programs address directly. The rest is its name.
+const DIRECT: &str = ".bss.";
+
 /// Descriptor that no map has.
 const NO_MAP: RawFd = -1;
 
@@ -107,7 +111,12 @@ impl Object {
 
         let mut maps = HashMap::new();
         let mut definitions = Vec::new();
-        for (name, mut definition) in object.maps.drain() {
+        for (section, mut definition) in object.maps.drain() {
+            let direct = section.strip_prefix(DIRECT);
+            let name = direct.unwrap_or(&section).to_owned();
+            if direct.is_some() {
+                make_mappable(&mut definition);
+            }
             match made(&name) {
                 Made::New(None) => {}
                 Made::New(Some(entries)) => definition.set_max_entries(entries),
@@ -129,7 +138,7 @@ impl Object {
                     MapError::CreateError { io_error, .. } => refused(&io_error),
                     other => refused(&other),
                 })?;
-            if !definition.data().is_empty() {
+            if direct.is_none() && !definition.data().is_empty() {
                 // aya-obj sets the size of a data section's value to the length of its data.
                 sys::global_data_set(map.fd().as_fd(), definition.data()).map_err(|e| refused(&e))?;
             }
@@ -200,6 +209,13 @@ impl Object {
             };
             ObjectError::Program { program: program.name.into(), error, log }
         })
+    }
+}
+
+/// Lets user space map a map that aya-obj has made of a section.
+fn make_mappable(definition: &mut Definition) {
+    if let Definition::Legacy(section) = definition {
+        section.def.map_flags |= BPF_F_MMAPABLE;
     }
 }
 
