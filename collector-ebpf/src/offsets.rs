@@ -1,10 +1,14 @@
 //! Byte offsets of the kernel fields that the programs read, resolved from the running kernel's BTF.
 //!
-//! The table of names is in `collector`'s `kernel::offsets`; here is only the shape that crosses. The whole struct
-//! is one read-only global, so the verifier sees constants.
+//! The table of names is in `collector`'s `kernel::offsets`; here is only the shape that crosses. In the programs' code a
+//! [`PLACEHOLDER`] stands for each use of an offset, so that what is loaded has it as a constant.
 
 /// The kernel has no such field. Programs test for it before use; the verifier removes the dead branch.
 pub const ABSENT: u32 = u32::MAX;
+
+/// High half of a constant of 64 bits in the programs' code that stands for an offset: which one, in the order of their
+/// declaration, is the low half. The loader replaces all of it.
+pub const PLACEHOLDER: u32 = 0x4f46_4653;
 
 macro_rules! offsets {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {

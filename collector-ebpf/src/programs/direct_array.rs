@@ -37,10 +37,14 @@ impl<T, const N: usize> DirectArray<T, N> {
         if N == 1 {
             return (index == 0).then_some(first);
         }
-        // What is compared has to be the register that is added: the verifier does not know of another one with the same number
-        // what it has found of the one.
         let index = opaque(u64::from(index));
+        if index >= N as u64 {
+            return None;
+        }
         // SAFETY: below the length.
-        (index < N as u64).then(|| unsafe { first.add(index as usize) })
+        let element = unsafe { first.add(index as usize) };
+        // Here, and not where it is used: what is compared has to be the register that is added, because the verifier does not
+        // know (before 6.2) of another one with the same number what it has found of the one.
+        Some(opaque(element as u64) as *mut T)
     }
 }

@@ -1,4 +1,4 @@
-//! Kernel objects as the programs see them: a pointer plus an offset from [`OFFSETS`], one load per field.
+//! Kernel objects as the programs see them: a pointer plus one of the [`Offsets`], one load per field.
 
 use core::arch::asm;
 use core::ffi::c_void;
@@ -13,17 +13,36 @@ use aya_ebpf::helpers::generated::{
 use collector_ebpf::event::Cpu;
 use collector_ebpf::kfunc;
 use collector_ebpf::limits::COMM_LEN;
-use collector_ebpf::offsets::ABSENT;
+use collector_ebpf::offsets::{ABSENT, PLACEHOLDER};
 use collector_ebpf::slot::{Control, Tag};
 
 use crate::{CONTROL, TAGS};
 
-/// Reads an offset. Volatile, because the compiler must not use the value it was compiled with.
+/// An offset, as a constant that the loader sets.
 macro_rules! offset {
     ($field:ident) => {
-        // SAFETY: a static of the same type.
-        unsafe { core::ptr::read_volatile(&raw const $crate::OFFSETS.$field) }
+        $crate::kernel::placeholder::<
+            { core::mem::offset_of!(collector_ebpf::offsets::Offsets, $field) / size_of::<u32>() },
+        >()
     };
+}
+
+/// What the loader puts in its place is the offset with this number.
+#[inline(always)]
+pub(crate) fn placeholder<const NUMBER: usize>() -> u32 {
+    let offset: u64;
+    // SAFETY: an instruction that sets a register.
+    unsafe {
+        asm!(
+            "{offset} = {placeholder} ll",
+            offset = out(reg) offset,
+            placeholder = const (PLACEHOLDER as u64) << 32 | NUMBER as u64,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+        // Or it would be extended once more.
+        core::hint::assert_unchecked(offset <= u32::MAX as u64);
+    }
+    offset as u32
 }
 
 /// Reads a field that every supported kernel has; the loader refuses to load without it.

@@ -53,7 +53,6 @@ use collector_ebpf::limits::{
     THREAD_SETS, TOLD_PLACES,
 };
 use collector_ebpf::names::{NAMES, Named};
-use collector_ebpf::offsets::Offsets;
 use collector_ebpf::request::{Connections, REQUEST_WAYS, Request};
 use collector_ebpf::sample::{
     Code, KNOWN, Known, LEAST, MAX_CODE, MAX_POOLS, MAX_ROWS, MAX_SPACES, MAX_STACKS, MAX_TAILS, MAX_WAITS,
@@ -66,10 +65,6 @@ use collector_ebpf::unwind::Row;
 use collector_ebpf::waterfall::{Answered, Flight, STRETCHES, Slowest};
 
 use direct_array::DirectArray;
-
-/// Set by the loader before the programs are verified.
-#[unsafe(no_mangle)]
-static OFFSETS: Offsets = Offsets::ABSENT;
 
 #[btf_map]
 static EVENTS: RingBuf<u64, EVENT_RING_BYTES> = RingBuf::new();

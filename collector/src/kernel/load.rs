@@ -237,7 +237,8 @@ pub(super) fn load(support: &Support, requests_by: RequestsBy) -> Result<Loaded,
 
     let constants = Constants::new(&offsets)?;
     let made = |name: &str| if maps::OF_PROFILES.contains(&name) { Made::Not } else { Made::New(None) };
-    let mut object = Object::open(OBJECT, constants.globals(), &targets.kernel_functions, made)?;
+    let mut object =
+        Object::open(OBJECT, constants.globals(), &constants.offsets, &targets.kernel_functions, made)?;
     let mut features = Vec::new();
     let mut tracepoints = Vec::with_capacity(TRACEPOINTS.len());
     for ((program, tracepoint, required, feature, without), target) in
@@ -391,7 +392,7 @@ pub(super) fn load(support: &Support, requests_by: RequestsBy) -> Result<Loaded,
 
 /// What the programs take as constant.
 pub(super) struct Constants {
-    offsets: Vec<u8>,
+    pub(super) offsets: [u32; Offsets::COUNT],
     reasons: [u8; collector_ebpf::schedule::SYSCALLS],
     sent_bytes: [u8; collector_ebpf::schedule::SYSCALLS],
     moves: [u8; collector_ebpf::schedule::SYSCALLS],
@@ -401,7 +402,7 @@ pub(super) struct Constants {
 impl Constants {
     fn new(offsets: &Offsets) -> Result<Self, LoadError> {
         Ok(Self {
-            offsets: offsets.named().iter().flat_map(|(_, offset)| offset.to_ne_bytes()).collect(),
+            offsets: offsets.named().map(|(_, offset)| offset),
             reasons: syscalls::reasons(),
             sent_bytes: syscalls::sent_bytes(),
             moves: syscalls::moves(),
@@ -412,7 +413,6 @@ impl Constants {
     /// By name of the global, and whether it has to be there.
     pub(super) fn globals(&self) -> HashMap<&str, (&[u8], bool)> {
         HashMap::from([
-            ("OFFSETS", (self.offsets.as_slice(), true)),
             ("SYSCALL_REASONS", (&self.reasons[..], true)),
             ("SYSCALL_BYTES", (&self.sent_bytes[..], true)),
             ("SYSCALL_MOVES", (&self.moves[..], true)),

@@ -15,6 +15,7 @@ use aya_obj::generated::{BPF_F_MMAPABLE, BPF_PSEUDO_KFUNC_CALL, bpf_func_info, b
 use aya_obj::maps::Map as Definition;
 use aya_obj::{EbpfSectionKind, Object as Parsed};
 use collector_ebpf::kfunc;
+use collector_ebpf::offsets::PLACEHOLDER;
 use thiserror::Error;
 
 use super::sys::{self, Program, RunBy};
@@ -24,6 +25,9 @@ const LOG_BYTES: usize = 1 << 20;
 
 /// `BPF_JMP | BPF_CALL` of `include/uapi/linux/bpf.h`.
 const CALL: u8 = 0x85;
+
+/// `BPF_LD | BPF_IMM | BPF_DW` of the same: of a constant of 64 bits the low half, and the next instruction has the high half.
+const LOAD_CONSTANT: u8 = 0x18;
 
 /// Of a log, what is shown: its end, where the reason stands.
 const LOG_SHOWN: usize = 1200;
@@ -89,11 +93,13 @@ struct Code {
 }
 
 impl Object {
-    /// Makes the maps that are wanted, by name. `globals` replace the initial values of read-only globals; `functions` are the BTF ids of the
-    /// kernel's functions, in the order of [`kfunc::NAMES`], as far as it has them.
+    /// Makes the maps that are wanted, by name. `globals` replace the initial values of read-only globals; `offsets` are
+    /// [those of the kernel's fields](collector_ebpf::offsets::Offsets), in the order of their declaration; `functions` are the
+    /// BTF ids of the kernel's functions, in the order of [`kfunc::NAMES`], as far as it has them.
     pub(super) fn open<'a>(
         bytes: &[u8],
         globals: HashMap<&str, (&[u8], bool)>,
+        offsets: &[u32],
         functions: &[Option<u32>; kfunc::NAMES.len()],
         made: impl Fn(&str) -> Made<'a>,
     ) -> Result<Self, ObjectError> {
@@ -160,6 +166,7 @@ impl Object {
                 let function = object.functions.get(&program.function_key())?;
                 let mut instructions = function.instructions.clone();
                 call_kernel_functions(&mut instructions, functions);
+                set_offsets(&mut instructions, offsets);
                 let functions = function.func_info.func_info.clone();
                 Some((name, Code { instructions, license: program.license, functions }))
             })
@@ -234,6 +241,21 @@ fn call_kernel_functions(instructions: &mut [bpf_insn], functions: &[Option<u32>
     }
 }
 
+/// Makes constants that stand for offsets those offsets.
+fn set_offsets(instructions: &mut [bpf_insn], offsets: &[u32]) {
+    for low in 1..instructions.len() {
+        let [constant, high] = &mut instructions[low - 1..=low] else { continue };
+        if constant.code == LOAD_CONSTANT
+            && constant.src_reg() == 0
+            && high.imm.cast_unsigned() == PLACEHOLDER
+            && let Some(offset) = offsets.get(constant.imm as usize)
+        {
+            constant.imm = offset.cast_signed();
+            high.imm = 0;
+        }
+    }
+}
+
 /// The end of a verifier's log, on one line.
 fn shown(log: &[u8]) -> String {
     let length = log.iter().position(|b| *b == 0).unwrap_or(log.len());
@@ -265,5 +287,27 @@ mod tests {
         call_kernel_functions(&mut instructions, &functions);
         let now = instructions.map(|instruction| (instruction.src_reg(), instruction.imm.cast_unsigned()));
         assert_eq!(now, [(2, 77), (0, unknown), (0, 5), (1, known)]);
+    }
+    #[test]
+    fn only_the_constants_that_stand_for_offsets_are_replaced() {
+        let half = |code: u8, register: u8, imm: u32| bpf_insn {
+            code,
+            _bitfield_align_1: [],
+            _bitfield_1: bpf_insn::new_bitfield_1(0, register),
+            off: 0,
+            imm: imm.cast_signed(),
+        };
+        let constant = |register, low, high| [half(LOAD_CONSTANT, register, low), half(0, 0, high)];
+        let mut instructions = [
+            constant(0, 1, PLACEHOLDER),
+            // Another constant, a map's value, and an offset that there is not.
+            constant(0, 1, 7),
+            constant(2, 1, PLACEHOLDER),
+            constant(0, 2, PLACEHOLDER),
+        ]
+        .concat();
+        set_offsets(&mut instructions, &[11, u32::MAX]);
+        let now: Vec<u32> = instructions.iter().map(|half| half.imm.cast_unsigned()).collect();
+        assert_eq!(now, [u32::MAX, 0, 1, 7, 1, PLACEHOLDER, 2, PLACEHOLDER]);
     }
 }

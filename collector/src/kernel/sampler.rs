@@ -139,7 +139,8 @@ impl Samplers {
         let made = |name: &str| {
             if name == maps::NAMED || name.starts_with('.') { Made::New(None) } else { Made::Not }
         };
-        let mut object = Object::open(OBJECT, constants.globals(), kernel_functions, made)?;
+        let mut object =
+            Object::open(OBJECT, constants.globals(), &constants.offsets, kernel_functions, made)?;
         let program = object.load(programs::NAME_ADDRESSES, RunBy::Us)?;
         let named = object.take_map_data(maps::NAMED)?;
         drop(object);
@@ -155,7 +156,7 @@ impl Samplers {
             None if name.starts_with('.') => Made::New(None),
             None => Made::Not,
         };
-        let object = Object::open(OBJECT, constants.globals(), kernel_functions, made)?;
+        let object = Object::open(OBJECT, constants.globals(), &constants.offsets, kernel_functions, made)?;
         let iterator = load::iterator(&object, programs::WORKER_THREADS, *task_iterator)?;
         drop(object);
         sys::let_go_of_pages(OBJECT);
@@ -184,7 +185,8 @@ impl Samplers {
             None => Made::Not,
         };
         let events = Taken::of(&self.0, what)?;
-        let mut object = Object::open(OBJECT, constants.globals(), kernel_functions, made)?;
+        let mut object =
+            Object::open(OBJECT, constants.globals(), &constants.offsets, kernel_functions, made)?;
         let programs = match what {
             What::OnCpu { .. } | What::Cycles { .. } => {
                 vec![(programs::ON_CPU, object.load(programs::ON_CPU, RunBy::PerfEvent)?)]
