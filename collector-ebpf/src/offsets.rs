@@ -171,6 +171,10 @@ offsets! {
     sock_wmem_alloc,
     /// `socket.flags`: unsigned long
     socket_flags,
+    /// `sock.sk_protocol`: u16 (5.6+)
+    sock_protocol,
+    /// `tcp_sock.nonagle`: the low four bits of a byte
+    tcp_nonagle,
     /// `tcp_sock.bytes_sent`: u64
     tcp_bytes_sent,
     /// `tcp_sock.lsndtime`: u32, tick in which something was last sent, or else the connection was established

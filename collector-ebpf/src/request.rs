@@ -44,8 +44,9 @@ pub struct Request {
     pub inode: u64,
     /// Thread that it counts for as unanswered ([`crate::waterfall`]), or 0.
     pub tid: u32,
-    /// Zero.
-    pub padding: u32,
+    /// What the first part of its answer tells, which TCP_CORK (tcp(7)) holds back until more is sent: 1 more than the outcome. 0 if
+    /// there was none. Nothing was answered before [`Request::answer_ns`] says when.
+    pub corked: u32,
     /// Address of the inode of its connection, as among the keys of its set, so that whoever is right about the way has no
     /// need of those; 0 while the place is free.
     pub key: u64,
@@ -82,6 +83,16 @@ impl Request {
     #[inline(always)]
     pub const fn outcome_of(place: u32) -> u32 {
         place >> 16 & 0xff
+    }
+
+    /// It has begun, and no part of an answer was sent.
+    pub const fn is_unanswered(&self) -> bool {
+        self.answer_ns == 0 && self.corked == 0
+    }
+
+    /// It is one of those that keep its worker busy.
+    pub const fn is_in_flight(&self) -> bool {
+        self.answer_ns == 0 && self.place & REQUEST_PROVISIONAL == 0
     }
 
     /// The place with another outcome.

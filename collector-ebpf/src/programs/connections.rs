@@ -15,6 +15,10 @@ const AF_INET6: u16 = 10;
 /// `SOCK_STREAM` and `SOCK_SEQPACKET` of `include/linux/net.h`.
 const SOCK_STREAM: u16 = 1;
 const SOCK_SEQPACKET: u16 = 5;
+/// `IPPROTO_TCP` of `include/uapi/linux/in.h`.
+const IPPROTO_TCP: u16 = 6;
+/// `TCP_NAGLE_CORK` of `include/net/tcp.h`.
+const TCP_NAGLE_CORK: u8 = 2;
 /// `SEND_SHUTDOWN` of `include/net/sock.h`.
 const SEND_SHUTDOWN: u8 = 2;
 /// `SOCK_NOSPACE` of `include/linux/net.h`.
@@ -119,6 +123,16 @@ impl Connection {
         }
         let shutdown: u8 = peek(self.sock, offset!(sock_shutdown));
         shutdown == SEND_SHUTDOWN || shutdown & SEND_SHUTDOWN != 0 && place & REQUEST_LEFT != 0
+    }
+
+    /// What is sent on it is held back until a segment is full, or the server says that it is all (`TCP_CORK` of tcp(7)).
+    #[inline(always)]
+    pub(crate) fn is_corked(self) -> bool {
+        self.sock != 0
+            && offset!(sock_protocol) != ABSENT
+            && offset!(tcp_nonagle) != ABSENT
+            && peek::<u16>(self.sock, offset!(sock_protocol)) == IPPROTO_TCP
+            && peek::<u8>(self.sock, offset!(tcp_nonagle)) & TCP_NAGLE_CORK != 0
     }
 
     /// Something has come that was not read yet.

@@ -22,11 +22,11 @@ use collector_ebpf::schedule::{
 
 use crate::connections::{Connection, is_open, number_of, waits_for_room};
 use crate::first_bytes::{Asks, INTERIM, asks, tells_outcome, told_outcome};
-use crate::histograms::record_or_discard;
+use crate::histograms::{UNKNOWN_NS, record_or_discard};
 use crate::kernel::{Current, now, opaque, unforeseen};
-use crate::schedule::{find_likely, time_run};
+use crate::schedule::{find_likely, is_timed, time_run};
 use crate::work::{fall, rise};
-use crate::{CONNECTIONS, CONTROL, REQUESTS, TIMES, add_u32, add_u64, count, waterfall};
+use crate::{CONNECTIONS, CONTROL, REQUESTS, TIMES, add_u32, add_u64, count, count_by, waterfall};
 
 /// `EPIPE` and `ECONNRESET` of `include/uapi/asm-generic`.
 pub(crate) const EPIPE: i32 = 32;
@@ -113,6 +113,9 @@ pub(crate) fn sent<const HERE: bool>(serving: &Serving, connection: Connection, 
     }
     let key = connection.key;
     let Some(index) = place_of_at::<HERE>(key) else { return };
+    if is_held_back(connection, index, serving, length) {
+        return;
+    }
     let at_ns = now();
     if let Some(request) = request_of(key, index, at_ns)
         && !goes_on(connection, request, serving, length, at_ns)
@@ -122,12 +125,15 @@ pub(crate) fn sent<const HERE: bool>(serving: &Serving, connection: Connection, 
     time_run(at_ns);
 }
 
-/// This side has ended a connection, or nobody has it any more.
+/// This side has ended a connection, or nobody has it any more. `in_order`: not because of an error.
 #[inline(always)]
-pub(crate) fn closed(key: u64) {
+pub(crate) fn closed(key: u64, in_order: bool) {
     if let Some(index) = place_of(key) {
         let at_ns = now();
-        if lock_to_end(key, index).is_some() {
+        if let Some(request) = lock_to_end(key, index) {
+            if in_order {
+                note_lone(request);
+            }
             end(key, index, at_ns);
             time_run(at_ns);
         }
@@ -156,9 +162,10 @@ extern "C" fn finish_request(context: *mut Finish) -> i32 {
     let (quiet_since_ns, end_ns) = (context!(quiet_since_ns), context!(end_ns));
     let Some(request) = lock(key, index) else { return 0 };
     // SAFETY: a pointer into the array; locked.
-    let (place, answer_ns) = unsafe { ((*request).place, (*request).answer_ns) };
+    let (place, answer_ns, unanswered) =
+        unsafe { ((*request).place, (*request).answer_ns, (*request).is_unanswered()) };
     if abandon == FOLLOWED_NO_MORE
-        && answer_ns == 0
+        && unanswered
         && place & REQUEST_PROVISIONAL == 0
         && let Some(times) = TIMES.get_ptr_mut(Request::slot_of(place))
     {
@@ -166,7 +173,14 @@ extern "C" fn finish_request(context: *mut Finish) -> i32 {
         // SAFETY: as above.
         unsafe { (&raw mut (*request).place).write_volatile(place | REQUEST_PROVISIONAL) };
     }
-    let quiet = answer_ns != 0 && answer_ns < quiet_since_ns && !waits_for_room(key, request);
+    // SAFETY: as above.
+    let (begin_ns, sock) = unsafe { ((*request).begin_ns, (*request).sock) };
+    let alone =
+        answer_ns == 0 && !unanswered && begin_ns < quiet_since_ns && !(Connection { key, sock }).is_corked();
+    if alone {
+        note_lone(request);
+    }
+    let quiet = alone || answer_ns != 0 && answer_ns < quiet_since_ns && !waits_for_room(key, request);
     if quiet || abandon != 0 || !is_open(key, request) {
         end(key, index, end_ns);
     } else {
@@ -353,14 +367,17 @@ extern "C" fn end(key: u64, index: u32, at_ns: u64) -> u32 {
         return 0;
     }
     // SAFETY: a pointer into the array; locked.
-    let (worker, answer_ns) = unsafe { ((*request).place, (*request).answer_ns) };
+    let (worker, answer_ns, corked) = unsafe { ((*request).place, (*request).answer_ns, (*request).corked) };
     leave_thread(index, request, at_ns);
     if let Some(times) = TIMES.get_ptr_mut(Request::slot_of(worker)) {
         if answer_ns != 0 {
             account(index, Request::outcome_of(worker), answer_ns, 0);
         } else if worker & REQUEST_PROVISIONAL == 0 {
             fly_no_more(times, worker, at_ns);
-            account(index, ABORTED, at_ns, 0);
+            match corked {
+                0 => account(index, ABORTED, at_ns, 0),
+                told => account(index, told - 1, UNKNOWN_NS, 0),
+            };
         }
         // SAFETY: a pointer into the array.
         add_u32(unsafe { &raw mut (*times).open }, u32::MAX);
@@ -388,7 +405,7 @@ fn leave_thread(index: u32, request: *mut Request, at_ns: u64) {
     }
 }
 
-/// Adds a request that has ended to its worker's. `own` is not 0 if it is the worker's only thread that does so.
+/// Adds a request that has ended to its worker's; when it was answered may be [`UNKNOWN_NS`]. `own` is not 0 if it is the worker's only thread that does so.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn account(index: u32, outcome: u32, end_ns: u64, own: u32) -> u32 {
@@ -408,7 +425,7 @@ extern "C" fn account(index: u32, outcome: u32, end_ns: u64, own: u32) -> u32 {
             add_u32((&raw mut (*times).requests).cast::<u32>().add(outcome as usize), 1);
         }
     }
-    let duration_ns = end_ns.saturating_sub(begin_ns);
+    let duration_ns = if end_ns == UNKNOWN_NS { UNKNOWN_NS } else { end_ns.saturating_sub(begin_ns) };
     let mut measure = REQUEST + outcome;
     if place & REQUEST_ON_CPU != 0 && outcome < ABORTED {
         measure = ON_CPU_REQUEST + outcome;
@@ -492,6 +509,7 @@ fn ask(request: *mut Request, thread: &mut Thread, times: *mut Times, provisiona
         (&raw mut (*request).begin_ns).write_volatile(at_ns);
         (&raw mut (*request).answer_ns).write_volatile(0);
         (&raw mut (*request).tid).write_volatile(tid);
+        (&raw mut (*request).corked).write_volatile(0);
     }
 }
 
@@ -508,8 +526,10 @@ fn continued(
     let key = connection.key;
     let Some(request) = lock(key, index) else { return };
     // SAFETY: a pointer into the array; locked.
-    let (place, answer_ns) = unsafe { ((*request).place, (*request).answer_ns) };
+    let (place, answer_ns, corked) = unsafe { ((*request).place, (*request).answer_ns, (*request).corked) };
     let answered = answer_ns != 0;
+    // All of its answer was held back, and is no more.
+    let alone = !answered && corked != 0 && length > 0 && !connection.is_corked();
     if answered && length == 0 {
         end(key, index, at_ns);
         return;
@@ -518,7 +538,7 @@ fn continued(
     let next = if answered {
         !connection.is_read_away(place)
     } else {
-        place & REQUEST_PROVISIONAL != 0 && length > 0
+        alone || place & REQUEST_PROVISIONAL != 0 && length > 0
     };
     if next {
         let (before, slot) = (Request::slot_of(place), Thread::slot_of(thread.place));
@@ -526,6 +546,11 @@ fn continued(
             if answered {
                 let own = before == slot && has_one_thread(old);
                 account(index, Request::outcome_of(place), answer_ns, u32::from(own));
+                leave_thread(index, request, at_ns);
+            } else if alone {
+                note_lone(request);
+                fly_no_more(old, place, at_ns);
+                account(index, corked - 1, UNKNOWN_NS, 0);
                 leave_thread(index, request, at_ns);
             }
             if before != slot {
@@ -540,6 +565,71 @@ fn continued(
         }
     }
     unlock(key, index, request);
+}
+
+/// The first part of an answer was sent, and TCP_CORK holds it back: what it tells is noted, and not when, because no byte has left
+/// and another part follows. Servers of files send the header so, and then the file. Nobody else writes what is written
+/// here while the request is one of this thread.
+#[inline(always)]
+fn is_held_back(connection: Connection, index: u32, serving: &Serving, length: i32) -> bool {
+    let Some(request) = REQUESTS.get_ptr_mut(index) else { return false };
+    // SAFETY: pointers into the arrays; another CPU may change them.
+    let (place, begin_ns, inode, tid, unanswered, learnt) = unsafe {
+        let lone = (&raw const (*serving.times).lone_corked).read_volatile();
+        let answer_ns = (&raw const (*request).answer_ns).read_volatile();
+        let corked = (&raw const (*request).corked).read_volatile();
+        (
+            (&raw const (*request).place).read_volatile(),
+            (&raw const (*request).begin_ns).read_volatile(),
+            (&raw const (*request).inode).read_volatile(),
+            (&raw const (*request).tid).read_volatile(),
+            answer_ns == 0 && corked == 0,
+            lone != 0,
+        )
+    };
+    if !unanswered
+        || length <= 0
+        || place & REQUEST_PROVISIONAL != 0
+        || tid != serving.thread.tid
+        || learnt
+        || !connection.is_corked()
+        || inode != number_of(connection.key)
+    {
+        return false;
+    }
+    let since_ns = if is_timed(begin_ns) { now() } else { 0 };
+    let told = told(serving);
+    if told != INTERIM {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*request).corked).write_volatile(told + 1) };
+    }
+    if since_ns != 0 {
+        count_by(Counter::TIMED_NS, now() - since_ns);
+    }
+    true
+}
+
+/// The outcome that is told by what this thread sends.
+#[inline(always)]
+fn told(serving: &Serving) -> u32 {
+    let told = if serving.wants & WANTS_STATUS != 0 { told_outcome(serving.task) } else { ANSWERED };
+    // One number to the verifier.
+    CONTROL.get_ptr(0).map_or(told, |control| unforeseen(u64::from(told), control) as u32)
+}
+
+/// A locked request that had one part of an answer, which was held back, and no other: its worker sends answers so, and when they
+/// are sent is looked at with the first part from now on.
+#[inline(always)]
+fn note_lone(request: *mut Request) {
+    // SAFETY: callers pass a pointer into the array; locked.
+    let (place, answer_ns, corked) = unsafe { ((*request).place, (*request).answer_ns, (*request).corked) };
+    if answer_ns == 0
+        && corked != 0
+        && let Some(times) = TIMES.get_ptr_mut(Request::slot_of(place))
+    {
+        // SAFETY: as above; an aligned integer.
+        unsafe { (&raw mut (*times).lone_corked).write_volatile(1) };
+    }
 }
 
 /// More of an answer was sent, without anything else to note than when: by the same thread, which has not left its CPU since
@@ -597,42 +687,44 @@ fn answered(
     let key = connection.key;
     let Some(request) = lock_at(key, index, request) else { return };
     // SAFETY: a pointer into the array; locked.
-    let (place, answer_ns) = unsafe { ((*request).place, (*request).answer_ns) };
+    let (place, answer_ns, corked) = unsafe { ((*request).place, (*request).answer_ns, (*request).corked) };
     if length <= 0 {
         end(key, index, at_ns);
         return;
     }
     let mut outcome = Request::outcome_of(place);
-    if answer_ns == 0 || outcome < ANSWERED {
-        let told = if serving.wants & WANTS_STATUS != 0 { told_outcome(serving.task) } else { ANSWERED };
-        // One number to the verifier.
-        let told = CONTROL.get_ptr(0).map_or(told, |control| unforeseen(u64::from(told), control) as u32);
+    let mut first = answer_ns == 0;
+    if first || outcome < ANSWERED {
+        let told = told(serving);
         if told == INTERIM {
             // 100 Continue and the like: the answer is yet to come.
             unlock(key, index, request);
             return;
         }
-        if answer_ns == 0 {
-            outcome = told;
+        if first {
+            outcome = if corked == 0 { told } else { corked - 1 };
             if place & REQUEST_PROVISIONAL == 0
                 && let Some(times) = TIMES.get_ptr_mut(Request::slot_of(place))
             {
                 fly_no_more(times, place, at_ns);
             }
-        } else if told < ANSWERED {
-            // The answer to the next of several requests that came together: begun when the last one was done with.
-            account(index, outcome, answer_ns, 0);
+        }
+        if told < ANSWERED && outcome < ANSWERED && (!first || corked != 0) {
+            // The answer to the next of several requests that came together: begun when the last one was done with. What
+            // was held back is sent with it.
+            let done_ns = if first { at_ns } else { answer_ns };
+            account(index, outcome, done_ns, 0);
             leave_thread(index, request, at_ns);
-            outcome = told;
+            (outcome, first) = (told, false);
             // SAFETY: as above.
-            unsafe { (&raw mut (*request).begin_ns).write_volatile(answer_ns) };
+            unsafe { (&raw mut (*request).begin_ns).write_volatile(done_ns) };
         }
     }
     let left = if connection.has_more() { REQUEST_LEFT } else { 0 };
     // SAFETY: as above.
     let (tid, begin_ns) = unsafe { ((*request).tid, (*request).begin_ns) };
     let noted = place & REQUEST_ON_CPU != 0;
-    let on_cpu = waterfall::answered(serving.thread, tid, begin_ns, outcome, answer_ns == 0, noted, at_ns);
+    let on_cpu = waterfall::answered(serving.thread, tid, begin_ns, outcome, first, noted, at_ns);
     let place = place & !(REQUEST_LEFT | REQUEST_PROVISIONAL | REQUEST_ON_CPU)
         | left
         | if on_cpu { REQUEST_ON_CPU } else { 0 };

@@ -76,10 +76,16 @@ fn task_wakeup(ctx: BtfTracePointContext) -> i32 {
 /// Adds the time since the run read the clock to what runs cost, for one in [`TIMED_RUNS`].
 #[inline(always)]
 pub(crate) fn time_run(since_ns: u64) {
-    // The lowest bits of the clock are as good as a die, but for the lowest three, which some clocks do not count.
-    if since_ns >> 3 & (TIMED_RUNS - 1) == 0 {
+    if is_timed(since_ns) {
         count_by(Counter::TIMED_NS, now() - since_ns);
     }
+}
+
+/// A run is one of those, by any time that has to do with it: the lowest bits of the clock are as good as a die, but for the
+/// lowest three, which some clocks do not count.
+#[inline(always)]
+pub(crate) fn is_timed(at_ns: u64) -> bool {
+    at_ns >> 3 & (TIMED_RUNS - 1) == 0
 }
 
 /// The thread is runnable for the first time: from here on it waits, and from here on it has lived, so that the moments

@@ -215,7 +215,8 @@ impl<'a> Btf<'a> {
             let offset = u32_at(self.types, at + 8).ok()?;
             let (bits, width) = if bitfields { (offset & 0xff_ffff, offset >> 24) } else { (offset, 0) };
             if self.name_is(member_name, name) {
-                if width != 0 || bits % 8 != 0 {
+                // The lowest bits of a byte are read with the byte.
+                if bits % 8 != 0 || width != 0 && self.size_of(self.resolve(type_id)?) != 1 {
                     return None;
                 }
                 return Some(self.describe(type_id, bits / 8));

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use aya::maps::MapData;
 use collector_ebpf::limits::REQUEST_SETS;
 use collector_ebpf::request::{
-    Connections, FOLLOWED_NO_MORE, Finish, QUIET_NS, REQUEST_PROVISIONAL, REQUEST_WAYS, Request, WORKER_GONE,
-    index_of, set_of_index, way_of_index,
+    Connections, FOLLOWED_NO_MORE, Finish, QUIET_NS, REQUEST_WAYS, Request, WORKER_GONE, index_of,
+    set_of_index, way_of_index,
 };
 
 use super::schedule::Probe;
@@ -119,7 +119,7 @@ impl RequestTable {
     /// Has those of a slot, or of all, accounted for that were answered.
     pub(super) fn finish_answered(&self, finish: &OwnedFd, slot: Option<u32>, now_ns: u64) -> io::Result<()> {
         for Found { index, key, request } in self.all(0) {
-            if request.answer_ns != 0 && slot.is_none_or(|slot| slot == Request::slot_of(request.place)) {
+            if !request.is_unanswered() && slot.is_none_or(|slot| slot == Request::slot_of(request.place)) {
                 run(
                     finish,
                     Finish { index, key, abandon: WORKER_GONE, end_ns: now_ns, ..Finish::default() },
@@ -133,7 +133,7 @@ impl RequestTable {
     pub(super) fn let_go(&self, finish: &OwnedFd, now_ns: u64) -> io::Result<u64> {
         let mut in_flight = 0;
         for Found { index, key, request } in self.all(0) {
-            in_flight += u64::from(is_in_flight(&request));
+            in_flight += u64::from(request.is_in_flight() && request.is_unanswered());
             run(
                 finish,
                 Finish { index, key, abandon: FOLLOWED_NO_MORE, end_ns: now_ns, ..Finish::default() },
@@ -156,7 +156,7 @@ impl RequestTable {
                 if let Some(key) = self.request_key(index) {
                     key.store(0, Ordering::SeqCst);
                 }
-                each(its, is_in_flight(&request));
+                each(its, request.is_in_flight());
             }
         }
     }
@@ -175,11 +175,6 @@ impl RequestTable {
         let used = |index: &u32| self.key(*index).is_some_and(|key| key.load(Ordering::Relaxed) != 0);
         (0..(REQUEST_SETS * REQUEST_WAYS) as u32).filter(used).count() as u64
     }
-}
-
-/// It has begun, and nothing was answered.
-fn is_in_flight(request: &Request) -> bool {
-    request.answer_ns == 0 && request.place & REQUEST_PROVISIONAL == 0
 }
 
 fn run(finish: &OwnedFd, mut context: Finish) -> io::Result<()> {
