@@ -171,6 +171,9 @@ offsets! {
     sock_wmem_alloc,
     /// `socket.flags`: unsigned long
     socket_flags,
+    /// `sock.__sk_common.skc_hash`: u32, of both ends of a TCP connection, where `skc_dport`, the port of the other end (u16),
+    /// follows it
+    sock_hash,
     /// `sock.sk_protocol`: u16 (5.6+)
     sock_protocol,
     /// `tcp_sock.nonagle`: the low four bits of a byte

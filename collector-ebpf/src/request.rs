@@ -40,8 +40,8 @@ pub struct Request {
     pub answer_ns: u64,
     /// Address of the `struct sock` of its connection; 0 for standard input and output.
     pub sock: u64,
-    /// Number of the inode of its connection, by which that is told apart from one that had the same addresses before it.
-    pub inode: u64,
+    /// By what its connection is told apart from one that had the same addresses before it.
+    pub identity: u64,
     /// Thread that it counts for as unanswered ([`crate::waterfall`]), or 0.
     pub tid: u32,
     /// What the first part of its answer tells, which TCP_CORK (tcp(7)) holds back until more is sent: 1 more than the outcome. 0 if

@@ -49,6 +49,19 @@ impl Connection {
         Self { key, sock }
     }
 
+    /// What tells it apart from one that had the same addresses before it: of TCP the hash of both ends and the port of the
+    /// other one, which are beside each other where the kernel has just been; of all else the number of the inode.
+    #[inline(always)]
+    pub(crate) fn identity(self) -> u64 {
+        if self.sock != 0 && offset!(sock_hash) != ABSENT {
+            let ends: u64 = peek(self.sock, offset!(sock_hash));
+            if (ends >> 32) as u16 != 0 {
+                return ends & 0xffff_ffff_ffff;
+            }
+        }
+        peek(self.key, offset!(inode_number))
+    }
+
     /// A connection that somebody else has opened to this side, and on which this side has not said that it sends no more:
     /// what comes after that is read away.
     ///
@@ -154,26 +167,20 @@ fn was_accepted(sock: u64) -> bool {
     ours != 0 && ours > users(peek(sock, offset!(unix_peer)))
 }
 
-/// Number of the inode of a connection: no two of those that live now have the same.
-#[inline(always)]
-pub(crate) fn number_of(key: u64) -> u64 {
-    peek(key, offset!(inode_number))
-}
-
 /// The connection of a request is still there, also if nobody has told that it was closed: nobody tells it of UNIX
 /// connections, and of pipes.
 #[inline(always)]
 pub(crate) fn is_open(key: u64, request: *mut Request) -> bool {
     // SAFETY: a pointer into the array; locked.
-    let (sock, number) = unsafe {
-        ((&raw const (*request).sock).read_volatile(), (&raw const (*request).inode).read_volatile())
+    let (sock, identity) = unsafe {
+        ((&raw const (*request).sock).read_volatile(), (&raw const (*request).identity).read_volatile())
     };
     // What was freed may be anything by now, but hardly two things that point to each other.
     let socket = key.wrapping_sub(u64::from(offset!(socket_inode)));
     let has_sock = sock == 0
         || peek::<u64>(socket, offset!(socket_sock)) == sock
             && peek::<u64>(sock, offset!(sock_socket)) == socket;
-    has_sock && number_of(key) == number
+    has_sock && (Connection { key, sock }).identity() == identity
 }
 
 /// A send has found no room on the connection of a request, and there is none yet, be it that the call waits for it, or that

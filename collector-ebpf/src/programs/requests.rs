@@ -20,7 +20,7 @@ use collector_ebpf::schedule::{
     ACCEPT_WAIT, IN_FLIGHT, ON_CPU_REQUEST, REQUEST, THREAD_HISTOGRAMS, Thread, Times,
 };
 
-use crate::connections::{Connection, is_open, number_of, waits_for_room};
+use crate::connections::{Connection, is_open, waits_for_room};
 use crate::first_bytes::{Asks, INTERIM, asks, tells_outcome, told_outcome};
 use crate::histograms::{UNKNOWN_NS, record_or_discard};
 use crate::kernel::{Current, now, opaque, unforeseen};
@@ -58,7 +58,8 @@ pub(crate) fn received<const HERE: bool>(serving: &mut Serving, connection: Conn
     // SAFETY: a pointer into the array.
     add_bytes(times, unsafe { &raw mut (*times).received_bytes }, length);
     let (at_ns, key) = (now(), connection.key);
-    let in_progress = place_of_at::<HERE>(key).filter(|index| request_of(key, *index, at_ns).is_some());
+    let in_progress =
+        place_of_at::<HERE>(key).filter(|index| request_of(connection, *index, at_ns).is_some());
     let index = in_progress.unwrap_or(NOWHERE);
     let looks = wants & WANTS_STATUS != 0 && connection.sock != 0 && !speaks_http(index);
     let asks = if looks { asks(serving.task, length) } else { Asks::Something };
@@ -117,7 +118,7 @@ pub(crate) fn sent<const HERE: bool>(serving: &Serving, connection: Connection, 
         return;
     }
     let at_ns = now();
-    if let Some(request) = request_of(key, index, at_ns)
+    if let Some(request) = request_of(connection, index, at_ns)
         && !goes_on(connection, request, serving, length, at_ns)
     {
         answered(connection, index, request, serving, length, at_ns);
@@ -242,10 +243,11 @@ fn search(set: u32, key: u64) -> u32 {
 /// The request at an index, if it is in progress on this connection. One of a connection that was closed untold, and whose
 /// address this one has got, is accounted for.
 #[inline(always)]
-fn request_of(key: u64, index: u32, at_ns: u64) -> Option<*mut Request> {
+fn request_of(connection: Connection, index: u32, at_ns: u64) -> Option<*mut Request> {
+    let key = connection.key;
     let request = REQUESTS.get_ptr_mut(index)?;
     // SAFETY: a pointer into the array; it was written before the key.
-    if unsafe { (&raw const (*request).inode).read_volatile() } == number_of(key) {
+    if unsafe { (&raw const (*request).identity).read_volatile() } == connection.identity() {
         return Some(request);
     }
     if lock_to_end(key, index).is_some() {
@@ -476,7 +478,7 @@ fn begin(connection: Connection, thread: &mut Thread, times: *mut Times, provisi
     // SAFETY: pointers into the arrays; locked, and nobody finds it until its key is written.
     unsafe {
         (&raw mut (*request).sock).write_volatile(sock);
-        (&raw mut (*request).inode).write_volatile(number_of(key));
+        (&raw mut (*request).identity).write_volatile(connection.identity());
         add_u32(&raw mut (*times).open, 1);
     }
     ask(request, thread, times, provisional, at_ns);
@@ -574,14 +576,14 @@ fn continued(
 fn is_held_back(connection: Connection, index: u32, serving: &Serving, length: i32) -> bool {
     let Some(request) = REQUESTS.get_ptr_mut(index) else { return false };
     // SAFETY: pointers into the arrays; another CPU may change them.
-    let (place, begin_ns, inode, tid, unanswered, learnt) = unsafe {
+    let (place, begin_ns, identity, tid, unanswered, learnt) = unsafe {
         let lone = (&raw const (*serving.times).lone_corked).read_volatile();
         let answer_ns = (&raw const (*request).answer_ns).read_volatile();
         let corked = (&raw const (*request).corked).read_volatile();
         (
             (&raw const (*request).place).read_volatile(),
             (&raw const (*request).begin_ns).read_volatile(),
-            (&raw const (*request).inode).read_volatile(),
+            (&raw const (*request).identity).read_volatile(),
             (&raw const (*request).tid).read_volatile(),
             answer_ns == 0 && corked == 0,
             lone != 0,
@@ -593,7 +595,7 @@ fn is_held_back(connection: Connection, index: u32, serving: &Serving, length: i
         || tid != serving.thread.tid
         || learnt
         || !connection.is_corked()
-        || inode != number_of(connection.key)
+        || identity != connection.identity()
     {
         return false;
     }

@@ -17,7 +17,7 @@ use collector_ebpf::waterfall::{
 
 use crate::histograms::{record_or_discard, records};
 use crate::kernel::{clear, copy, opaque};
-use crate::schedule::{find, find_likely, is_elsewhere, set_right};
+use crate::schedule::{find, is_elsewhere, set_right};
 use crate::{ANSWERED, FLYING, REQUESTS, SLOTS, SLOWEST_REQUESTS, TIMES, add_u32, add_u64, count};
 
 /// The place of a thread, if it has it.
@@ -65,14 +65,18 @@ fn aside(tid: u32, begin_ns: u64) -> Option<*mut Answered> {
 /// A request begins on the current thread. Returns the thread's id if it counts among those that are unanswered there,
 /// else 0.
 #[inline(always)]
-pub(crate) fn begin(thread: &Thread, times: *mut Times, at_ns: u64) -> u32 {
+pub(crate) fn begin(thread: &mut Thread, times: *mut Times, at_ns: u64) -> u32 {
     // SAFETY: callers pass a pointer into the array.
     let ticket = ticket_of(unsafe { (*times).parks });
-    if is_elsewhere(thread) {
-        set_right(thread.tid, at_ns);
-    }
-    // What was written meanwhile was written by another way than this reference.
-    let Some(thread) = find_likely(thread.tid) else { return 0 };
+    let tid = thread.tid;
+    let thread = if is_elsewhere(thread) {
+        set_right(tid, at_ns);
+        // What was written meanwhile was written by another way than that reference.
+        find(tid)
+    } else {
+        Some(thread)
+    };
+    let Some(thread) = thread else { return 0 };
     let (tid, place, since_ns) = (thread.tid, thread.place, thread.since_ns);
     if ticket == 0 || place & THREAD_HISTOGRAMS == 0 {
         return 0;
