@@ -18,9 +18,6 @@ macro_rules! offsets {
         pub struct Offsets { $($(#[$doc])* pub $name: u32),+ }
 
         impl Offsets {
-            /// Nothing known.
-            pub const ABSENT: Self = Self { $($name: ABSENT),+ };
-
             /// Field names and values in declaration order.
             pub fn named(&self) -> [(&'static str, u32); Self::COUNT] {
                 [$((stringify!($name), self.$name)),+]

@@ -2,7 +2,7 @@
 //!
 //! A request begins with the first byte that a worker receives on a connection somebody else opened, and ends with the
 //! last byte that it sends before it receives the next. Standard input and output are such a connection where system calls
-//! are watched. It is in flight until the first byte of the answer. While it is
+//! are watched. It is in flight until the first byte of the answer, or, if TCP_CORK (tcp(7)) holds that back, until more follows. While it is
 //! not known to have ended it has a place in the table of [`Request`]s, found by the connection; a connection on which
 //! nothing happens has none.
 //!
@@ -72,6 +72,9 @@ pub const REQUEST_PROVISIONAL: u32 = 1 << 26;
 /// far of the answer was sent. Where its time went is known by its duration.
 pub const REQUEST_ON_CPU: u32 = 1 << 27;
 
+/// In [`Request::place`]: user space has looked at it when all of its answer so far was held back.
+pub const REQUEST_SEEN_HELD: u32 = 1 << 28;
+
 impl Request {
     /// The slot in a place.
     #[inline(always)]
@@ -85,12 +88,12 @@ impl Request {
         place >> 16 & 0xff
     }
 
-    /// It has begun, and no part of an answer was sent.
+    /// It has begun, and no part of an answer was sent, also none that is held back.
     pub const fn is_unanswered(&self) -> bool {
         self.answer_ns == 0 && self.corked == 0
     }
 
-    /// It is one of those that keep its worker busy.
+    /// It is one of those that keep its worker busy: at most a part of its answer that is held back was sent.
     pub const fn is_in_flight(&self) -> bool {
         self.answer_ns == 0 && self.place & REQUEST_PROVISIONAL == 0
     }
@@ -159,7 +162,8 @@ pub struct Finish {
     pub abandon: u32,
     /// Whose it has to be.
     pub key: u64,
-    /// Only if its answer was sent before this time, `CLOCK_MONOTONIC` ns.
+    /// Only if its answer was sent before this time, `CLOCK_MONOTONIC` ns, or all of it was held back already when this was last
+    /// asked.
     pub quiet_since_ns: u64,
     /// When an unanswered one is taken to have ended.
     pub end_ns: u64,

@@ -214,8 +214,8 @@ pub struct Times {
     /// Sum of the times at which threads ended less the sum of the times at which they were first followed, ns,
     /// wrapping: with the times of now added for those that live it is how long all of them have lived.
     pub lived_ns: u64,
-    /// 1 if it has answered with a single part which TCP_CORK held back at first: when the last byte was sent is not known then by
-    /// what is sent later, and first parts of its answers are looked at as all others.
+    /// 1 if it, or, of a waterfall, any worker of the pool, has answered with a single part which TCP_CORK held back at first: when
+    /// the last byte was sent is not known then by what is sent later, and first parts of its answers are looked at as all others.
     pub lone_corked: u32,
     /// Zero.
     pub padding: u32,

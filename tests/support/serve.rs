@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -115,6 +115,27 @@ fn converse(stream: &mut dyn Stream, file: &str, took: &mut Vec<u64>) {
                 pause(ms);
                 say("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
             }
+            // Nothing of it leaves before all of it is there: the head first and then the rest, all at once, or two answers.
+            ["corked", ms, parts] => {
+                cork(descriptor, true);
+                match parts {
+                    "file" => {
+                        say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n");
+                        pause(ms);
+                        say("ok");
+                    }
+                    "alone" => {
+                        pause(ms);
+                        say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+                    }
+                    _ => {
+                        say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+                        pause(ms);
+                        say("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
+                    }
+                }
+                cork(descriptor, false);
+            }
             // So long on a CPU, asleep and in a lock. What it was is told in this order, after the first what was charged to it as
             // time on a CPU in the calls that blocked, and last how long it waited for a CPU. What was none of these it was on a
             // CPU, also if the hypervisor stole it: no clock of a thread has that.
@@ -168,6 +189,13 @@ fn line(stream: &mut dyn Stream) -> Option<(String, Instant)> {
         text.extend_from_slice(&buffer[..length]);
     }
     Some((String::from_utf8_lossy(&text).into_owned(), begin?))
+}
+
+/// Holds back what is sent, or lets it go.
+fn cork(descriptor: RawFd, on: bool) {
+    // SAFETY: open as long as its stream, which our caller has.
+    let socket = unsafe { BorrowedFd::borrow_raw(descriptor) };
+    socket2::SockRef::from(&socket).set_tcp_cork(on).expect("a TCP socket");
 }
 
 /// Zeros of a file, without a byte of them in this process.

@@ -49,8 +49,9 @@ impl Connection {
         Self { key, sock }
     }
 
-    /// What tells it apart from one that had the same addresses before it: of TCP the hash of both ends and the port of the
-    /// other one, which are beside each other where the kernel has just been; of all else the number of the inode.
+    /// What tells it apart from one that had the same addresses before it: of TCP, and of what has ports like it, the hash of
+    /// both ends and the port of the other one, which are beside each other where the kernel has just been; of all else the
+    /// number of the inode.
     #[inline(always)]
     pub(crate) fn identity(self) -> u64 {
         if self.sock != 0 && offset!(sock_hash) != ABSENT {
@@ -138,7 +139,8 @@ impl Connection {
         shutdown == SEND_SHUTDOWN || shutdown & SEND_SHUTDOWN != 0 && place & REQUEST_LEFT != 0
     }
 
-    /// What is sent on it is held back until a segment is full, or the server says that it is all (`TCP_CORK` of tcp(7)).
+    /// What is sent on it is held back until a segment is full, the server says that it is all, or 200 ms have passed (`TCP_CORK`
+    /// of tcp(7)).
     #[inline(always)]
     pub(crate) fn is_corked(self) -> bool {
         self.sock != 0

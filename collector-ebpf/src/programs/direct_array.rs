@@ -1,9 +1,12 @@
 //! Arrays whose address is part of the programs' code.
 //!
 //! To look an element of a map up takes a key on the stack, a load of it and two jumps, each time; with the whole array as
-//! the one value of a map, as the kernel has it for global variables (`BPF_PSEUDO_MAP_VALUE`, 5.2), it takes a comparison and an addition.
-//! The loader makes a map of each section that begins with `.bss.` and calls it by the rest of its name. The kernel takes
-//! values up to `KMALLOC_MAX_SIZE`, 4 MiB (any length since 6.11).
+//! the one value of a map, as the kernel has it for global variables (`BPF_PSEUDO_MAP_VALUE`), it takes a comparison and an
+//! addition. The loader makes a map of each section that begins with `.bss.` and calls it by the rest of its name. Before Linux
+//! 6.0 values may have up to `KMALLOC_MAX_SIZE`, 4 MiB.
+//!
+//! The verifier sees that nobody leaves the array, and not that nobody leaves an element: whoever goes on from an element by an
+//! index has to keep it below the length.
 
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;

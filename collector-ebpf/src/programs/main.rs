@@ -69,9 +69,8 @@ use direct_array::DirectArray;
 #[btf_map]
 static EVENTS: RingBuf<u64, EVENT_RING_BYTES> = RingBuf::new();
 
-#[unsafe(no_mangle)]
-#[unsafe(link_section = ".bss.SLOTS")]
-static SLOTS: DirectArray<Slot, MAX_SLOTS> = DirectArray::zeroed();
+#[btf_map]
+static SLOTS: Array<Slot, MAX_SLOTS, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map]
 static FREE_SLOTS: Array<FreeList<MAX_SLOTS>, 1, { BPF_F_MMAPABLE as usize }> = Array::new();

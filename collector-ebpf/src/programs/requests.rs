@@ -2,7 +2,8 @@
 //!
 //! A connection is known by the address of its inode, and only while a request of it is in progress: what it was before is
 //! of no use. Several threads may use one connection, and another CPU may close it, so a request is locked by who changes
-//! it, but for when its answer was last sent ([`goes_on`]); that is never waited for.
+//! it, but for when its answer was last sent ([`goes_on`]) and what a first part of it tells ([`is_held_back`]); that is never
+//! waited for.
 //!
 //! The functions that are not mangled are global to the verifier: it goes through each of them once, with whatever it is
 //! given, and not once for each way that leads to each of their calls. That takes numbers for arguments, no pointers.
@@ -13,8 +14,8 @@ use collector_ebpf::event::Counter;
 use collector_ebpf::limits::REQUEST_SETS;
 use collector_ebpf::request::{
     ABORTED, ANSWERED, CLOSED, FOLLOWED_NO_MORE, Finish, LOCKED, REQUEST_HISTOGRAMS, REQUEST_LEFT,
-    REQUEST_ON_CPU, REQUEST_PROVISIONAL, REQUEST_WAYS, Request, WANTS_REQUESTS, WANTS_STATUS, index_of,
-    set_of, set_of_index, way_of_index,
+    REQUEST_ON_CPU, REQUEST_PROVISIONAL, REQUEST_SEEN_HELD, REQUEST_WAYS, Request, WANTS_REQUESTS,
+    WANTS_STATUS, index_of, set_of, set_of_index, way_of_index,
 };
 use collector_ebpf::schedule::{
     ACCEPT_WAIT, IN_FLIGHT, ON_CPU_REQUEST, REQUEST, THREAD_HISTOGRAMS, Thread, Times,
@@ -114,7 +115,7 @@ pub(crate) fn sent<const HERE: bool>(serving: &Serving, connection: Connection, 
     }
     let key = connection.key;
     let Some(index) = place_of_at::<HERE>(key) else { return };
-    if is_held_back(connection, index, serving, length) {
+    if HERE && is_held_back(connection, index, serving, length) {
         return;
     }
     let at_ns = now();
@@ -126,13 +127,16 @@ pub(crate) fn sent<const HERE: bool>(serving: &Serving, connection: Connection, 
     time_run(at_ns);
 }
 
-/// This side has ended a connection, or nobody has it any more. `in_order`: not because of an error.
+/// This side has ended a connection, or nobody has it any more. `in_order`: this side has said that it sends no more.
 #[inline(always)]
 pub(crate) fn closed(key: u64, in_order: bool) {
     if let Some(index) = place_of(key) {
         let at_ns = now();
         if let Some(request) = lock_to_end(key, index) {
-            if in_order {
+            // SAFETY: a pointer into the array; locked.
+            let sock = unsafe { (*request).sock };
+            // Or somebody has failed while more was to come.
+            if in_order || !(Connection { key, sock }).is_corked() {
                 note_lone(request);
             }
             end(key, index, at_ns);
@@ -174,12 +178,14 @@ extern "C" fn finish_request(context: *mut Finish) -> i32 {
         // SAFETY: as above.
         unsafe { (&raw mut (*request).place).write_volatile(place | REQUEST_PROVISIONAL) };
     }
-    // SAFETY: as above.
-    let (begin_ns, sock) = unsafe { ((*request).begin_ns, (*request).sock) };
-    let alone =
-        answer_ns == 0 && !unanswered && begin_ns < quiet_since_ns && !(Connection { key, sock }).is_corked();
+    // What is held back from one look to the next is so no longer.
+    let held = answer_ns == 0 && !unanswered && abandon == 0;
+    let alone = held && place & REQUEST_SEEN_HELD != 0;
     if alone {
         note_lone(request);
+    } else if held {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*request).place).write_volatile(place | REQUEST_SEEN_HELD) };
     }
     let quiet = alone || answer_ns != 0 && answer_ns < quiet_since_ns && !waits_for_room(key, request);
     if quiet || abandon != 0 || !is_open(key, request) {
@@ -247,7 +253,12 @@ fn request_of(connection: Connection, index: u32, at_ns: u64) -> Option<*mut Req
     let key = connection.key;
     let request = REQUESTS.get_ptr_mut(index)?;
     // SAFETY: a pointer into the array; it was written before the key.
-    if unsafe { (&raw const (*request).identity).read_volatile() } == connection.identity() {
+    let (identity, its_sock) = unsafe {
+        ((&raw const (*request).identity).read_volatile(), (&raw const (*request).sock).read_volatile())
+    };
+    // Of a standard input, whatever socket it is.
+    let sock = if its_sock == 0 { 0 } else { connection.sock };
+    if identity == (Connection { key, sock }).identity() {
         return Some(request);
     }
     if lock_to_end(key, index).is_some() {
@@ -451,6 +462,8 @@ fn fly(times: *mut Times, at_ns: u64) {
     unsafe {
         if (*times).first_request_ns == 0 {
             (*times).first_request_ns = at_ns;
+            // What was found out of the others of its pool.
+            (*times).lone_corked = waterfall::of_worker(times).map_or(0, |pool| (*pool).lone_corked);
             let work = &raw mut (*times).work;
             if (*work).ready_ns == 0 {
                 // It has not had to wait for it, and works now, without having been seen to wait for work.
@@ -530,8 +543,8 @@ fn continued(
     // SAFETY: a pointer into the array; locked.
     let (place, answer_ns, corked) = unsafe { ((*request).place, (*request).answer_ns, (*request).corked) };
     let answered = answer_ns != 0;
-    // All of its answer was held back, and is no more.
-    let alone = !answered && corked != 0 && length > 0 && !connection.is_corked();
+    // All of its answer was held back, and will have been sent by now.
+    let alone = !answered && corked != 0 && length > 0;
     if answered && length == 0 {
         end(key, index, at_ns);
         return;
@@ -569,9 +582,12 @@ fn continued(
     unlock(key, index, request);
 }
 
-/// The first part of an answer was sent, and TCP_CORK holds it back: what it tells is noted, and not when, because no byte has left
-/// and another part follows. Servers of files send the header so, and then the file. Nobody else writes what is written
-/// here while the request is one of this thread.
+/// The first part of an answer was sent, and TCP_CORK holds it back: what it tells is noted, and not when, because another part
+/// follows before it leaves. Servers of files send the header so, and then the file. Only of requests that are split into where
+/// their time went, whose thread is known.
+///
+/// Without the lock: the request has begun on this thread, and what ends it meanwhile does not look at this. Another one could
+/// have got its place between the last look and the store, to which this would be told then.
 #[inline(always)]
 fn is_held_back(connection: Connection, index: u32, serving: &Serving, length: i32) -> bool {
     let Some(request) = REQUESTS.get_ptr_mut(index) else { return false };
@@ -603,7 +619,13 @@ fn is_held_back(connection: Connection, index: u32, serving: &Serving, length: i
     let told = told(serving);
     if told != INTERIM {
         // SAFETY: as above.
-        unsafe { (&raw mut (*request).corked).write_volatile(told + 1) };
+        unsafe {
+            if (&raw const (*request).begin_ns).read_volatile() == begin_ns
+                && key_of(request) == connection.key
+            {
+                (&raw mut (*request).corked).write_volatile(told + 1);
+            }
+        }
     }
     if since_ns != 0 {
         count_by(Counter::TIMED_NS, now() - since_ns);
@@ -619,8 +641,8 @@ fn told(serving: &Serving) -> u32 {
     CONTROL.get_ptr(0).map_or(told, |control| unforeseen(u64::from(told), control) as u32)
 }
 
-/// A locked request that had one part of an answer, which was held back, and no other: its worker sends answers so, and when they
-/// are sent is looked at with the first part from now on.
+/// A locked request that had one part of an answer, which was held back, and no other: its worker sends answers so, and so will
+/// those of its pool that begin. When they are sent is looked at with the first part from now on.
 #[inline(always)]
 fn note_lone(request: *mut Request) {
     // SAFETY: callers pass a pointer into the array; locked.
@@ -631,6 +653,10 @@ fn note_lone(request: *mut Request) {
     {
         // SAFETY: as above; an aligned integer.
         unsafe { (&raw mut (*times).lone_corked).write_volatile(1) };
+        if let Some(pool) = waterfall::of_worker(times) {
+            // SAFETY: as above.
+            unsafe { (&raw mut (*pool).lone_corked).write_volatile(1) };
+        }
     }
 }
 

@@ -487,8 +487,8 @@ fn account(times: *mut Times, place: u32, since_ns: u64, now: u64) {
     if kind >= KINDS as u32 {
         return;
     }
-    // With a mask that the compiler leaves, because what is compared need not be what is used: before 6.2 the verifier does not
-    // know them to be the same when the compiler keeps one of them in memory.
+    // With a mask that the compiler leaves, which needs no comparison to be known: before 6.2 the verifier does not know what is
+    // compared and what is used to be the same when the compiler keeps one of them in memory.
     let kind = opaque(u64::from(kind)) as u32 & 15;
     // SAFETY: a pointer into the array, and an index below its length.
     let ended_ns = unsafe { (&raw mut (*times).ended_ns).cast::<u64>().add(kind as usize) };

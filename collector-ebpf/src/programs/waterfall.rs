@@ -435,6 +435,13 @@ extern "C" fn add(index: u32, begin_ns: u64, at_ns: u64) -> u32 {
     0
 }
 
+/// The sums of the waterfall that a worker's requests are in.
+#[inline(always)]
+pub(crate) fn of_worker(times: *const Times) -> Option<*mut Times> {
+    // SAFETY: callers pass a pointer into the array; user space changes it.
+    sums_of(ticket_of(unsafe { (&raw const (*times).parks).read_volatile() }))
+}
+
 /// The waterfall with this ticket, unless it is another pool's by now.
 #[inline(always)]
 fn sums_of(ticket: u32) -> Option<*mut Times> {

@@ -63,7 +63,7 @@ pub enum ObjectError {
 
 /// What becomes of a map of the object.
 pub(super) enum Made<'a> {
-    /// It is made, with so many entries if that is said.
+    /// It is made, with so many entries if that is said; not of one that the programs address directly, which has one value.
     New(Option<u32>),
     /// It is this one, which was made before.
     Given(BorrowedFd<'a>),
@@ -219,10 +219,13 @@ impl Object {
     }
 }
 
-/// Lets user space map a map that aya-obj has made of a section.
+/// Lets user space map a map that aya-obj has made of a section, and lets go of what it is to hold at first, which is zeros, as in
+/// each new map. One is left: a map with data is one that is addressed directly.
 fn make_mappable(definition: &mut Definition) {
     if let Definition::Legacy(section) = definition {
         section.def.map_flags |= BPF_F_MMAPABLE;
+        section.data.truncate(1);
+        section.data.shrink_to_fit();
     }
 }
 
@@ -288,6 +291,7 @@ mod tests {
         let now = instructions.map(|instruction| (instruction.src_reg(), instruction.imm.cast_unsigned()));
         assert_eq!(now, [(2, 77), (0, unknown), (0, 5), (1, known)]);
     }
+
     #[test]
     fn only_the_constants_that_stand_for_offsets_are_replaced() {
         let half = |code: u8, register: u8, imm: u32| bpf_insn {

@@ -54,6 +54,42 @@ fn each_request_has_the_outcome_that_it_had(way: &str) {
     assert!((0.040..0.5).contains(&longest), "{requests}");
 }
 
+/// A server that corks sends its first part when nothing leaves yet. One that sends nothing but that is found out by the first of its
+/// answers, and only of that one it is not known how long it took.
+fn what_is_corked_is_sent_with_its_last_part(way: &str) {
+    const MS: u64 = 12;
+    let address = format!("127.0.0.1:{}", free_port());
+    let (master, collector, pid, _) = serving(way, &address);
+    let mut stream = connect(&address);
+    let mut corked = |parts: &str, times: u64, end: &str| {
+        (0..times).for_each(|_| ask(&mut stream, &format!("corked {MS} {parts}\n"), end));
+    };
+    corked("file", 5, "ok");
+    corked("both", 2, "Not Found\r\nContent-Length: 0\r\n\r\n");
+    corked("alone", 6, "\r\n\r\n");
+    corked("file", 3, "ok");
+    let requests = asked(&collector, master.pid(), pid, &[("2xx", 16), ("4xx", 2)]);
+    let known =
+        |requests: &Value| requests["duration_seconds"]["2xx"]["start"]["count"].as_u64().unwrap_or(0);
+    // A system call that sends is seen when it is done.
+    let unknown = u64::from(way == SOCKETS);
+    assert_eq!(known(&requests), 16 - unknown, "{requests}");
+    let window = &requests["duration_seconds"]["2xx"]["start"];
+    assert!(window["p50"].as_f64().unwrap() * 1.02 >= MS as f64 / 1e3, "{requests}");
+
+    // Nobody asks again, and nobody closes the connection.
+    let address = format!("127.0.0.1:{}", free_port());
+    let (master, collector, pid, _) = serving(way, &address);
+    let mut stream = connect(&address);
+    ask(&mut stream, &format!("corked {MS} alone\n"), "\r\n\r\n");
+    let requests = asked(&collector, master.pid(), pid, &[("2xx", 1)]);
+    assert_eq!(known(&requests), 1 - unknown, "{requests}");
+    ask(&mut stream, &format!("corked {MS} alone\n"), "\r\n\r\n");
+    drop(stream);
+    let requests = asked(&collector, master.pid(), pid, &[("2xx", 2)]);
+    assert_eq!(known(&requests), 2 - unknown, "{requests}");
+}
+
 fn a_unix_socket_serves_as_well(way: &str) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
@@ -123,6 +159,7 @@ fn requests_are_counted_and_measured_by_each_way_that_this_kernel_has() {
     for way in ways() {
         println!("{way}");
         each_request_has_the_outcome_that_it_had(way);
+        what_is_corked_is_sent_with_its_last_part(way);
         a_unix_socket_serves_as_well(way);
         requests_take_as_long_as_the_server_and_its_client_measured(way);
     }
