@@ -201,7 +201,7 @@ families! {
         POOL_REQUEST_QUANTILE = Summary "worker_pool_request_duration_seconds_quantile" ["pool", "outcome", "quantile", "window"] ""
             "Quantiles of worker_pool_request_duration_seconds in a window, within 1.6 %.";
         POOL_REQUEST_DISCARDED = Counter "worker_pool_request_duration_seconds_discarded_total" ["pool", "outcome"] ""
-            "Requests left out of worker_pool_request_duration_seconds for want of memory or budget.";
+            "Requests left out of worker_pool_request_duration_seconds for want of memory or budget, or because it is not known when they were answered.";
         POOL_FIRST_REQUEST = Histogram "worker_pool_spawn_to_first_request_seconds" ["pool"] "seconds"
             "Time from the fork of a worker until its first request begins, one value per worker.";
         POOL_FIRST_REQUEST_QUANTILE = Summary "worker_pool_spawn_to_first_request_seconds_quantile" ["pool", "quantile", "window"] ""
