@@ -72,7 +72,7 @@ pub(crate) const UNKNOWN_NS: u64 = u64::MAX;
 #[inline(never)]
 pub(crate) extern "C" fn record_or_discard(slot: u32, measure: u32, value: u64) -> u32 {
     let Some(times) = TIMES.get_ptr_mut(slot) else { return 0 };
-    // As in `schedule::account`.
+    // A value of its own, so that what is compared is what is used.
     let measure = opaque(u64::from(measure)) as u32;
     if measure < KEPT as u32 && (value == UNKNOWN_NS || !record(times, measure, value)) {
         discard(times, measure);

@@ -586,8 +586,8 @@ fn continued(
 /// follows before it leaves. Servers of files send the header so, and then the file. Only of requests that are split into where
 /// their time went, whose thread is known.
 ///
-/// Without the lock: the request has begun on this thread, and what ends it meanwhile does not look at this. Another one could
-/// have got its place between the last look and the store, to which this would be told then.
+/// Without the lock: the request has begun on this thread, and of what ends it meanwhile it is open whether this was told before.
+/// Another one could have got its place between the last look and the store, to which this would be told then.
 #[inline(always)]
 fn is_held_back(connection: Connection, index: u32, serving: &Serving, length: i32) -> bool {
     let Some(request) = REQUESTS.get_ptr_mut(index) else { return false };

@@ -30,7 +30,7 @@ unsafe impl<T: Copy + Send> Send for Shared<T> {}
 
 impl<T> Shared<T> {
     /// The array must have been made with `BPF_F_MMAPABLE` and `length` values of the size of `T`, a multiple of 8 or
-    /// the only one. The caller vouches that every bit pattern is a `T`.
+    /// the only one, or with one value that is as long as all of these. The caller vouches that every bit pattern is a `T`.
     pub(super) fn map(array: MapData, length: usize) -> io::Result<Self> {
         let bytes = length.checked_mul(size_of::<T>()).ok_or(io::ErrorKind::InvalidInput)?;
         let reserved =
