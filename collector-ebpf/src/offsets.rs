@@ -3,8 +3,9 @@
 //! The table of names is in `collector`'s `kernel::offsets`; here is only the shape that crosses. In the programs' code a
 //! [`PLACEHOLDER`] stands for each use of an offset, so that what is loaded has it as a constant.
 
-/// The kernel has no such field. Programs test for it before use; the verifier removes the dead branch.
-pub const ABSENT: u32 = u32::MAX;
+/// The kernel has no such field. Programs test for it before use; the verifier removes the dead branch. Of 31 bits, which is
+/// what a comparison has room for: what a larger number takes to be loaded would stay.
+pub const ABSENT: u32 = i32::MAX as u32;
 
 /// High half of a constant of 64 bits in the programs' code that stands for an offset: which one, in the order of their
 /// declaration, is the low half. The loader replaces all of it.
@@ -168,9 +169,10 @@ offsets! {
     sock_wmem_alloc,
     /// `socket.flags`: unsigned long
     socket_flags,
-    /// `sock.__sk_common.skc_hash`: u32, of both ends of a TCP connection, where `skc_dport`, the port of the other end (u16),
-    /// follows it
+    /// `sock.__sk_common.skc_hash`: unsigned int, of both ends of a TCP connection
     sock_hash,
+    /// `sock.__sk_common.skc_dport`: u16, the port of the other end
+    sock_port,
     /// `sock.sk_protocol`: u16 (5.6+)
     sock_protocol,
     /// `tcp_sock.nonagle`: the low four bits of a byte

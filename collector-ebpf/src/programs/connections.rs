@@ -6,7 +6,7 @@ use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::request::{REQUEST_LEFT, Request};
 
 use crate::histograms::UNKNOWN_NS;
-use crate::kernel::{offset, peek};
+use crate::kernel::{offset, peek, read};
 
 /// `AF_UNIX`, `AF_INET` and `AF_INET6` of `include/linux/socket.h`.
 const AF_UNIX: u16 = 1;
@@ -31,16 +31,30 @@ static TICK_NS: u64 = 0;
 /// What a client sends with its last word of the handshake, or right after it, comes so soon, ns.
 const AT_ONCE_NS: u64 = 4_000_000;
 
-/// Over what a request comes. Addresses are plain numbers to the verifier.
+/// A field of the `struct sock` of a [`Connection`]. What tracepoints hand over is trusted (6.2+): nothing stands before such a load,
+/// and the socket is there, as `sock_recvmsg` and `sock_sendmsg` of `net/socket.c` have it.
+macro_rules! field {
+    ($connection:ident, $field:ident, $type:ty) => {{
+        let value: $type = if HERE {
+            read!($connection.sock as *const u8, $field)
+        } else {
+            peek($connection.sock, offset!($field))
+        };
+        value
+    }};
+}
+
+/// Over what a request comes. Addresses are plain numbers to the verifier, but `HERE` for the one of the socket: that is what the
+/// tracepoint has handed over, and needs no guard to be read from.
 #[derive(Clone, Copy)]
-pub(crate) struct Connection {
+pub(crate) struct Connection<const HERE: bool> {
     /// Address of the inode: of the socket, or of the standard input. 0 if nobody has the socket open.
     pub(crate) key: u64,
     /// Address of the `struct sock`; 0 for standard input and output, of which each may be something else.
     pub(crate) sock: u64,
 }
 
-impl Connection {
+impl<const HERE: bool> Connection<HERE> {
     /// By its `struct sock`.
     #[inline(always)]
     pub(crate) fn of_sock(sock: u64) -> Self {
@@ -49,15 +63,21 @@ impl Connection {
         Self { key, sock }
     }
 
+    /// There is a socket.
+    #[inline(always)]
+    pub(crate) fn has_sock(self) -> bool {
+        HERE || self.sock != 0
+    }
+
     /// What tells it apart from one that had the same addresses before it: of TCP, and of what has ports like it, the hash of
     /// both ends and the port of the other one, which are beside each other where the kernel has just been; of all else the
     /// number of the inode.
     #[inline(always)]
     pub(crate) fn identity(self) -> u64 {
-        if self.sock != 0 && offset!(sock_hash) != ABSENT {
-            let ends: u64 = peek(self.sock, offset!(sock_hash));
-            if (ends >> 32) as u16 != 0 {
-                return ends & 0xffff_ffff_ffff;
+        if self.has_sock() {
+            let (ends, port) = (field!(self, sock_hash, u32), field!(self, sock_port, u16));
+            if port != 0 {
+                return u64::from(ends) | u64::from(port) << u32::BITS;
             }
         }
         peek(self.key, offset!(inode_number))
@@ -73,14 +93,14 @@ impl Connection {
     #[inline(always)]
     pub(crate) fn asks(self) -> bool {
         let sock = self.sock;
-        if sock == 0 {
+        if !self.has_sock() {
             return true;
         }
-        let (family, kind): (u16, u16) = (peek(sock, offset!(sock_family)), peek(sock, offset!(sock_type)));
-        let shutdown: u8 = peek(sock, offset!(sock_shutdown));
+        let (family, kind) = (field!(self, sock_family, u16), field!(self, sock_type, u16));
+        let shutdown = field!(self, sock_shutdown, u8);
         match family {
             AF_INET | AF_INET6 => {
-                let backlog: u32 = peek(sock, offset!(sock_max_ack_backlog));
+                let backlog = field!(self, sock_max_ack_backlog, u32);
                 kind == SOCK_STREAM && backlog != 0 && (shutdown & SEND_SHUTDOWN == 0 || self.was_reset())
             }
             AF_UNIX if offset!(address_users) != ABSENT && offset!(unix_peer) != ABSENT => {
@@ -108,7 +128,7 @@ impl Connection {
     #[inline(always)]
     pub(crate) fn accept_wait_ns(self) -> Option<u64> {
         let sock = self.sock;
-        if sock == 0 || offset!(tcp_sent_tick) == ABSENT || offset!(tcp_received_tick) == ABSENT {
+        if !self.has_sock() || offset!(tcp_sent_tick) == ABSENT || offset!(tcp_received_tick) == ABSENT {
             return None;
         }
         let family: u16 = peek(sock, offset!(sock_family));
@@ -132,10 +152,10 @@ impl Connection {
     /// what had come before the answer. `place` is that of the request.
     #[inline(always)]
     pub(crate) fn is_read_away(self, place: u32) -> bool {
-        if self.sock == 0 {
+        if !self.has_sock() {
             return false;
         }
-        let shutdown: u8 = peek(self.sock, offset!(sock_shutdown));
+        let shutdown = field!(self, sock_shutdown, u8);
         shutdown == SEND_SHUTDOWN || shutdown & SEND_SHUTDOWN != 0 && place & REQUEST_LEFT != 0
     }
 
@@ -143,17 +163,15 @@ impl Connection {
     /// of tcp(7)).
     #[inline(always)]
     pub(crate) fn is_corked(self) -> bool {
-        self.sock != 0
-            && offset!(sock_protocol) != ABSENT
-            && offset!(tcp_nonagle) != ABSENT
-            && peek::<u16>(self.sock, offset!(sock_protocol)) == IPPROTO_TCP
+        self.has_sock()
+            && field!(self, sock_protocol, u16) == IPPROTO_TCP
             && peek::<u8>(self.sock, offset!(tcp_nonagle)) & TCP_NAGLE_CORK != 0
     }
 
     /// Something has come that was not read yet.
     #[inline(always)]
     pub(crate) fn has_more(self) -> bool {
-        self.sock != 0 && peek::<u32>(self.sock, offset!(sock_queued)) != 0
+        self.has_sock() && field!(self, sock_queued, u32) != 0
     }
 }
 
@@ -182,7 +200,7 @@ pub(crate) fn is_open(key: u64, request: *mut Request) -> bool {
     let has_sock = sock == 0
         || peek::<u64>(socket, offset!(socket_sock)) == sock
             && peek::<u64>(sock, offset!(sock_socket)) == socket;
-    has_sock && (Connection { key, sock }).identity() == identity
+    has_sock && (Connection::<false> { key, sock }).identity() == identity
 }
 
 /// A send has found no room on the connection of a request, and there is none yet, be it that the call waits for it, or that

@@ -1,11 +1,10 @@
 //! What the first bytes of a message tell. They are read from where the current system call has them; none is kept.
 
 use aya_ebpf::helpers::bpf_probe_read_user;
-use collector_ebpf::offsets::ABSENT;
 use collector_ebpf::request::{ANSWERED, BYTES, MESSAGE, NO_BYTES, OK_2XX, STATUS_LINE};
 use collector_ebpf::schedule::SYSCALLS;
 
-use crate::kernel::{Current, Registers, offset};
+use crate::kernel::{Registers, Task, offset};
 
 /// Where `struct msghdr` has `msg_iov`, on machines of 64 bits.
 const MESSAGE_VECTORS: usize = 16;
@@ -17,16 +16,16 @@ static SYSCALL_BYTES: [u8; SYSCALLS] = [NO_BYTES; SYSCALLS];
 /// An HTTP/1 answer that is not the last to its request.
 pub(crate) const INTERIM: u32 = 0xff;
 
-/// The outcome that the bytes tell that the current system call sends, of the [current task](Current).
+/// The outcome that the bytes tell that the current system call sends.
 #[inline(always)]
-pub(crate) fn told_outcome(task: Current) -> u32 {
+pub(crate) fn told_outcome(task: Task) -> u32 {
     // What sendfile(2) sends is not looked at, and mostly follows what was.
     named_bytes(task).map_or(ANSWERED, |(named, at)| outcome_at(named, at))
 }
 
-/// The bytes can be looked at that the current system call sends, of the [current task](Current).
+/// The bytes can be looked at that the current system call sends.
 #[inline(always)]
-pub(crate) fn tells_outcome(task: Current) -> bool {
+pub(crate) fn tells_outcome(task: Task) -> bool {
     named_bytes(task).is_some()
 }
 
@@ -67,14 +66,14 @@ pub(crate) enum Asks {
 
 /// What a message of this length asks for that the current task has received.
 #[inline(always)]
-pub(crate) fn asks(task: Current, length: i32) -> Asks {
+pub(crate) fn asks(length: i32) -> Asks {
     let length = length as u32;
     if length as usize >= MESSAGES
         || (if length < 64 { FEW_WORDS[0] } else { FEW_WORDS[1] }) >> (length % 64) & 1 == 0
     {
         return Asks::Something;
     }
-    match few_words(task.0, length) {
+    match few_words(length) {
         NOTHING => Asks::Nothing,
         PERHAPS => Asks::Perhaps,
         _ => Asks::Something,
@@ -159,8 +158,8 @@ const SOMETHING: u32 = 2;
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn few_words(task: u64, length: u32) -> u32 {
-    let Some(at) = message(Current(task)) else { return SOMETHING };
+extern "C" fn few_words(length: u32) -> u32 {
+    let Some(at) = message(Task::current()) else { return SOMETHING };
     let Some(bytes) = user_value::<[u8; FRAME]>(at) else { return SOMETHING };
     let [kind, version, _, high, low, ..] = bytes;
     if kind == RECORD_CHANGE_CIPHER && version == 3 && high == 0 && low == 1 {
@@ -257,7 +256,7 @@ fn control_frame(header: &[u8; FRAME]) -> u32 {
 
 /// Where the first bytes are that the current system call sends or has received. `None` where it does not say them.
 #[inline(always)]
-fn message(task: Current) -> Option<u64> {
+fn message(task: Task) -> Option<u64> {
     let (named, at) = named_bytes(task)?;
     first_bytes(named, at)
 }
@@ -265,11 +264,8 @@ fn message(task: Current) -> Option<u64> {
 /// How the current system call names the first bytes that it sends or has received, and its second argument. `None` where it
 /// does not say them: sendfile(2), io_uring.
 #[inline(always)]
-fn named_bytes(task: Current) -> Option<(u32, u64)> {
-    if offset!(regs_syscall) == ABSENT || offset!(regs_second) == ABSENT {
-        return None;
-    }
-    let registers = Registers::of_current(task)?;
+fn named_bytes(task: Task) -> Option<(u32, u64)> {
+    let registers = Registers::of(task)?;
     let number: i32 = registers.get(offset!(regs_syscall));
     let number = number as usize;
     if number >= SYSCALLS {

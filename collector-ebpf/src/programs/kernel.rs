@@ -8,7 +8,7 @@ use core::ptr::NonNull;
 use aya_ebpf::bindings::BPF_LOCAL_STORAGE_GET_F_CREATE;
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_task, bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_task_pt_regs, bpf_task_storage_get,
+    bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_task_pt_regs, bpf_task_storage_get,
 };
 use collector_ebpf::event::Cpu;
 use collector_ebpf::kfunc;
@@ -45,13 +45,13 @@ pub(crate) fn placeholder<const NUMBER: usize>() -> u32 {
     offset as u32
 }
 
-/// Reads a field that every supported kernel has; the loader refuses to load without it.
+/// Reads a field that the kernel has, or the loader refuses to load what needs it.
 macro_rules! read {
     ($base:expr, $field:ident) => {
         {
             let (base, offset): (*const u8, u32) = ($base, $crate::kernel::offset!($field));
             // SAFETY: the base is a pointer from the kernel to the struct that the offset belongs to; the verifier
-            // checks the access against the struct's BTF and makes a load from a stale pointer read zero.
+            // checks the access against the struct's BTF and makes a load from a pointer that may be stale read zero.
             unsafe { *base.add(offset as usize).cast() }
         }
     };
@@ -276,23 +276,6 @@ pub(crate) fn peek<T: Default>(base: u64, offset: u32) -> T {
     unsafe { bpf_probe_read_kernel(base.wrapping_add(offset as usize).cast()) }.unwrap_or_default()
 }
 
-/// The task that runs, as a number that functions can be given which are global to the verifier: they take no pointers.
-#[derive(Clone, Copy)]
-pub(crate) struct Current(pub(crate) u64);
-
-impl Current {
-    #[inline(always)]
-    pub(crate) fn get() -> Self {
-        // SAFETY: no precondition.
-        Self(unsafe { bpf_get_current_task() })
-    }
-
-    #[inline(always)]
-    pub(crate) fn tid(self) -> u32 {
-        if offset!(word_type) == ABSENT { Task::current().tid() } else { peek(self.0, offset!(task_pid)) }
-    }
-}
-
 #[inline(always)]
 fn registers_of(task: Task) -> *const u8 {
     // SAFETY: a trusted task.
@@ -307,25 +290,11 @@ impl Registers {
     #[inline(always)]
     pub(crate) fn of(task: Task) -> Option<Self> {
         if offset!(task_stack) == ABSENT {
-            Some(Self(registers_of(task)))
-        } else {
-            Self::on_stack(task.0 as u64)
+            return Some(Self(registers_of(task)));
         }
-    }
-
-    #[inline(always)]
-    pub(crate) fn of_current(current: Current) -> Option<Self> {
-        if offset!(task_stack) == ABSENT {
-            return Some(Self(registers_of(Task::current())));
-        }
-        Self::on_stack(current.0)
-    }
-
-    #[inline(always)]
-    fn on_stack(task: u64) -> Option<Self> {
         // SAFETY: a valid pointer into the array.
         let at = unsafe { (*CONTROL.get_ptr(0)?).registers_at };
-        let stack: u64 = load_cast(task as *const u8, offset!(task_stack));
+        let stack: u64 = read!(task.0, task_stack);
         (at != 0).then_some(Self(stack.wrapping_add(u64::from(at)) as *const u8))
     }
 
@@ -340,6 +309,7 @@ impl Registers {
         if offset!(task_stack) == ABSENT || unsafe { at.read_volatile() } != 0 {
             return;
         }
+        // A number, which a load by its type is not on all kernels.
         let stack: u64 = load_cast(task.0, offset!(task_stack));
         // What is read from a map is a number to the verifier, and not a pointer.
         // SAFETY: as above, and for this program alone to write.

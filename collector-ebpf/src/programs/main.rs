@@ -23,6 +23,7 @@ mod histograms;
 mod kernel;
 mod lifecycle;
 mod names;
+mod places;
 mod python;
 mod requests;
 mod sample;

@@ -1,21 +1,20 @@
 //! What workers are asked and how long they take to answer, connection by connection.
 //!
-//! A connection is known by the address of its inode, and only while a request of it is in progress: what it was before is
-//! of no use. Several threads may use one connection, and another CPU may close it, so a request is locked by who changes
-//! it, but for when its answer was last sent ([`goes_on`]) and what a first part of it tells ([`is_held_back`]); that is never
-//! waited for.
+//! Several threads may use one connection, and another CPU may close it, so a request is locked by who changes it
+//! ([`crate::places`]), but for when its answer was last sent ([`goes_on`]) and what a first part of it tells
+//! ([`is_held_back`]).
 //!
 //! The functions that are not mangled are global to the verifier: it goes through each of them once, with whatever it is
 //! given, and not once for each way that leads to each of their calls. That takes numbers for arguments, no pointers.
 
-use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_or, atomic_xchg};
+use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xchg};
+use core::ptr::null_mut;
 
 use collector_ebpf::event::Counter;
-use collector_ebpf::limits::REQUEST_SETS;
 use collector_ebpf::request::{
     ABORTED, ANSWERED, CLOSED, FOLLOWED_NO_MORE, Finish, LOCKED, REQUEST_HISTOGRAMS, REQUEST_LEFT,
     REQUEST_ON_CPU, REQUEST_PROVISIONAL, REQUEST_SEEN_HELD, REQUEST_WAYS, Request, WANTS_REQUESTS,
-    WANTS_STATUS, index_of, set_of, set_of_index, way_of_index,
+    WANTS_STATUS, index_of, set_of,
 };
 use collector_ebpf::schedule::{
     ACCEPT_WAIT, IN_FLIGHT, ON_CPU_REQUEST, REQUEST, THREAD_HISTOGRAMS, Thread, Times,
@@ -24,10 +23,11 @@ use collector_ebpf::schedule::{
 use crate::connections::{Connection, is_open, waits_for_room};
 use crate::first_bytes::{Asks, INTERIM, asks, tells_outcome, told_outcome};
 use crate::histograms::{UNKNOWN_NS, record_or_discard};
-use crate::kernel::{Current, now, opaque, unforeseen};
+use crate::kernel::{Task, now, opaque};
+use crate::places::{NOWHERE, found, index_of_key, key_of, key_place, mark, place_of, release, try_lock};
 use crate::schedule::{find_likely, is_timed, time_run};
 use crate::work::{fall, rise};
-use crate::{CONNECTIONS, CONTROL, REQUESTS, TIMES, add_u32, add_u64, count, count_by, waterfall};
+use crate::{REQUESTS, TIMES, add_u32, add_u64, count, count_by, waterfall};
 
 /// `EPIPE` and `ECONNRESET` of `include/uapi/asm-generic`.
 pub(crate) const EPIPE: i32 = 32;
@@ -35,16 +35,25 @@ pub(crate) const ECONNRESET: i32 = 104;
 
 /// The current thread, if it is of a worker whose pool wants to know of requests.
 pub(crate) struct Serving {
-    pub(crate) task: Current,
+    pub(crate) task: Task,
     thread: &'static mut Thread,
     times: *mut Times,
     wants: u32,
 }
 
+impl Serving {
+    /// The times of the worker in the place of a request, mostly the same.
+    #[inline(always)]
+    fn times_of(&self, place: u32) -> Option<*mut Times> {
+        let slot = Request::slot_of(place);
+        if slot == Thread::slot_of(self.thread.place) { Some(self.times) } else { TIMES.get_ptr_mut(slot) }
+    }
+}
+
 /// Who receives or sends.
 #[inline(always)]
 pub(crate) fn serving() -> Option<Serving> {
-    let task = Current::get();
+    let task = Task::current();
     let thread = find_likely(task.tid())?;
     let times = TIMES.get_ptr_mut(Thread::slot_of(thread.place))?;
     // SAFETY: a pointer into the array.
@@ -52,31 +61,30 @@ pub(crate) fn serving() -> Option<Serving> {
     (wants & WANTS_REQUESTS != 0).then_some(Serving { task, thread, times, wants })
 }
 
-/// So many bytes were received on a connection; 0 at the end of all. `HERE`: see [`place_of_at`].
+/// So many bytes were received on a connection; 0 at the end of all. `HERE`: see [`Connection`].
 #[inline(always)]
-pub(crate) fn received<const HERE: bool>(serving: &mut Serving, connection: Connection, length: i32) {
-    let (thread, times, wants) = (&mut *serving.thread, serving.times, serving.wants);
+pub(crate) fn received<const HERE: bool>(serving: &mut Serving, connection: Connection<HERE>, length: i32) {
+    let (times, wants) = (serving.times, serving.wants);
     // SAFETY: a pointer into the array.
     add_bytes(times, unsafe { &raw mut (*times).received_bytes }, length);
     let (at_ns, key) = (now(), connection.key);
-    let in_progress =
-        place_of_at::<HERE>(key).filter(|index| request_of(connection, *index, at_ns).is_some());
-    let index = in_progress.unwrap_or(NOWHERE);
-    let looks = wants & WANTS_STATUS != 0 && connection.sock != 0 && !speaks_http(index);
-    let asks = if looks { asks(serving.task, length) } else { Asks::Something };
+    // Both have a value, or the compiler would leave one to chance where there is no request, which the verifier refuses.
+    let index = place_of(key).unwrap_or(NOWHERE);
+    let request = request_of(connection, index, at_ns).unwrap_or(null_mut());
+    let looks =
+        wants & WANTS_STATUS != 0 && connection.has_sock() && (request.is_null() || !speaks_http(request));
+    let asks = if looks { asks(length) } else { Asks::Something };
     if asks == Asks::Nothing {
         return;
     }
     let provisional = asks == Asks::Perhaps;
-    match found(index) {
-        Some(index) => continued(connection, index, thread, length, provisional, at_ns),
-        None if length > 0 && connection.asks() => {
-            if let Some(ns) = connection.accept_wait_ns() {
-                record_or_discard(Thread::slot_of(thread.place), ACCEPT_WAIT, ns);
-            }
-            begin(connection, thread, times, provisional, at_ns);
+    if !request.is_null() {
+        continued(connection, index, request, serving, length, provisional, at_ns);
+    } else if length > 0 && connection.asks() {
+        if let Some(ns) = connection.accept_wait_ns() {
+            record_or_discard(Thread::slot_of(serving.thread.place), ACCEPT_WAIT, ns);
         }
-        None => {}
+        begin(connection, serving, provisional, at_ns);
     }
     time_run(at_ns);
 }
@@ -104,7 +112,7 @@ fn has_one_thread(times: *const Times) -> bool {
 
 /// So many bytes were sent on a connection, or, negative, why none were.
 #[inline(always)]
-pub(crate) fn sent<const HERE: bool>(serving: &Serving, connection: Connection, length: i32) {
+pub(crate) fn sent<const HERE: bool>(serving: &Serving, connection: Connection<HERE>, length: i32) {
     let times = serving.times;
     if length <= 0 && length != -EPIPE && length != -ECONNRESET {
         return;
@@ -114,7 +122,8 @@ pub(crate) fn sent<const HERE: bool>(serving: &Serving, connection: Connection, 
         add_bytes(times, unsafe { &raw mut (*times).sent_bytes }, length);
     }
     let key = connection.key;
-    let Some(index) = place_of_at::<HERE>(key) else { return };
+    let Some(index) = place_of(key) else { return };
+    // It saves a lock, an exchange and a look at the clock: little of what it costs to follow system calls.
     if HERE && is_held_back(connection, index, serving, length) {
         return;
     }
@@ -136,7 +145,7 @@ pub(crate) fn closed(key: u64, in_order: bool) {
             // SAFETY: a pointer into the array; locked.
             let sock = unsafe { (*request).sock };
             // Or somebody has failed while more was to come.
-            if in_order || !(Connection { key, sock }).is_corked() {
+            if in_order || !(Connection::<false> { key, sock }).is_corked() {
                 note_lone(request);
             }
             end(key, index, at_ns);
@@ -196,69 +205,24 @@ extern "C" fn finish_request(context: *mut Finish) -> i32 {
     0
 }
 
-/// The index of the request that is in progress on a connection.
-#[inline(always)]
-fn place_of(key: u64) -> Option<u32> {
-    if key == 0 { None } else { found(index_of_key(set_of(key), key)) }
-}
-
-/// The same, in place if `HERE`: faster, and more to verify.
-#[inline(always)]
-fn place_of_at<const HERE: bool>(key: u64) -> Option<u32> {
-    if !HERE || key == 0 {
-        return place_of(key);
-    }
-    let set = set_of(key);
-    let likely = index_of(set, 0);
-    // SAFETY: a pointer into the array; another CPU may change it.
-    let is_it =
-        REQUESTS.get_ptr(likely).is_some_and(|at| unsafe { (&raw const (*at).key).read_volatile() } == key);
-    let index = if is_it { likely } else { search(set, key) };
-    // One number to the verifier, and not one for each place.
-    Some(unforeseen(u64::from(found(index)?), CONTROL.get_ptr(0)?) as u32)
-}
-
-/// The index that a global function has returned, which cannot return an `Option`.
-#[inline(always)]
-fn found(index: u32) -> Option<u32> {
-    (index != NOWHERE).then_some(index)
-}
-
-/// No index.
-const NOWHERE: u32 = u32::MAX;
-
-/// The first index in a set that this connection has, or, for 0, that none has; [`NOWHERE`] if there is none.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn index_of_key(set: u32, key: u64) -> u32 {
-    search(set, key)
-}
-
-#[inline(always)]
-fn search(set: u32, key: u64) -> u32 {
-    let Some(keys) = keys_of(set) else { return NOWHERE };
-    for way in 0..REQUEST_WAYS {
-        // SAFETY: one of the elements; other CPUs change them.
-        if unsafe { keys.add(way).read_volatile() } == key {
-            return index_of(set, way as u32);
-        }
-    }
-    NOWHERE
-}
-
 /// The request at an index, if it is in progress on this connection. One of a connection that was closed untold, and whose
 /// address this one has got, is accounted for.
 #[inline(always)]
-fn request_of(connection: Connection, index: u32, at_ns: u64) -> Option<*mut Request> {
+fn request_of<const HERE: bool>(
+    connection: Connection<HERE>,
+    index: u32,
+    at_ns: u64,
+) -> Option<*mut Request> {
     let key = connection.key;
     let request = REQUESTS.get_ptr_mut(index)?;
     // SAFETY: a pointer into the array; it was written before the key.
-    let (identity, its_sock) = unsafe {
-        ((&raw const (*request).identity).read_volatile(), (&raw const (*request).sock).read_volatile())
-    };
-    // Of a standard input, whatever socket it is.
-    let sock = if its_sock == 0 { 0 } else { connection.sock };
-    if identity == (Connection { key, sock }).identity() {
+    let identity = unsafe { (&raw const (*request).identity).read_volatile() };
+    // SAFETY: as above.
+    let is_stdin = || unsafe { (&raw const (*request).sock).read_volatile() } == 0;
+    // A standard input is known by its inode, whatever socket it is. Only system calls tell of one.
+    if identity == connection.identity()
+        || !HERE && is_stdin() && identity == (Connection::<false> { key, sock: 0 }).identity()
+    {
         return Some(request);
     }
     if lock_to_end(key, index).is_some() {
@@ -269,31 +233,9 @@ fn request_of(connection: Connection, index: u32, at_ns: u64) -> Option<*mut Req
 
 /// The last answer on a connection was one of HTTP/1 in clear text: nobody says there what asks for nothing.
 #[inline(always)]
-fn speaks_http(index: u32) -> bool {
-    // SAFETY: a pointer into the array; another CPU may change it.
-    let place = |request: *const Request| unsafe { (&raw const (*request).place).read_volatile() };
-    REQUESTS.get_ptr(index).is_some_and(|request| Request::outcome_of(place(request)) < ANSWERED)
-}
-
-#[inline(always)]
-fn keys_of(set: u32) -> Option<*mut u64> {
-    let set = CONNECTIONS.get_ptr_mut(set % REQUEST_SETS as u32)?;
-    // SAFETY: a pointer into the array, checked by the verifier.
-    Some(unsafe { (&raw mut (*set).keys).cast() })
-}
-
-/// Where the connection of a request is written.
-#[inline(always)]
-fn key_place(index: u32) -> Option<*mut u64> {
-    let keys = keys_of(set_of_index(index))?;
-    // SAFETY: one of the elements.
-    Some(unsafe { keys.add(way_of_index(index) as usize % REQUEST_WAYS) })
-}
-
-#[inline(always)]
-fn key_of(request: *const Request) -> u64 {
+fn speaks_http(request: *const Request) -> bool {
     // SAFETY: callers pass a pointer into the array; another CPU may change it.
-    unsafe { (&raw const (*request).key).read_volatile() }
+    Request::outcome_of(unsafe { (&raw const (*request).place).read_volatile() }) < ANSWERED
 }
 
 /// Locks the request of a connection. `None` while another program is at it, which is counted, or if it has ended.
@@ -320,10 +262,7 @@ fn lock_to_end(key: u64, index: u32) -> Option<*mut Request> {
         if try_lock(request) {
             return still_of(key, index, request);
         }
-        // SAFETY: an aligned integer of the map.
-        let before =
-            unsafe { atomic_or::<u32, u32, { AtomicOrdering::SeqCst }>(&raw mut (*request).lock, CLOSED) };
-        if before & LOCKED != 0 {
+        if mark(request, CLOSED) & LOCKED != 0 {
             return None;
         }
     }
@@ -333,14 +272,6 @@ fn lock_to_end(key: u64, index: u32) -> Option<*mut Request> {
 
 /// A lock is held for less than a microsecond.
 const ATTEMPTS_TO_END: usize = 3;
-
-#[inline(always)]
-fn try_lock(request: *mut Request) -> bool {
-    // SAFETY: an aligned integer of the map.
-    let before =
-        unsafe { atomic_or::<u32, u32, { AtomicOrdering::SeqCst }>(&raw mut (*request).lock, LOCKED) };
-    before & LOCKED == 0
-}
 
 /// A locked request, if it is of this connection.
 #[inline(always)]
@@ -355,15 +286,7 @@ fn still_of(key: u64, index: u32, request: *mut Request) -> Option<*mut Request>
 /// Unlocks a request, and accounts for it if its connection was closed meanwhile.
 #[inline(always)]
 fn unlock(key: u64, index: u32, request: *mut Request) {
-    // SAFETY: an aligned integer of the map.
-    let (_, unlocked) = unsafe {
-        atomic_cxchg::<u32, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
-            &raw mut (*request).lock,
-            LOCKED,
-            0,
-        )
-    };
-    if !unlocked {
+    if !release(request) {
         end(key, index, now());
     }
 }
@@ -381,8 +304,8 @@ extern "C" fn end(key: u64, index: u32, at_ns: u64) -> u32 {
     }
     // SAFETY: a pointer into the array; locked.
     let (worker, answer_ns, corked) = unsafe { ((*request).place, (*request).answer_ns, (*request).corked) };
-    leave_thread(index, request, at_ns);
     if let Some(times) = TIMES.get_ptr_mut(Request::slot_of(worker)) {
+        leave_thread(index, request, times, at_ns);
         if answer_ns != 0 {
             account(index, Request::outcome_of(worker), answer_ns, 0);
         } else if worker & REQUEST_PROVISIONAL == 0 {
@@ -407,12 +330,12 @@ extern "C" fn end(key: u64, index: u32, at_ns: u64) -> u32 {
 
 /// The thread that a request began on has nothing to do with it any more.
 #[inline(always)]
-fn leave_thread(index: u32, request: *mut Request, at_ns: u64) {
+fn leave_thread(index: u32, request: *mut Request, times: *const Times, at_ns: u64) {
     // SAFETY: callers pass a pointer into the array; locked.
     let (tid, begin_ns, answer_ns) = unsafe { ((*request).tid, (*request).begin_ns, (*request).answer_ns) };
     // SAFETY: as above.
     if unsafe { (*request).place } & REQUEST_ON_CPU != 0 {
-        waterfall::ended_on_cpu(index, request, at_ns);
+        waterfall::ended_on_cpu(index, request, times, at_ns);
     } else {
         waterfall::ended(tid, begin_ns, answer_ns != 0, at_ns);
     }
@@ -476,7 +399,12 @@ fn fly(times: *mut Times, at_ns: u64) {
 
 /// The first byte of a request.
 #[inline(always)]
-fn begin(connection: Connection, thread: &mut Thread, times: *mut Times, provisional: bool, at_ns: u64) {
+fn begin<const HERE: bool>(
+    connection: Connection<HERE>,
+    serving: &mut Serving,
+    provisional: bool,
+    at_ns: u64,
+) {
     let Connection { key, sock } = connection;
     let set = set_of(key);
     let mut index = free_place(set);
@@ -492,9 +420,9 @@ fn begin(connection: Connection, thread: &mut Thread, times: *mut Times, provisi
     unsafe {
         (&raw mut (*request).sock).write_volatile(sock);
         (&raw mut (*request).identity).write_volatile(connection.identity());
-        add_u32(&raw mut (*times).open, 1);
+        add_u32(&raw mut (*serving.times).open, 1);
     }
-    ask(request, thread, times, provisional, at_ns);
+    ask(request, serving, provisional, at_ns);
     // SAFETY: as above. All else is written before it, on every CPU.
     unsafe {
         atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(&raw mut (*request).key, key);
@@ -505,7 +433,8 @@ fn begin(connection: Connection, thread: &mut Thread, times: *mut Times, provisi
 
 /// A locked request begins, be it the first one of its connection or the next. Provisional, it is not in flight.
 #[inline(always)]
-fn ask(request: *mut Request, thread: &mut Thread, times: *mut Times, provisional: bool, at_ns: u64) {
+fn ask(request: *mut Request, serving: &mut Serving, provisional: bool, at_ns: u64) {
+    let (thread, times) = (&mut *serving.thread, serving.times);
     let thread_place = thread.place;
     let mut place = Thread::slot_of(thread_place);
     if thread_place & THREAD_HISTOGRAMS != 0 {
@@ -530,55 +459,55 @@ fn ask(request: *mut Request, thread: &mut Thread, times: *mut Times, provisiona
 
 /// More bytes came on a connection with a request, or no more will (`length` 0).
 #[inline(always)]
-fn continued(
-    connection: Connection,
+fn continued<const HERE: bool>(
+    connection: Connection<HERE>,
     index: u32,
-    thread: &mut Thread,
+    request: *mut Request,
+    serving: &mut Serving,
     length: i32,
     provisional: bool,
     at_ns: u64,
 ) {
     let key = connection.key;
-    let Some(request) = lock(key, index) else { return };
+    let Some(request) = lock_at(key, index, request) else { return };
     // SAFETY: a pointer into the array; locked.
     let (place, answer_ns, corked) = unsafe { ((*request).place, (*request).answer_ns, (*request).corked) };
-    let answered = answer_ns != 0;
-    // All of its answer was held back, and will have been sent by now.
-    let alone = !answered && corked != 0 && length > 0;
-    if answered && length == 0 {
-        end(key, index, at_ns);
+    let Some(old) = serving.times_of(place) else {
+        unlock(key, index, request);
+        return;
+    };
+    let same = Request::slot_of(place) == Thread::slot_of(serving.thread.place);
+    if answer_ns != 0 {
+        if length == 0 {
+            end(key, index, at_ns);
+            return;
+        }
+        if connection.is_read_away(place) {
+            unlock(key, index, request);
+            return;
+        }
+        // The answer was complete: this is the next request.
+        account(index, Request::outcome_of(place), answer_ns, u32::from(same && has_one_thread(old)));
+        leave_thread(index, request, old, at_ns);
+    } else if length > 0 && corked != 0 {
+        // All of its answer was held back, and will have been sent by now.
+        note_lone(request);
+        fly_no_more(old, place, at_ns);
+        account(index, corked - 1, UNKNOWN_NS, 0);
+        leave_thread(index, request, old, at_ns);
+    } else if length == 0 || place & REQUEST_PROVISIONAL == 0 {
+        unlock(key, index, request);
         return;
     }
-    // The answer was complete, or what came before needed none: this is the next request.
-    let next = if answered {
-        !connection.is_read_away(place)
-    } else {
-        alone || place & REQUEST_PROVISIONAL != 0 && length > 0
-    };
-    if next {
-        let (before, slot) = (Request::slot_of(place), Thread::slot_of(thread.place));
-        if let (Some(old), Some(new)) = (TIMES.get_ptr_mut(before), TIMES.get_ptr_mut(slot)) {
-            if answered {
-                let own = before == slot && has_one_thread(old);
-                account(index, Request::outcome_of(place), answer_ns, u32::from(own));
-                leave_thread(index, request, at_ns);
-            } else if alone {
-                note_lone(request);
-                fly_no_more(old, place, at_ns);
-                account(index, corked - 1, UNKNOWN_NS, 0);
-                leave_thread(index, request, at_ns);
-            }
-            if before != slot {
-                // Another worker was given the connection.
-                // SAFETY: pointers into the array.
-                unsafe {
-                    add_u32(&raw mut (*old).open, u32::MAX);
-                    add_u32(&raw mut (*new).open, 1);
-                }
-            }
-            ask(request, thread, new, provisional, at_ns);
+    if !same {
+        // Another worker was given the connection.
+        // SAFETY: pointers into the array.
+        unsafe {
+            add_u32(&raw mut (*old).open, u32::MAX);
+            add_u32(&raw mut (*serving.times).open, 1);
         }
     }
+    ask(request, serving, provisional, at_ns);
     unlock(key, index, request);
 }
 
@@ -589,29 +518,30 @@ fn continued(
 /// Without the lock: the request has begun on this thread, and of what ends it meanwhile it is open whether this was told before.
 /// Another one could have got its place between the last look and the store, to which this would be told then.
 #[inline(always)]
-fn is_held_back(connection: Connection, index: u32, serving: &Serving, length: i32) -> bool {
+fn is_held_back<const HERE: bool>(
+    connection: Connection<HERE>,
+    index: u32,
+    serving: &Serving,
+    length: i32,
+) -> bool {
     let Some(request) = REQUESTS.get_ptr_mut(index) else { return false };
-    // SAFETY: pointers into the arrays; another CPU may change them.
-    let (place, begin_ns, identity, tid, unanswered, learnt) = unsafe {
-        let lone = (&raw const (*serving.times).lone_corked).read_volatile();
-        let answer_ns = (&raw const (*request).answer_ns).read_volatile();
-        let corked = (&raw const (*request).corked).read_volatile();
-        (
-            (&raw const (*request).place).read_volatile(),
-            (&raw const (*request).begin_ns).read_volatile(),
-            (&raw const (*request).identity).read_volatile(),
-            (&raw const (*request).tid).read_volatile(),
-            answer_ns == 0 && corked == 0,
-            lone != 0,
-        )
-    };
-    if !unanswered
+    macro_rules! request {
+        ($field:ident) => {
+            // SAFETY: a pointer into the array; another CPU may change it.
+            unsafe { (&raw const (*request).$field).read_volatile() }
+        };
+    }
+    let begin_ns = request!(begin_ns);
+    // Mostly what is looked at first is enough.
+    if request!(corked) != 0
+        || request!(answer_ns) != 0
         || length <= 0
-        || place & REQUEST_PROVISIONAL != 0
-        || tid != serving.thread.tid
-        || learnt
+        || request!(place) & REQUEST_PROVISIONAL != 0
+        || request!(tid) != serving.thread.tid
+        // SAFETY: as above.
+        || unsafe { (&raw const (*serving.times).lone_corked).read_volatile() } != 0
         || !connection.is_corked()
-        || identity != connection.identity()
+        || request!(identity) != connection.identity()
     {
         return false;
     }
@@ -636,9 +566,7 @@ fn is_held_back(connection: Connection, index: u32, serving: &Serving, length: i
 /// The outcome that is told by what this thread sends.
 #[inline(always)]
 fn told(serving: &Serving) -> u32 {
-    let told = if serving.wants & WANTS_STATUS != 0 { told_outcome(serving.task) } else { ANSWERED };
-    // One number to the verifier.
-    CONTROL.get_ptr(0).map_or(told, |control| unforeseen(u64::from(told), control) as u32)
+    if serving.wants & WANTS_STATUS != 0 { told_outcome(serving.task) } else { ANSWERED }
 }
 
 /// A locked request that had one part of an answer, which was held back, and no other: its worker sends answers so, and so will
@@ -665,25 +593,26 @@ fn note_lone(request: *mut Request) {
 /// the same time, and what ends or begins a request meanwhile leaves `answer_ns` as it was or makes it 0. Servers of files send
 /// the header first and then, by sendfile(2), what is in the file.
 #[inline(always)]
-fn goes_on(
-    connection: Connection,
+fn goes_on<const HERE: bool>(
+    connection: Connection<HERE>,
     request: *mut Request,
     serving: &Serving,
     length: i32,
     at_ns: u64,
 ) -> bool {
-    // SAFETY: callers pass a pointer into the array; another CPU may change it.
-    let (place, answer_ns, begin_ns, tid) = unsafe {
-        (
-            (&raw const (*request).place).read_volatile(),
-            (&raw const (*request).answer_ns).read_volatile(),
-            (&raw const (*request).begin_ns).read_volatile(),
-            (&raw const (*request).tid).read_volatile(),
-        )
-    };
+    macro_rules! request {
+        ($field:ident) => {
+            // SAFETY: callers pass a pointer into the array; another CPU may change it.
+            unsafe { (&raw const (*request).$field).read_volatile() }
+        };
+    }
+    let answer_ns = request!(answer_ns);
+    if answer_ns == 0 {
+        return false;
+    }
+    let (place, begin_ns, tid) = (request!(place), request!(begin_ns), request!(tid));
     let looks = Request::outcome_of(place) < ANSWERED && serving.wants & WANTS_STATUS != 0;
     if length <= 0
-        || answer_ns == 0
         || place & REQUEST_ON_CPU == 0
         || looks && tells_outcome(serving.task)
         || connection.has_more() != (place & REQUEST_LEFT != 0)
@@ -704,8 +633,8 @@ fn goes_on(
 
 /// Bytes were sent on a connection with a request, or found no room, or nobody who takes them.
 #[inline(always)]
-fn answered(
-    connection: Connection,
+fn answered<const HERE: bool>(
+    connection: Connection<HERE>,
     index: u32,
     request: *mut Request,
     serving: &Serving,
@@ -720,37 +649,59 @@ fn answered(
         end(key, index, at_ns);
         return;
     }
-    let mut outcome = Request::outcome_of(place);
-    let mut first = answer_ns == 0;
-    if first || outcome < ANSWERED {
-        let told = told(serving);
-        if told == INTERIM {
-            // 100 Continue and the like: the answer is yet to come.
-            unlock(key, index, request);
-            return;
-        }
-        if first {
-            outcome = if corked == 0 { told } else { corked - 1 };
-            if place & REQUEST_PROVISIONAL == 0
-                && let Some(times) = TIMES.get_ptr_mut(Request::slot_of(place))
-            {
-                fly_no_more(times, place, at_ns);
-            }
-        }
-        if told < ANSWERED && outcome < ANSWERED && (!first || corked != 0) {
+    let (first, so_far) = (answer_ns == 0, Request::outcome_of(place));
+    let told = if first || so_far < ANSWERED { told(serving) } else { ANSWERED };
+    if told == INTERIM {
+        // 100 Continue and the like: the answer is yet to come.
+        unlock(key, index, request);
+        return;
+    }
+    if first
+        && place & REQUEST_PROVISIONAL == 0
+        && let Some(times) = serving.times_of(place)
+    {
+        fly_no_more(times, place, at_ns);
+    }
+    let outcome = if !first {
+        so_far
+    } else if corked == 0 {
+        told
+    } else {
+        corked - 1
+    };
+    let another = told < ANSWERED && outcome < ANSWERED && (!first || corked != 0);
+    if first && !another {
+        note_answer(connection, request, serving, outcome, true, at_ns);
+    } else {
+        if another {
             // The answer to the next of several requests that came together: begun when the last one was done with. What
             // was held back is sent with it.
             let done_ns = if first { at_ns } else { answer_ns };
             account(index, outcome, done_ns, 0);
-            leave_thread(index, request, at_ns);
-            (outcome, first) = (told, false);
+            if let Some(times) = serving.times_of(place) {
+                leave_thread(index, request, times, at_ns);
+            }
             // SAFETY: as above.
             unsafe { (&raw mut (*request).begin_ns).write_volatile(done_ns) };
         }
+        note_answer(connection, request, serving, if another { told } else { outcome }, false, at_ns);
     }
+    unlock(key, index, request);
+}
+
+/// Notes in a locked request that a part of its answer was sent, the `first` one or another.
+#[inline(always)]
+fn note_answer<const HERE: bool>(
+    connection: Connection<HERE>,
+    request: *mut Request,
+    serving: &Serving,
+    outcome: u32,
+    first: bool,
+    at_ns: u64,
+) {
     let left = if connection.has_more() { REQUEST_LEFT } else { 0 };
-    // SAFETY: as above.
-    let (tid, begin_ns) = unsafe { ((*request).tid, (*request).begin_ns) };
+    // SAFETY: callers pass a pointer into the array; locked.
+    let (place, tid, begin_ns) = unsafe { ((*request).place, (*request).tid, (*request).begin_ns) };
     let noted = place & REQUEST_ON_CPU != 0;
     let on_cpu = waterfall::answered(serving.thread, tid, begin_ns, outcome, first, noted, at_ns);
     let place = place & !(REQUEST_LEFT | REQUEST_PROVISIONAL | REQUEST_ON_CPU)
@@ -761,7 +712,6 @@ fn answered(
         (&raw mut (*request).place).write_volatile(Request::with_outcome(place, outcome));
         (&raw mut (*request).answer_ns).write_volatile(at_ns);
     }
-    unlock(key, index, request);
 }
 
 /// The index of a place that nobody has, locked; [`NOWHERE`] if there is none.

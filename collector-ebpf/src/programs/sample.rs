@@ -15,7 +15,7 @@ use collector_ebpf::sample::{
 use collector_ebpf::slot::ROLE_WORKER;
 
 use crate::blocked::NO_USER_SIDE;
-use crate::kernel::{Current, Registers, Task, offset, read};
+use crate::kernel::{Registers, Task, offset, read};
 use crate::schedule::Followed;
 use crate::unwind::{ask_for, may_ask_again, space_of, unwind};
 use crate::{SAMPLED, SAMPLING, SLOTS, STACK_WORDS, STACKS, WALKS, add_u64, python};
@@ -71,7 +71,7 @@ fn on_cpu(ctx: PerfEventContext) -> u32 {
         Some([word(IP), word(SP), word(BP)])
     } else {
         begin(walk, Some(ctx.as_ptr()));
-        Registers::of_current(Current::get()).map(user_registers)
+        Registers::of(Task::current()).map(user_registers)
     };
     if let Some(registers) = registers
         && let Some(place) = place_for(ON_CPU, &sampled, walk, registers, STATE_ON_CPU, 0)

@@ -112,11 +112,7 @@ pub(crate) fn find(tid: u32) -> Option<&'static mut Thread> {
 /// The same of a thread that is likely to be followed, which mostly has the first entry of its set.
 #[inline(always)]
 pub(crate) fn find_likely(tid: u32) -> Option<&'static mut Thread> {
-    find_by(tid, |first, tid| {
-        let way = if tid_of(first, 0) == u64::from(tid) { 0 } else { way_of(first, tid) };
-        // One number to the verifier, and not one for each branch.
-        CONTROL.get_ptr(0).map_or(0, |control| unforeseen(way, control))
-    })
+    find_by(tid, |first, tid| if tid_of(first, 0) == u64::from(tid) { 0 } else { way_of(first, tid) })
 }
 
 #[inline(always)]
@@ -135,8 +131,8 @@ fn find_by(tid: u32, way: impl FnOnce(*mut Thread, u32) -> u64) -> Option<&'stat
     (thread.tid == tid).then_some(thread)
 }
 
-/// Which of a set's entries a thread has, if it has one. By arithmetic and not by four branches: the verifier goes through all
-/// that follows once for each branch.
+/// Which of a set's entries a thread has, if it has one of the last three. By arithmetic and not by four branches: the verifier goes
+/// through all that follows once for each branch.
 #[inline(always)]
 fn way_of(first: *mut Thread, tid: u32) -> u64 {
     // 1 if equal.

@@ -43,7 +43,7 @@ fn socket_sent(ctx: BtfTracePointContext) -> i32 {
 fn connection_state(ctx: BtfTracePointContext) -> i32 {
     let state = ctx.arg::<i32>(2);
     if state == TCP_FIN_WAIT1 || state == TCP_LAST_ACK || state == TCP_CLOSE {
-        closed(Connection::of_sock(ctx.arg(0)).key, state != TCP_CLOSE);
+        closed(Connection::<true>::of_sock(ctx.arg(0)).key, state != TCP_CLOSE);
     }
     0
 }

@@ -39,7 +39,7 @@ fn syscall_returned(ctx: BtfTracePointContext) -> i32 {
     }
     // A call moves less than 2 GiB (read(2)).
     let length = result as i32;
-    let task = serving.task.0;
+    let task = serving.task.0 as u64;
     let first: u64 = read!(registers, regs_argument);
     let flags: u64 = match moves {
         RECEIVES_BY_MESSAGE => read!(registers, regs_third),
@@ -64,13 +64,13 @@ fn syscall_returned(ctx: BtfTracePointContext) -> i32 {
 
 /// What a descriptor is open on, if requests may come from there.
 #[inline(always)]
-fn read_from(task: u64, descriptor: u32) -> Option<Connection> {
+fn read_from(task: u64, descriptor: u32) -> Option<Connection<false>> {
     let file = file_of(task, descriptor);
     let (key, mode) = inode_of(file);
-    let stdin = Connection { key, sock: 0 };
+    let stdin = Connection::<false> { key, sock: 0 };
     match mode & S_IFMT {
         S_IFSOCK => {
-            let connection = Connection { key, sock: sock_of(file) };
+            let connection = Connection::<false> { key, sock: sock_of(file) };
             // One of a pair, as some hand to their children instead of pipes.
             Some(if descriptor == STDIN && !connection.asks() { stdin } else { connection })
         }
@@ -81,19 +81,19 @@ fn read_from(task: u64, descriptor: u32) -> Option<Connection> {
 
 /// What a descriptor is open on, if it may answer requests.
 #[inline(always)]
-fn written_to(task: u64, descriptor: u32) -> Option<Connection> {
+fn written_to(task: u64, descriptor: u32) -> Option<Connection<false>> {
     let file = file_of(task, descriptor);
     let (key, mode) = inode_of(file);
     let kind = mode & S_IFMT;
     if kind == S_IFSOCK && (descriptor != STDOUT || in_progress(key)) {
-        return Some(Connection { key, sock: sock_of(file) });
+        return Some(Connection::<false> { key, sock: sock_of(file) });
     }
     if descriptor != STDOUT || kind != S_IFSOCK && kind != S_IFIFO {
         return None;
     }
     let (key, mode) = inode_of(file_of(task, STDIN));
     let kind = mode & S_IFMT;
-    (kind == S_IFIFO || kind == S_IFSOCK).then_some(Connection { key, sock: 0 })
+    (kind == S_IFIFO || kind == S_IFSOCK).then_some(Connection::<false> { key, sock: 0 })
 }
 
 /// The `struct sock` of an open socket.

@@ -280,12 +280,11 @@ pub(crate) fn has_thread_still(thread: &Thread, tid: u32, begin_ns: u64) -> bool
         && its_flight(tid).is_some_and(|flight| its_begin_ns(flight) == begin_ns)
 }
 
-/// A request has ended that its thread has answered without leaving its CPU.
+/// A request of this worker has ended that its thread has answered without leaving its CPU.
 #[inline(always)]
-pub(crate) fn ended_on_cpu(index: u32, request: *mut Request, at_ns: u64) {
+pub(crate) fn ended_on_cpu(index: u32, request: *mut Request, worker: *const Times, at_ns: u64) {
     // SAFETY: callers pass a pointer into the array; locked.
-    let (place, tid, begin_ns, answer_ns) =
-        unsafe { ((*request).place, (*request).tid, (*request).begin_ns, (*request).answer_ns) };
+    let (tid, begin_ns, answer_ns) = unsafe { ((*request).tid, (*request).begin_ns, (*request).answer_ns) };
     if let Some(flight) = its_flight(tid) {
         // SAFETY: a pointer into the array; another CPU may change it.
         let its_begin_ns = unsafe { (&raw const (*flight).begin_ns).read_volatile() };
@@ -294,8 +293,7 @@ pub(crate) fn ended_on_cpu(index: u32, request: *mut Request, at_ns: u64) {
             exchange(flight, begin_ns, 0);
         }
     }
-    let Some(worker) = TIMES.get_ptr_mut(Request::slot_of(place)) else { return };
-    // SAFETY: a pointer into the array.
+    // SAFETY: callers pass a pointer into the array.
     let number = number_of(ticket_of(unsafe { (*worker).parks }));
     if slowest_before(number, answer_ns.wrapping_sub(begin_ns), at_ns >> STRETCH_SHIFT).is_some() {
         keep_on_cpu(index, at_ns);

@@ -505,9 +505,15 @@ fn requests(
         "socket_sock",
         "socket_inode",
         "inode_number",
+        "sock_hash",
+        "sock_port",
+        "sock_protocol",
+        "tcp_nonagle",
+        "regs_syscall",
+        "regs_second",
     ];
     let needed_by_syscalls =
-        ["file_private_data", "inode_mode", "regs_syscall", "regs_argument", "regs_third", "regs_fourth"];
+        ["file_private_data", "inode_mode", "regs_argument", "regs_third", "regs_fourth"];
     let more = if by == RequestsBy::Syscalls { &needed_by_syscalls[..] } else { &[] };
     if let Some(field) = needed.iter().chain(more).find(|field| absent.contains(*field)) {
         return Err(LoadError::NoTarget(format!("field {field}")));

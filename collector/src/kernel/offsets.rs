@@ -157,10 +157,8 @@ pub fn resolve(btf: &Btf<'_>, cast: Option<u32>) -> Result<Offsets, OffsetsError
         sock_sndbuf: of(9, "sk_sndbuf", 4),
         sock_wmem_alloc: of(9, "sk_wmem_alloc.refs.counter", 4),
         socket_flags: of(11, "flags", 8),
-        sock_hash: match (of(9, "__sk_common.skc_hash", 4), of(9, "__sk_common.skc_dport", 2)) {
-            (hash, port) if hash.checked_add(4) == Some(port) => hash,
-            _ => ABSENT,
-        },
+        sock_hash: of(9, "__sk_common.skc_hash", 4),
+        sock_port: of(9, "__sk_common.skc_dport", 2),
         sock_protocol: of(9, "sk_protocol", 2),
         tcp_nonagle: of(13, "nonagle", 1),
         tcp_bytes_sent: of(13, "bytes_sent", 8),
