@@ -196,6 +196,10 @@ fn told_runs(ours: &Cost, nothing: &Cost, requests: f64) -> String {
     told.collect::<Vec<_>>().join(", ")
 }
 
+/// How often all is loaded anew in one measurement, each time in another order: where in memory programs and tables are changes
+/// what they cost by as much as a point of a hundred.
+const LOADS: usize = 4;
+
 /// Who watches while it is asked.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Who {
@@ -238,32 +242,34 @@ fn throughput(table: &mut Table, rounds: &Rounds) -> anyhow::Result<()> {
     {
         let _asked = nginx.ask_on(Duration::from_secs(3600))?;
         let worker = nginx.worker.as_raw().cast_unsigned();
-        let mut watches = Which::ALL
-            .into_iter()
-            .map(|which| Watch::load(which, worker))
-            .collect::<anyhow::Result<Vec<_>>>()?;
-        let mut turns = Turns::begin(&nginx)?;
-        for round in 0..rounds.turns {
-            if round % 20 == 0 {
-                eprintln!("throughput, turn {} of {}", round + 1, rounds.turns);
-            }
-            // Another one comes before each in each of six rounds: a multiple of 1 to 6, by a prime.
-            const PRIME: usize = Who::ALL.len() + 1;
-            const { assert!(PRIME == 7) };
-            for position in 1..PRIME {
-                let index = (round % (PRIME - 1) + 1) * position % PRIME - 1;
-                let watcher = match Who::ALL[index] {
-                    Who::Nobody => Watcher::Nobody(watches.first_mut().context("one at least")?),
-                    Who::Empty => Watcher::Empty(&TRACEPOINTS),
-                    Who::Collector(which) => Watcher::Collector(
-                        Which::ALL
-                            .iter()
-                            .position(|other| *other == which)
-                            .and_then(|at| watches.get_mut(at))
-                            .context("one each")?,
-                    ),
-                };
-                found[index].push(turns.watched(watcher)?);
+        let loads = if rounds.turns >= 2 * LOADS { LOADS } else { 1 };
+        for load in 0..loads {
+            let mut order = Which::ALL;
+            order.rotate_left(load);
+            let mut watches = order
+                .into_iter()
+                .map(|which| Ok((which, Watch::load(which, worker)?)))
+                .collect::<anyhow::Result<Vec<_>>>()?;
+            let mut turns = Turns::begin(&nginx)?;
+            for round in rounds.turns * load / loads..rounds.turns * (load + 1) / loads {
+                if round % 20 == 0 {
+                    eprintln!("throughput, turn {} of {}", round + 1, rounds.turns);
+                }
+                // Another one comes before each in each of six rounds: a multiple of 1 to 6, by a prime.
+                const PRIME: usize = Who::ALL.len() + 1;
+                const { assert!(PRIME == 7) };
+                for position in 1..PRIME {
+                    let index = (round % (PRIME - 1) + 1) * position % PRIME - 1;
+                    let watcher = match Who::ALL[index] {
+                        Who::Nobody => Watcher::Nobody(&mut watches.first_mut().context("one at least")?.1),
+                        Who::Empty => Watcher::Empty(&TRACEPOINTS),
+                        Who::Collector(which) => {
+                            let its = watches.iter_mut().find(|(other, _)| *other == which);
+                            Watcher::Collector(&mut its.context("one each")?.1)
+                        }
+                    };
+                    found[index].push(turns.watched(watcher)?);
+                }
             }
         }
     }
