@@ -196,9 +196,9 @@ fn told_runs(ours: &Cost, nothing: &Cost, requests: f64) -> String {
     told.collect::<Vec<_>>().join(", ")
 }
 
-/// How often all is loaded anew in one measurement, each time in another order: where in memory programs and tables are changes
-/// what they cost by as much as a point of a hundred.
-const LOADS: usize = 4;
+/// How often all is loaded anew in one measurement, each time with another one first: where in memory programs and tables are
+/// changes what they cost by as much as a point of a hundred.
+const LOADS: usize = Which::ALL.len();
 
 /// Who watches while it is asked.
 #[derive(Clone, Copy, PartialEq, Eq)]
