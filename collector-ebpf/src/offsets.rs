@@ -173,7 +173,7 @@ offsets! {
     sock_hash,
     /// `sock.__sk_common.skc_dport`: u16, the port of the other end
     sock_port,
-    /// `sock.sk_protocol`: u16 (5.6+)
+    /// `sock.sk_protocol`: u16
     sock_protocol,
     /// `tcp_sock.nonagle`: the low four bits of a byte
     tcp_nonagle,
