@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
+use std::time::Instant;
 
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -68,32 +69,38 @@ pub(crate) fn get(stream: &mut (impl Read + Write), path: &str) -> String {
     body
 }
 
-/// Asks over so many connections at a time and so often on each, for what `path` says of the turn. Returns how many of
-/// the answers had which body, which is the pid of who gave it.
-fn load(
-    address: &str,
-    connections: u64,
-    times: u64,
-    path: impl Fn(u64) -> String + Sync,
-) -> BTreeMap<i64, u64> {
-    let bodies = std::thread::scope(|scope| {
+/// What clients got and measured.
+struct Answers {
+    /// How many of the answers had which body, which is the pid of who gave it.
+    by_pid: BTreeMap<i64, u64>,
+    /// From before a client asked until it had its answer, ns: each request took less.
+    waited_ns: Vec<u64>,
+}
+
+/// Asks over so many connections at a time and so often on each, for what `path` says of the turn.
+fn load(address: &str, connections: u64, times: u64, path: impl Fn(u64) -> String + Sync) -> Answers {
+    let answers = std::thread::scope(|scope| {
         let clients: Vec<_> = (0..connections)
             .map(|client| {
                 let path = &path;
                 scope.spawn(move || {
                     let mut stream = connect(address);
-                    let turns = (0..times).map(|turn| client * times + turn);
-                    turns.map(|turn| get(&mut stream, &path(turn))).collect::<Vec<_>>()
+                    let ask = |turn| {
+                        let path = path(client * times + turn);
+                        let begin = Instant::now();
+                        (get(&mut stream, &path), begin.elapsed().as_nanos() as u64)
+                    };
+                    (0..times).map(ask).collect::<Vec<_>>()
                 })
             })
             .collect();
         clients.into_iter().flat_map(|client| client.join().unwrap()).collect::<Vec<_>>()
     });
-    let mut answers = BTreeMap::new();
-    for body in bodies {
-        *answers.entry(body.trim().parse().unwrap()).or_default() += 1;
+    let mut by_pid = BTreeMap::new();
+    for (body, _) in &answers {
+        *by_pid.entry(body.trim().parse().unwrap()).or_default() += 1;
     }
-    answers
+    Answers { by_pid, waited_ns: answers.into_iter().map(|(_, ns)| ns).collect() }
 }
 
 /// How many ms an answer is to take: two humps and a long tail.
@@ -146,7 +153,7 @@ fn outcomes(requests: &Value) -> BTreeMap<&str, u64> {
 }
 
 /// Each worker has answered as many as its clients have got from it.
-fn check_each_worker(pool: &Value, answers: &BTreeMap<i64, u64>) {
+fn check_each_worker(pool: &Value, by_pid: &BTreeMap<i64, u64>) {
     let each: BTreeMap<i64, u64> = pool["workers"]
         .as_array()
         .unwrap()
@@ -154,7 +161,7 @@ fn check_each_worker(pool: &Value, answers: &BTreeMap<i64, u64>) {
         .map(|worker| (worker["pid"].as_i64().unwrap(), worker["requests"]["total"].as_u64().unwrap()))
         .filter(|(_, count)| *count > 0)
         .collect();
-    assert_eq!(&each, answers, "{pool}");
+    assert_eq!(&each, by_pid, "{pool}");
 }
 
 /// Numbers that a server has written to its log, one a line, once there are so many.

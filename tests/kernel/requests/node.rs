@@ -36,7 +36,7 @@ fn workers_of_a_node_cluster_answer_as_many_as_their_clients_got() {
     let node = Server::start_ended_by(Signal::SIGKILL, &mut command);
     collector.pool_of(node.pid(), 2);
     let answers =
-        load(&format!("127.0.0.1:{port}"), CONNECTIONS, TIMES, |turn| format!("/?{}", pauses(turn)));
+        load(&format!("127.0.0.1:{port}"), CONNECTIONS, TIMES, |turn| format!("/?{}", pauses(turn))).by_pid;
     assert_eq!(answers.len(), 2, "both were asked: {answers:?}");
     let pool = answered(&collector, node.pid(), CONNECTIONS * TIMES);
     assert_eq!(outcomes(&pool["requests"]), [("2xx", CONNECTIONS * TIMES)].into());

@@ -1,18 +1,27 @@
 //! php-fpm behind nginx.
 
+use std::fs::{File, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use serde_json::Value;
+
 use super::{
     OPTIONS, answered, check_each_worker, connect, get, load, logged, outcomes, pauses, within_what_logs_say,
 };
-use crate::schedule::check_within;
+use crate::schedule::{check_between, check_within, slack};
 use crate::servers::{Server, command_in, directory_with, free_port, php};
 use crate::support::Collector;
 
-/// Answers with its pid after so many ms as it is asked for.
+/// Answers with its pid after so many ms as it is asked for, and writes down how long it took itself, ns.
 const SCRIPT: &str = "\
 <?php
+$begin = hrtime(true);
 usleep(1000 * (int) $_SERVER['QUERY_STRING']);
 header('Content-Length: ' . strlen(getmypid()));
 echo getmypid();
+$took = hrtime(true) - $begin;
+file_put_contents(__DIR__ . '/took.log', $took . PHP_EOL, FILE_APPEND | LOCK_EX);
 ";
 
 const CHILDREN: u64 = 2;
@@ -29,6 +38,9 @@ impl Site {
     /// With what nginx is told about connections to php-fpm: in its `upstream`, and in its `location`.
     fn start(upstream: &str, location: &str) -> Self {
         let directory = directory_with(&[("index.php", SCRIPT)]);
+        // The user whom php-fpm runs as may write there, and make no file.
+        let took = File::create(directory.path().join("took.log")).unwrap();
+        took.set_permissions(Permissions::from_mode(0o666)).unwrap();
         let (at, port) = (directory.path().display(), free_port());
         let text = format!(
             "[global]\npid = {at}/pid\nerror_log = {at}/log\ndaemonize = no\n[shop]\nuser = www-data\n\
@@ -52,27 +64,26 @@ impl Site {
         Self { directory, fpm, nginx, address: format!("127.0.0.1:{port}") }
     }
 
-    /// Asks so often, and checks all that was ever asked.
-    fn check(&self, collector: &Collector, times: u64) {
+    fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Asks so often, and checks all that was ever asked. Returns how long php-fpm's requests took.
+    fn check(&self, collector: &Collector, times: u64) -> Value {
         let answers = load(&self.address, CHILDREN, times, |turn| format!("/?{}", pauses(turn)));
         let count = CHILDREN * times;
         let pool = answered(collector, self.fpm.pid(), count);
         assert_eq!(outcomes(&pool["requests"]), [("ok", count)].into());
-        check_each_worker(&pool, &answers);
-        let truth_us = logged(&self.directory.path().join("fpm.log"), count as usize);
-        let truth = truth_us.iter().map(|us| us * 1000).collect();
-        check_within(
-            within_what_logs_say,
-            "php-fpm",
-            &pool["quantiles"]["request_duration_seconds"]["ok"],
-            truth,
-        );
-        assert_eq!(
-            logged(&self.directory.path().join("nginx.log"), count as usize),
-            vec![200; count as usize]
-        );
+        check_each_worker(&pool, &answers.by_pid);
+        let durations = &pool["quantiles"]["request_duration_seconds"]["ok"];
+        // Longer than the script, and not as long as a client that asks nginx waits.
+        let took = logged(&self.file("took.log"), count as usize);
+        check_between(slack, "php", durations, took, answers.waited_ns);
+        assert_eq!(logged(&self.file("fpm.log"), count as usize).len() as u64, count);
+        assert_eq!(logged(&self.file("nginx.log"), count as usize), vec![200; count as usize]);
         let before = answered(collector, self.nginx.pid(), count);
         assert_eq!(outcomes(&before["requests"]), [("2xx", count)].into());
+        durations.clone()
     }
 }
 
@@ -82,7 +93,10 @@ fn php_fpm_and_the_nginx_before_it_log_as_many_requests() {
     let site = Site::start("", "");
     collector.pool_of(site.fpm.pid(), CHILDREN as usize);
     collector.pool_of(site.nginx.pid(), 1);
-    site.check(&collector, 120);
+    let durations = site.check(&collector, 120);
+    let truth_us = logged(&site.file("fpm.log"), 240);
+    let truth = truth_us.iter().map(|us| us * 1000).collect();
+    check_within(within_what_logs_say, "php-fpm", &durations, truth);
 }
 
 /// The record that ends a request is read when it has been answered, and is not the begin of the next one.
@@ -93,7 +107,8 @@ fn php_fpm_over_connections_that_stay_open() {
     collector.pool_of(site.fpm.pid(), CHILDREN as usize);
     collector.pool_of(site.nginx.pid(), 1);
     site.check(&collector, 120);
-    // Nor is the time that a connection idles in between a part of one.
+    // Nor is the time that a connection idles in between a part of one. (For php-fpm's own log it is: its clock starts
+    // before it waits for the next request. So that log does not say how long these took.)
     get(&mut connect(&site.address), "/?10");
     let pool = answered(&collector, site.fpm.pid(), CHILDREN * 120 + 1);
     let longest = &pool["quantiles"]["request_duration_seconds"]["ok"]["start"]["max"];

@@ -82,7 +82,7 @@ fn gunicorn_with_threads_logs_as_many_requests_and_as_long_ones() {
     let access = ["--access-logfile", "access.log", "--access-logformat", "%(D)s"];
     let gunicorn = gunicorn(directory.path(), &bind, &[&arguments[..], &access].concat());
     collector.pool_of(gunicorn.pid(), 2);
-    let answers = load(&bind, CONNECTIONS, TIMES, |turn| format!("/?{}", pauses(turn)));
+    let answers = load(&bind, CONNECTIONS, TIMES, |turn| format!("/?{}", pauses(turn))).by_pid;
     assert_eq!(answers.values().sum::<u64>(), CONNECTIONS * TIMES);
     let pool = answered(&collector, gunicorn.pid(), CONNECTIONS * TIMES);
     assert_eq!(outcomes(&pool["requests"]), [("2xx", CONNECTIONS * TIMES)].into());
@@ -203,7 +203,7 @@ fn uvicorn_has_many_requests_in_flight_on_one_thread() {
     let uvicorn = Server::start_ended_by(Signal::SIGTERM, command.args([&port.to_string(), "app:app"]));
     drop(connect(&bind));
     collector.pool_of(uvicorn.pid(), 2);
-    let answers = load(&bind, CONNECTIONS, TIMES, |turn| format!("/?{}", pauses(turn)));
+    let answers = load(&bind, CONNECTIONS, TIMES, |turn| format!("/?{}", pauses(turn))).by_pid;
     let pool = answered(&collector, uvicorn.pid(), CONNECTIONS * TIMES);
     assert_eq!(outcomes(&pool["requests"]), [("2xx", CONNECTIONS * TIMES)].into());
     check_each_worker(&pool, &answers);
@@ -314,7 +314,7 @@ fn a_connection_that_was_handed_over_counts_at_its_worker() {
     collector.pool_of(server.pid(), 2);
     let mut answers = std::collections::BTreeMap::new();
     for _ in 0..20 {
-        for (pid, count) in load(&bind, 1, 5, |_| "/".to_owned()) {
+        for (pid, count) in load(&bind, 1, 5, |_| "/".to_owned()).by_pid {
             *answers.entry(pid).or_default() += count;
         }
     }
