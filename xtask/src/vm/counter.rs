@@ -27,8 +27,10 @@ pub(super) fn build(dir: &Path, release: &str, to: &Path) -> Result<()> {
     for variable in ["KBUILD_OUTPUT", "KCFLAGS", "LLVM", "W"] {
         make.env_remove(variable);
     }
-    // It says on standard error that it makes no BTF, which nobody needs of it.
-    make.arg(&headers).arg(format!("M={}", work.display())).arg("modules");
+    // Nobody needs its BTF, which takes one more program to make where the headers have that of the kernel.
+    make.arg(&headers)
+        .arg(format!("M={}", work.display()))
+        .args(["CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"]);
     command::run(&mut make)?;
     command::run(
         command::program("strip", ["--strip-debug", "-o"]).arg(to.join(MODULE)).arg(work.join(MODULE)),
