@@ -20,7 +20,8 @@ use self::early_ends::EarlyEnd;
 use crate::governor::Governor;
 use crate::histogram::Scratch;
 use crate::input::{
-    FactReader, Input, Profile, ProgramFacts, Reap, Requests, Role, Sample, ScheduleReading, Source, Wishes,
+    FactReader, Input, Profile, ProgramFacts, Reap, Requests, Role, Sample, ScheduleReading, SlotRecord,
+    Source, Wishes,
 };
 use crate::snapshot::{self, Own, Snapshot};
 use crate::units::{
@@ -101,6 +102,10 @@ pub struct Aggregate {
     accept_queues: AcceptQueues,
     /// Processes that have ended since the last round of readings.
     ended: Vec<ProcessKey>,
+    /// When that was over, `CLOCK_MONOTONIC` ns.
+    read_ns: u64,
+    /// Workers that it can have told of before their forks were told, when they were nobody's yet.
+    told_too_early: Vec<(ProcessKey, SlotRecord)>,
     governor: Governor,
     /// What the last round of readings let pools know.
     scheduler_ceiling: Profile,
@@ -169,6 +174,8 @@ impl Aggregate {
             cgroups: Cgroups::default(),
             accept_queues: AcceptQueues::default(),
             ended: Vec::new(),
+            read_ns: 0,
+            told_too_early: Vec::new(),
             governor,
             scheduler_ceiling: Profile::None,
             scratch: Scratch::new(),
@@ -447,6 +454,8 @@ impl Aggregate {
                         };
                         if !self.registry.join(pool, arrival) {
                             release.extend(self.registry.fork_told(fork.child, fork.record, fork.at_ns));
+                        } else if fork.at_ns <= self.read_ns {
+                            self.told_too_early.push((fork.child, fork.record));
                         }
                     }
                     None => {
@@ -608,6 +617,11 @@ impl Aggregate {
             pool.note_emptiness(at_ns);
         }
         self.master_readings.remove(&key);
+    }
+
+    /// The round of readings is over. Who was forked before this moment can have been read in it.
+    pub fn pass_ends(&mut self, now_ns: u64) {
+        self.read_ns = now_ns;
     }
 
     /// Marks the pools whose turn it is and returns when the next turn comes, `CLOCK_MONOTONIC` ns.

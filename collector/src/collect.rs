@@ -261,6 +261,7 @@ impl Collector {
         self.aggregate.read_accept_queues(now, &mut *self.sockets);
         self.give_back();
         self.aggregate.read_schedules(&mut *self.source);
+        self.aggregate.pass_ends(monotonic_ns());
         self.slowest_read();
         self.aggregate.flag(monotonic_ns(), &mut *self.source, &mut *self.facts);
         self.passes += 1;

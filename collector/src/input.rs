@@ -319,6 +319,10 @@ pub trait Source {
     /// Takes a role from a process that goes on living. What fails now is done in a later pass.
     fn untrack(&mut self, process: ProcessKey, role: Role);
 
+    /// What a pass or [`Source::schedule`] has told of a worker was told to somebody who did not know it yet: where what has
+    /// not changed is not told once more, it is.
+    fn tell_again(&mut self, _process: ProcessKey, _record: SlotRecord) {}
+
     /// Gives back the record of a worker whose final figures were taken.
     fn release(&mut self, record: u32);
 

@@ -36,6 +36,9 @@ impl Aggregate {
             }
             self.schedules.release(record, source);
         }
+        for (key, record) in self.told_too_early.drain(..) {
+            source.tell_again(key, record);
+        }
         for key in std::mem::take(&mut self.untagged_masters) {
             if let Some(master) = self.masters.get(&key) {
                 self.track(key, master.pool, Role::Master, source);

@@ -164,6 +164,29 @@ fn children_by_rule_count_from_their_fork() {
 }
 
 #[test]
+fn who_was_read_before_its_fork_was_told_has_its_figures_and_its_state() {
+    let mut world = World::new(only(vec![by_parent("jobs", "boss")]));
+    world.host(|host| host.add(10, 1, "boss", "/boss", "boss\0"));
+    world.settle();
+    // Events are taken before a pass, which it is born in; and it never moves again.
+    world.turn();
+    world.host(|host| {
+        host.fork(10, 11);
+        host.run(11, 70);
+        host.parked.push(11);
+    });
+    world.read();
+    for _ in 0..2 {
+        world.later(SECOND);
+        world.pass();
+    }
+    let pool = world.pool("jobs");
+    let worker = pool.workers.iter().next().unwrap();
+    assert_eq!((worker.pid, worker.state), (11, snapshot::WorkerState::Ready));
+    assert_eq!((pool.cpu.user_ns, pool.rss_bytes), (70, Some(8192)));
+}
+
+#[test]
 fn who_has_a_matching_child_is_its_master() {
     let mut world = World::new(only(vec![by_comm("web", "web")]));
     world.host(|host| {

@@ -168,6 +168,13 @@ impl ScheduleTable {
         }
     }
 
+    /// A slot has moved, for whoever asks, since it was last read.
+    pub(super) fn unsee(&mut self, slot: u32) {
+        if let Some(seen) = self.seen.get_mut(slot as usize) {
+            *seen = Seen::default();
+        }
+    }
+
     /// Threads that were followed at the last look.
     pub(super) fn followed(&self) -> u64 {
         self.followed.len() as u64

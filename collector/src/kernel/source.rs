@@ -462,6 +462,13 @@ impl Source for KernelSource {
         }
     }
 
+    fn tell_again(&mut self, process: ProcessKey, record: SlotRecord) {
+        self.tasks.forget(process.pid);
+        if let Some(slot) = record {
+            self.schedule.unsee(slot);
+        }
+    }
+
     fn release(&mut self, record: u32) {
         self.schedule.clear(record, monotonic_ns());
         if self.slots.chunks_handed_out() >= SCARCE_CHUNKS {

@@ -78,6 +78,12 @@ pub(super) struct Host {
     pub(super) socket_lists: Vec<SocketFamily>,
     /// Whose descriptors were looked at.
     pub(super) looked_at: Vec<Pid>,
+    /// Who waits for work since its fork.
+    pub(super) parked: Vec<Pid>,
+    /// Figures that passes have told: they are told anew when they have changed.
+    pub(super) told_figures: BTreeMap<ProcessKey, (CpuTime, bool)>,
+    /// Records of those who wait that were read, and have not moved since.
+    pub(super) read_records: Vec<u32>,
 }
 
 impl Host {
@@ -252,8 +258,15 @@ impl Source for Fake {
             host.told = host.records.values().filter(|w| w.reap.is_some()).map(|w| w.fork.child).collect();
         }
         let started_ns = host.tick();
+        let mut told = Vec::new();
         for key in host.tags.keys() {
             let Some(real) = host.processes.get(&key.pid).filter(|p| p.key == *key) else { continue };
+            if host.told_figures.get(key) == Some(&(real.cpu, real.zombie)) {
+                let record = host.tags.get(key).and_then(|tag| tag.record);
+                out(Input::Unchanged { process: *key, record, at_ns: started_ns });
+                continue;
+            }
+            told.push((*key, (real.cpu, real.zombie)));
             let bytes = Some(8192).filter(|_| !real.zombie);
             out(Input::Sample(Sample {
                 process: *key,
@@ -277,6 +290,7 @@ impl Source for Fake {
                 at_ns: started_ns,
             }));
         }
+        host.told_figures.extend(told);
         out(Input::PassComplete { started_ns });
     }
 
@@ -296,6 +310,7 @@ impl Source for Fake {
     fn track(&mut self, process: ProcessKey, pool: u32, role: Role) -> SlotRecord {
         let mut host = self.host();
         host.tracked.push((process.pid, pool, role));
+        host.told_figures.remove(&process);
         let untaggable = host.untaggable;
         let real = host.processes.get(&process.pid).filter(|p| p.key == process && !untaggable).cloned()?;
         let mut tag = host.tags.get(&process).copied().unwrap_or_default();
@@ -326,6 +341,37 @@ impl Source for Fake {
         if tag.master.is_none() && !tag.worker {
             host.tags.remove(&process);
         }
+    }
+
+    fn tell_again(&mut self, process: ProcessKey, record: SlotRecord) {
+        let mut host = self.host();
+        host.told_figures.remove(&process);
+        host.read_records.retain(|read| Some(*read) != record);
+    }
+
+    fn moved(&mut self, records: &mut Vec<u32>) {
+        let host = self.host();
+        let parked = host.records.iter().filter(|(_, written)| host.parked.contains(&written.fork.child.pid));
+        records
+            .extend(parked.map(|(record, _)| *record).filter(|record| !host.read_records.contains(record)));
+    }
+
+    fn schedule(&mut self, record: u32, out: &mut ScheduleReading) -> Option<bool> {
+        let mut host = self.host();
+        let fork = host.records.get(&record).map(|written| written.fork)?;
+        if !host.parked.contains(&fork.child.pid) || host.read_records.contains(&record) {
+            return None;
+        }
+        host.read_records.push(record);
+        *out = ScheduleReading {
+            pool: fork.pool?,
+            process: fork.child,
+            at_ns: host.tick(),
+            living: 1,
+            ..ScheduleReading::default()
+        };
+        (out.work.begin_ns, out.work.ready_ns) = (fork.at_ns, fork.at_ns + 1);
+        Some(true)
     }
 
     fn release(&mut self, record: u32) {
@@ -463,6 +509,11 @@ impl World {
     /// A turn with a pass. Returns when the next is due.
     pub(super) fn pass(&mut self) -> u64 {
         self.turn();
+        self.read()
+    }
+
+    /// The pass alone.
+    pub(super) fn read(&mut self) -> u64 {
         let now = self.host(Host::tick);
         let next = self.aggregate.pass_begins(now);
         self.aggregate.read_cgroups();
@@ -471,6 +522,9 @@ impl World {
         self.aggregate.compare_cgroups(now, &self.fake.clone(), &mut self.fake.clone());
         self.aggregate.read_accept_queues(now, &mut self.fake.clone());
         release.into_iter().for_each(|record| self.fake.release(record));
+        self.aggregate.read_schedules(&mut self.fake.clone());
+        let now = self.host(Host::tick);
+        self.aggregate.pass_ends(now);
         next
     }
 
