@@ -1,6 +1,6 @@
 //! Who works, who waits for work, and for how long, on every kernel.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -74,6 +74,27 @@ fn each_worker_is_in_the_state_that_its_waiting_says() {
         collector.metric(&format!("worker_pool_workers{{pool=\"{name}\",state=\"ready\"}}")),
         Some(3.0)
     );
+}
+
+/// Some are born while all are read, before anybody has heard of them, and none of them ever moves again.
+#[test]
+fn whoever_is_born_at_whatever_moment_has_its_state_and_its_figures() {
+    const BORN: usize = 400;
+    let config = std::env::temp_dir().join(format!("born-{}.yml", std::process::id()));
+    std::fs::write(&config, "interval: 100ms\n").unwrap();
+    let (mut master, collector) = start(&[&format!("--config.file={}", config.display())]);
+    for _ in 0..BORN {
+        master.spawn("park poll");
+        // Spread over many readings.
+        std::thread::sleep(Duration::from_millis(4));
+    }
+    eventually("all are ready and have their figures", || {
+        let pool = pool_of(&collector.stats(), master.pid())?.clone();
+        let read = |worker: &&Value| worker["memory"]["rss_bytes"].as_u64().is_some_and(|bytes| bytes > 0);
+        let read = pool["workers"].as_array()?.iter().filter(read).count();
+        (pool["ready"] == BORN && read == BORN + 2).then_some(())
+    });
+    let _ = std::fs::remove_file(config);
 }
 
 #[test]
