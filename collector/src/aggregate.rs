@@ -102,9 +102,9 @@ pub struct Aggregate {
     accept_queues: AcceptQueues,
     /// Processes that have ended since the last round of readings.
     ended: Vec<ProcessKey>,
-    /// When that was over, `CLOCK_MONOTONIC` ns.
-    read_ns: u64,
-    /// Workers that it can have told of before their forks were told, when they were nobody's yet.
+    /// When the last round of readings was over, `CLOCK_MONOTONIC` ns; 0 before the first.
+    readings_ended_ns: u64,
+    /// Workers that it may have met before their forks were told: their source is to tell of them again.
     told_too_early: Vec<(ProcessKey, SlotRecord)>,
     governor: Governor,
     /// What the last round of readings let pools know.
@@ -174,7 +174,7 @@ impl Aggregate {
             cgroups: Cgroups::default(),
             accept_queues: AcceptQueues::default(),
             ended: Vec::new(),
-            read_ns: 0,
+            readings_ended_ns: 0,
             told_too_early: Vec::new(),
             governor,
             scheduler_ceiling: Profile::None,
@@ -454,7 +454,7 @@ impl Aggregate {
                         };
                         if !self.registry.join(pool, arrival) {
                             release.extend(self.registry.fork_told(fork.child, fork.record, fork.at_ns));
-                        } else if fork.at_ns <= self.read_ns {
+                        } else if fork.at_ns <= self.readings_ended_ns {
                             self.told_too_early.push((fork.child, fork.record));
                         }
                     }
@@ -621,7 +621,7 @@ impl Aggregate {
 
     /// The round of readings is over. Who was forked before this moment can have been read in it.
     pub fn pass_ends(&mut self, now_ns: u64) {
-        self.read_ns = now_ns;
+        self.readings_ended_ns = now_ns;
     }
 
     /// Marks the pools whose turn it is and returns when the next turn comes, `CLOCK_MONOTONIC` ns.

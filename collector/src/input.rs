@@ -55,7 +55,7 @@ pub enum Input {
     /// Cumulative figures of one living (or defunct) process, read now.
     Sample(Sample),
     /// A process has not run since its last [`Input::Sample`]: that is still what it has used. Whoever begins to track a
-    /// process gets a sample first.
+    /// process gets a sample first; of who was tracked from its fork it may have come too early ([`Source::tell_again`]).
     Unchanged {
         /// Who.
         process: ProcessKey,
@@ -319,8 +319,8 @@ pub trait Source {
     /// Takes a role from a process that goes on living. What fails now is done in a later pass.
     fn untrack(&mut self, process: ProcessKey, role: Role);
 
-    /// What a pass or [`Source::schedule`] has told of a worker was told to somebody who did not know it yet: where what has
-    /// not changed is not told once more, it is.
+    /// What a pass or [`Source::schedule`] has told of a worker came before anybody knew it as one. The next pass, and
+    /// [`Source::moved`], tell of it again, also if nothing has changed.
     fn tell_again(&mut self, _process: ProcessKey, _record: SlotRecord) {}
 
     /// Gives back the record of a worker whose final figures were taken.

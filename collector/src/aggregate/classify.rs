@@ -36,7 +36,7 @@ impl Aggregate {
             }
             self.schedules.release(record, source);
         }
-        for (key, record) in self.told_too_early.drain(..) {
+        for (key, record) in self.told_too_early.drain(..).chain(self.registry.unread.drain(..)) {
             source.tell_again(key, record);
         }
         for key in std::mem::take(&mut self.untagged_masters) {

@@ -165,25 +165,42 @@ fn children_by_rule_count_from_their_fork() {
 
 #[test]
 fn who_was_read_before_its_fork_was_told_has_its_figures_and_its_state() {
-    let mut world = World::new(only(vec![by_parent("jobs", "boss")]));
-    world.host(|host| host.add(10, 1, "boss", "/boss", "boss\0"));
-    world.settle();
-    // Events are taken before a pass, which it is born in; and it never moves again.
-    world.turn();
-    world.host(|host| {
-        host.fork(10, 11);
-        host.run(11, 70);
-        host.parked.push(11);
-    });
-    world.read();
-    for _ in 0..2 {
+    for lost in [false, true] {
+        let mut world = World::new(only(vec![by_parent("jobs", "boss")]));
+        world.host(|host| host.add(10, 1, "boss", "/boss", "boss\0"));
+        world.settle();
+        // Events are taken before a pass, which it is born in; and it never moves again.
+        world.turn();
+        world.host(|host| {
+            host.fork(10, 11);
+            host.run(11, 70);
+            host.parked.push(11);
+        });
+        world.read();
+        world.host(|host| {
+            if lost {
+                host.lose()
+            }
+        });
+        for _ in 0..3 {
+            world.later(SECOND);
+            world.pass();
+        }
+        let pool = world.pool("jobs");
+        let worker = pool.workers.iter().next().unwrap();
+        assert_eq!((worker.pid, worker.state), (11, snapshot::WorkerState::Ready), "{lost}");
+        assert_eq!((pool.cpu.user_ns, pool.rss_bytes), (70, Some(8192)), "{lost}");
+        // Who is born between two passes is known before it is read.
+        world.host(|host| {
+            host.fork(10, 12);
+            host.parked.push(12);
+        });
         world.later(SECOND);
         world.pass();
+        assert_eq!(world.pool("jobs").states.ready, 2, "{lost}");
+        let told_again = world.host(|host| host.told_again.clone());
+        assert!(told_again.iter().all(|pid| *pid == 11) && !told_again.is_empty(), "{lost}: {told_again:?}");
     }
-    let pool = world.pool("jobs");
-    let worker = pool.workers.iter().next().unwrap();
-    assert_eq!((worker.pid, worker.state), (11, snapshot::WorkerState::Ready));
-    assert_eq!((pool.cpu.user_ns, pool.rss_bytes), (70, Some(8192)));
 }
 
 #[test]

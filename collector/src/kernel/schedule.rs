@@ -523,9 +523,7 @@ impl ScheduleTable {
         }
         self.serving.remove(&slot);
         self.times.set(slot as usize, Times { directories: before.directories, ..Times::default() });
-        if let Some(seen) = self.seen.get_mut(slot as usize) {
-            *seen = Seen::default();
-        }
+        self.unsee(slot);
     }
 
     /// Makes a waterfall another pool's. It keeps its chunks.

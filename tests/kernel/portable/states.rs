@@ -76,7 +76,7 @@ fn each_worker_is_in_the_state_that_its_waiting_says() {
     );
 }
 
-/// Some are born while all are read, before anybody has heard of them, and none of them ever moves again.
+/// Some of so many are born while all are read, before anybody has heard of them, and none of them ever moves again.
 #[test]
 fn whoever_is_born_at_whatever_moment_has_its_state_and_its_figures() {
     const BORN: usize = 400;

@@ -25,6 +25,7 @@ file_put_contents(__DIR__ . '/took.log', $took . PHP_EOL, FILE_APPEND | LOCK_EX)
 ";
 
 const CHILDREN: u64 = 2;
+const TIMES: u64 = 120;
 
 /// php-fpm that listens at a UNIX socket, and nginx before it at a port.
 struct Site {
@@ -68,15 +69,16 @@ impl Site {
         self.directory.path().join(name)
     }
 
-    /// Asks so often, and checks all that was ever asked. Returns how long php-fpm's requests took.
-    fn check(&self, collector: &Collector, times: u64) -> Value {
-        let answers = load(&self.address, CHILDREN, times, |turn| format!("/?{}", pauses(turn)));
-        let count = CHILDREN * times;
+    /// Asks [`TIMES`] times for each child, for the first time, and checks all of it. Returns how long php-fpm's requests took.
+    fn check(&self, collector: &Collector) -> Value {
+        let answers = load(&self.address, CHILDREN, TIMES, |turn| format!("/?{}", pauses(turn)));
+        let count = CHILDREN * TIMES;
         let pool = answered(collector, self.fpm.pid(), count);
         assert_eq!(outcomes(&pool["requests"]), [("ok", count)].into());
         check_each_worker(&pool, &answers.by_pid);
         let durations = &pool["quantiles"]["request_duration_seconds"]["ok"];
-        // Longer than the script, and not as long as a client that asks nginx waits.
+        // Longer than the script; and not as long as a client that asks nginx waits, but for how long php-fpm is kept from its
+        // CPU after it has sent.
         let took = logged(&self.file("took.log"), count as usize);
         check_between(slack, "php", durations, took, answers.waited_ns);
         assert_eq!(logged(&self.file("fpm.log"), count as usize).len() as u64, count);
@@ -93,8 +95,8 @@ fn php_fpm_and_the_nginx_before_it_log_as_many_requests() {
     let site = Site::start("", "");
     collector.pool_of(site.fpm.pid(), CHILDREN as usize);
     collector.pool_of(site.nginx.pid(), 1);
-    let durations = site.check(&collector, 120);
-    let truth_us = logged(&site.file("fpm.log"), 240);
+    let durations = site.check(&collector);
+    let truth_us = logged(&site.file("fpm.log"), (CHILDREN * TIMES) as usize);
     let truth = truth_us.iter().map(|us| us * 1000).collect();
     check_within(within_what_logs_say, "php-fpm", &durations, truth);
 }
@@ -106,11 +108,11 @@ fn php_fpm_over_connections_that_stay_open() {
     let site = Site::start(&format!("keepalive {CHILDREN};"), "fastcgi_keep_conn on;");
     collector.pool_of(site.fpm.pid(), CHILDREN as usize);
     collector.pool_of(site.nginx.pid(), 1);
-    site.check(&collector, 120);
+    site.check(&collector);
     // Nor is the time that a connection idles in between a part of one. (For php-fpm's own log it is: its clock starts
     // before it waits for the next request. So that log does not say how long these took.)
     get(&mut connect(&site.address), "/?10");
-    let pool = answered(&collector, site.fpm.pid(), CHILDREN * 120 + 1);
+    let pool = answered(&collector, site.fpm.pid(), CHILDREN * TIMES + 1);
     let longest = &pool["quantiles"]["request_duration_seconds"]["ok"]["start"]["max"];
     assert!(longest.as_f64().unwrap() < 1.0, "{longest} s");
 }

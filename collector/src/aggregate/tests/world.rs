@@ -84,6 +84,7 @@ pub(super) struct Host {
     pub(super) told_figures: BTreeMap<ProcessKey, (CpuTime, bool)>,
     /// Records of those who wait that were read, and have not moved since.
     pub(super) read_records: Vec<u32>,
+    pub(super) told_again: Vec<Pid>,
 }
 
 impl Host {
@@ -333,6 +334,7 @@ impl Source for Fake {
     fn untrack(&mut self, process: ProcessKey, role: Role) {
         let mut host = self.host();
         host.untracked.push((process.pid, role));
+        host.told_figures.remove(&process);
         let Some(tag) = host.tags.get_mut(&process) else { return };
         match role {
             Role::Master => tag.master = None,
@@ -345,6 +347,7 @@ impl Source for Fake {
 
     fn tell_again(&mut self, process: ProcessKey, record: SlotRecord) {
         let mut host = self.host();
+        host.told_again.push(process.pid);
         host.told_figures.remove(&process);
         host.read_records.retain(|read| Some(*read) != record);
     }
