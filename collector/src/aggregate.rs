@@ -262,6 +262,9 @@ impl Aggregate {
         if std::mem::replace(&mut pool.wishes, wishes) != wishes || in_runs != pool.runs.is_some() {
             self.vanished.extend(pool.holders().map(|(_, key)| Vanished::Missed(key, id)));
             self.untagged_masters.extend(&pool.masters);
+            if !pool.masters.is_empty() {
+                pool.masters_tagged_ns = u64::MAX;
+            }
         }
     }
 
@@ -439,9 +442,9 @@ impl Aggregate {
                     process.fork_seen = true;
                     process.forked_at_ns = Some(fork.at_ns);
                 }
-                let pool = fork.pool.filter(|id| self.registry.pools.contains_key(id));
-                match pool {
-                    Some(pool) => {
+                let pool = fork.pool.and_then(|id| self.registry.pools.get(&id));
+                match pool.map(|pool| (pool.id, pool.masters_tagged_ns)) {
+                    Some((pool, masters_tagged_ns)) => {
                         let arrival = Arrival {
                             key: fork.child,
                             parent: fork.parent,
@@ -456,6 +459,9 @@ impl Aggregate {
                             release.extend(self.registry.fork_told(fork.child, fork.record, fork.at_ns));
                         } else if fork.at_ns <= self.readings_ended_ns {
                             self.told_too_early.push((fork.child, fork.record));
+                        }
+                        if fork.at_ns <= masters_tagged_ns {
+                            self.vanished.push(Vanished::Missed(fork.child, pool));
                         }
                     }
                     None => {

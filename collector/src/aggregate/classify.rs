@@ -39,11 +39,7 @@ impl Aggregate {
         for (key, record) in self.told_too_early.drain(..).chain(self.registry.unread.drain(..)) {
             source.tell_again(key, record);
         }
-        for key in std::mem::take(&mut self.untagged_masters) {
-            if let Some(master) = self.masters.get(&key) {
-                self.track(key, master.pool, Role::Master, source);
-            }
-        }
+        self.tag_masters(source);
         self.look_for_vanished(now_ns, source);
         self.explain_ends(now_ns, source);
         self.look += 1;
@@ -94,6 +90,22 @@ impl Aggregate {
                 }
                 None => self.registry.end_unreported(key, None, now_ns, self.unix_minus_monotonic),
             }
+        }
+    }
+
+    /// Tags masters anew: of pools that want to know something else, and those whose tags went with a thread.
+    fn tag_masters(&mut self, source: &mut dyn Source) {
+        if self.untagged_masters.is_empty() {
+            return;
+        }
+        for key in std::mem::take(&mut self.untagged_masters) {
+            if let Some(master) = self.masters.get(&key) {
+                self.track(key, master.pool, Role::Master, source);
+            }
+        }
+        let now_ns = monotonic_ns();
+        for pool in self.registry.pools.values_mut() {
+            pool.masters_tagged_ns = pool.masters_tagged_ns.min(now_ns);
         }
     }
 

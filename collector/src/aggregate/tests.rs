@@ -204,6 +204,27 @@ fn who_was_read_before_its_fork_was_told_has_its_figures_and_its_state() {
 }
 
 #[test]
+fn whose_fork_was_under_way_when_its_pool_came_to_ask_for_something_else_is_tagged_anew() {
+    use crate::input::Profile;
+    let asking = |profile| only(vec![Rule { profile: Some(profile), ..by_parent("jobs", "boss") }]);
+    let mut world = World::new(asking(Profile::None));
+    world.host(|host| host.add(10, 1, "boss", "/boss", "boss\0"));
+    world.settle();
+    world.host(|host| host.fork(10, 11));
+    world.reconfigure(asking(Profile::Counters));
+    world.host(|host| host.fork(10, 12));
+    world.settle();
+    world.host(|host| host.fork(10, 13));
+    world.settle();
+    let tracked = world.host(|host| host.tracked.clone());
+    let as_worker =
+        |pid| tracked.iter().filter(|(who, _, role)| (*who, *role) == (pid, Role::Worker)).count();
+    assert_eq!([11, 12, 13].map(as_worker), [1, 1, 0], "{tracked:?}");
+    world.check(&["jobs: [10] | [11, 12, 13]"]);
+    assert_eq!(world.host(|host| host.records.len()), 3);
+}
+
+#[test]
 fn who_has_a_matching_child_is_its_master() {
     let mut world = World::new(only(vec![by_comm("web", "web")]));
     world.host(|host| {

@@ -109,6 +109,9 @@ pub struct Pool {
     pub interval_ns: u64,
     /// What it wants to know of the scheduler.
     pub wishes: Wishes,
+    /// When its masters' tags last came to say so, if they had said something else, `CLOCK_MONOTONIC` ns; [`u64::MAX`] until
+    /// they do. Who was forked before has the old tag.
+    pub masters_tagged_ns: u64,
     /// How long its workers may be in one state.
     pub limits: Limits,
     /// The same when flags were last given.
@@ -172,6 +175,7 @@ impl Pool {
             configured_size: None,
             interval_ns,
             wishes: Wishes::default(),
+            masters_tagged_ns: 0,
             limits: Limits::default(),
             limits_applied: Limits::default(),
             flagged: FlagCounts::default(),
