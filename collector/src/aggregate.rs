@@ -20,8 +20,7 @@ use self::early_ends::EarlyEnd;
 use crate::governor::Governor;
 use crate::histogram::Scratch;
 use crate::input::{
-    FactReader, Input, Profile, ProgramFacts, Reap, Requests, Role, Sample, ScheduleReading, SlotRecord,
-    Source, Wishes,
+    FactReader, Input, Profile, ProgramFacts, Reap, Requests, Role, Sample, ScheduleReading, Source, Wishes,
 };
 use crate::snapshot::{self, Own, Snapshot};
 use crate::units::{
@@ -104,8 +103,6 @@ pub struct Aggregate {
     ended: Vec<ProcessKey>,
     /// When the last round of readings was over, `CLOCK_MONOTONIC` ns; 0 before the first.
     readings_ended_ns: u64,
-    /// Workers that it may have met before their forks were told: their source is to tell of them again.
-    told_too_early: Vec<(ProcessKey, SlotRecord)>,
     governor: Governor,
     /// What the last round of readings let pools know.
     scheduler_ceiling: Profile,
@@ -175,7 +172,6 @@ impl Aggregate {
             accept_queues: AcceptQueues::default(),
             ended: Vec::new(),
             readings_ended_ns: 0,
-            told_too_early: Vec::new(),
             governor,
             scheduler_ceiling: Profile::None,
             scratch: Scratch::new(),
@@ -458,7 +454,8 @@ impl Aggregate {
                         if !self.registry.join(pool, arrival) {
                             release.extend(self.registry.fork_told(fork.child, fork.record, fork.at_ns));
                         } else if fork.at_ns <= self.readings_ended_ns {
-                            self.told_too_early.push((fork.child, fork.record));
+                            // It may have been met when nobody knew it.
+                            self.registry.to_tell_again.push((fork.child, fork.record));
                         }
                         if fork.at_ns <= masters_tagged_ns {
                             self.vanished.push(Vanished::Missed(fork.child, pool));

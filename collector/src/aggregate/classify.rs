@@ -36,7 +36,7 @@ impl Aggregate {
             }
             self.schedules.release(record, source);
         }
-        for (key, record) in self.told_too_early.drain(..).chain(self.registry.unread.drain(..)) {
+        for (key, record) in self.registry.to_tell_again.drain(..) {
             source.tell_again(key, record);
         }
         self.tag_masters(source);

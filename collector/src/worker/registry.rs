@@ -137,8 +137,8 @@ pub struct Registry {
     /// Workers that this pass has seen.
     seen: usize,
     rest: Rest,
-    /// Workers of which nothing was told but that nothing has changed.
-    pub unread: Vec<(ProcessKey, SlotRecord)>,
+    /// Workers whose source is to tell of them again: what it has told may have come before they were known.
+    pub to_tell_again: Vec<(ProcessKey, SlotRecord)>,
     /// The text of the last name that was turned into text: forks come in series.
     last_comm: (Comm, Arc<str>),
     /// Readings below the previous one, of which the figures that fell were left out.
@@ -161,7 +161,7 @@ impl Registry {
             pass: 0,
             seen: 0,
             rest: Rest::default(),
-            unread: Vec::new(),
+            to_tell_again: Vec::new(),
             last_comm: (Comm::default(), Arc::from("")),
             backward_readings: 0,
             unreported_ends: 0,
@@ -342,7 +342,7 @@ impl Registry {
         let Some(reading) = worker.skipped.as_deref().or(worker.last.as_ref()) else {
             // It was told to somebody who did not know yet that it is a worker. It is there, and to be told again.
             self.saw(key);
-            self.unread.push((key, record));
+            self.to_tell_again.push((key, record));
             return true;
         };
         let reading = Sample { at_ns, ..*reading };

@@ -84,6 +84,7 @@ pub(super) struct Host {
     pub(super) told_figures: BTreeMap<ProcessKey, (CpuTime, bool)>,
     /// Records of those who wait that were read, and have not moved since.
     pub(super) read_records: Vec<u32>,
+    /// Of whom it was asked to tell again.
     pub(super) told_again: Vec<Pid>,
 }
 
