@@ -484,14 +484,14 @@ impl Schedules {
 
     /// Adds what is new in a reading to a worker and its pool.
     pub fn account(&mut self, record: u32, reading: &ScheduleReading, consistent: bool) {
+        // A record of a pool that wants nothing any more comes late: of its worker nothing is known, which is not zero.
+        let Some(pool) = self.pools.get_mut(&reading.pool) else { return };
         let Ok(index) = usize::try_from(record) else { return };
         if self.workers.len() <= index {
             self.workers.resize(index + 1, None);
         }
         let Some(place) = self.workers.get_mut(index) else { return };
         let worker = Arc::make_mut(place.get_or_insert_default());
-        // A record of a pool that wants nothing any more comes late.
-        let Some(pool) = self.pools.get_mut(&reading.pool) else { return };
         let discarded = account(pool, worker, reading, consistent);
         record_intervals(&mut pool.histograms, Some(&mut worker.histograms), reading, &discarded);
         self.at_ns = self.at_ns.max(reading.at_ns);
@@ -682,6 +682,17 @@ mod tests {
         schedules.at_ns = 10 * SECOND;
         let view = schedules.pool_view(1, CpuTime::default(), 1, &mut Scratch::new()).unwrap();
         assert_eq!((view.time_ns[ON_CPU as usize], view.lived_ns), (11 * SECOND, 11 * SECOND));
+    }
+
+    #[test]
+    fn of_a_worker_that_nobody_watches_nothing_is_known() {
+        let mut schedules = Schedules::default();
+        let reading = ScheduleReading { pool: 1, at_ns: SECOND, living: 1, ..Default::default() };
+        schedules.account(0, &reading, true);
+        assert!(schedules.workers().iter().all(Option::is_none));
+        schedules.watch(1, Profile::Counters, Profile::Histograms, Watched::default(), 0);
+        schedules.account(0, &reading, true);
+        assert!(schedules.workers()[0].is_some());
     }
 
     #[test]
