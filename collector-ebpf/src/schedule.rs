@@ -72,6 +72,17 @@ pub const KEPT: usize = MEASURES + ABORTED as usize;
 /// its own process finds that one busy; a lone thread waits for another process.
 pub const PARKS_IN_SHARED_LOCK: u32 = 1 << 15;
 
+/// A thread of a worker waits for work in this kind of time, by [`Times::parks`] and by how many of its threads are
+/// followed.
+#[inline(always)]
+pub fn parks_in(parks: u32, kind: u32, followed: impl FnOnce() -> u32) -> bool {
+    let mut parked = parks >> (kind & 31) & 1 != 0;
+    if kind == LOCK && parks & PARKS_IN_SHARED_LOCK != 0 {
+        parked |= followed() > 1;
+    }
+    parked
+}
+
 /// The thread was found running: what it does is known from its next switch on.
 pub const UNKNOWN: u32 = 0xff;
 

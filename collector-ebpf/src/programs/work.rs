@@ -3,7 +3,7 @@
 
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
-use collector_ebpf::schedule::{LOCK, PARKS_IN_SHARED_LOCK, SPAN, THREAD_BUSY, THREAD_HISTOGRAMS, Times};
+use collector_ebpf::schedule::{SPAN, THREAD_BUSY, THREAD_HISTOGRAMS, Times, parks_in};
 
 use crate::add_u64;
 use crate::histograms::{discard, record};
@@ -61,12 +61,8 @@ pub(crate) fn turn(times: *mut Times, place: u32, kind: u32, now: u64) -> u32 {
 pub(crate) fn is_parked(times: *const Times, kind: u32) -> bool {
     // SAFETY: callers pass a pointer into the array.
     let parks = unsafe { (*times).parks };
-    let mut parked = parks >> (kind & 31) & 1 != 0;
-    if kind == LOCK && parks & PARKS_IN_SHARED_LOCK != 0 {
-        // SAFETY: as above; others change it.
-        parked |= unsafe { (&raw const (*times).followed).read_volatile() } > 1;
-    }
-    parked
+    // SAFETY: as above; others change it.
+    parks_in(parks, kind, || unsafe { (&raw const (*times).followed).read_volatile() })
 }
 
 /// One more thing keeps a worker busy: a thread that is not parked, or a request in flight, each with what it adds.
