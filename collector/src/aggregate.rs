@@ -233,12 +233,11 @@ impl Aggregate {
         }
     }
 
-    /// Gives a pool what its rule, or the default, says about watching the scheduler and measuring work. If of the
-    /// scheduler something else is to be watched than before, its processes are tagged anew.
+    /// Gives a pool what its rule, or the default, says about watching the scheduler and measuring work. If
+    /// something else is to be watched than before, the tags of its processes are set right.
     fn apply_rule(&mut self, id: PoolId) {
         let Some(pool) = self.registry.pools.get_mut(&id) else { return };
         let rule = self.config.rule_of(pool);
-        let in_runs = pool.runs.is_some();
         pool.measure(rule.and_then(|rule| rule.work), monotonic_ns(), unix_ns());
         let idle_in = pool.program.and_then(recognize::idle_in).unwrap_or_default();
         let wishes = Wishes {
@@ -255,7 +254,7 @@ impl Aggregate {
             stuck_after_ns: limits.stuck_after_ns.or(self.config.flags.stuck_after_ns),
             idle_ttl_ns: limits.idle_ttl_ns.or(self.config.flags.idle_ttl_ns),
         };
-        if std::mem::replace(&mut pool.wishes, wishes) != wishes || in_runs != pool.runs.is_some() {
+        if std::mem::replace(&mut pool.wishes, wishes) != wishes {
             self.vanished.extend(pool.holders().map(|(_, key)| Vanished::Missed(key, id)));
             self.untagged_masters.extend(&pool.masters);
             if !pool.masters.is_empty() {

@@ -148,8 +148,9 @@ impl Aggregate {
                 self.registry.lives(key);
             }
             let record = self.track(key, pool, Role::Worker, source);
-            if let Some(old) =
-                self.registry.worker_mut(key).and_then(|w| record.and_then(|record| w.record.replace(record)))
+            if let Some(worker) = self.registry.worker_mut(key)
+                && let Some(record) = record
+                && let Some(old) = worker.record.replace(record).filter(|old| *old != record)
             {
                 self.schedules.release(old, source);
             }

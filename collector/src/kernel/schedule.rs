@@ -1,6 +1,8 @@
 //! What the scheduler probes have counted, read from the arrays that they write.
 
-use std::collections::BTreeSet;
+mod wishes;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 use std::mem::offset_of;
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,12 +10,11 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use aya::maps::MapData;
 use collector_ebpf::limits::{MAX_CHUNKS, MAX_SLOTS, MAX_WATERFALLS, THREAD_SETS};
-use collector_ebpf::request::{ABORTED, WANTS_REQUESTS};
+use collector_ebpf::request::ABORTED;
 use collector_ebpf::schedule::{
     CHUNK_WORDS, Chunk, DIRECTORIES, FRESH, IN_FLIGHT, KINDS, LET_GO, ON_CPU, ON_CPU_REQUEST, REQUEST,
     THREAD_BUSY, Thread, ThreadSet, Times, WAYS, measure_and_row_of, shift_of,
 };
-use collector_ebpf::waterfall::{ticket_of, with_ticket};
 
 use super::free_list::FreeList;
 use super::load::Attached;
@@ -74,6 +75,9 @@ pub(super) struct ScheduleTable {
     requests: RequestTable,
     /// Slots that had a place in that table when they were last read.
     serving: BTreeSet<u32>,
+    /// Slots of workers that are to be followed otherwise than they were, and what their pool wants now, until all that is
+    /// kept of them says so.
+    rewished: BTreeMap<u32, u32>,
     /// Slot and index of each thread that was followed at the last look, sorted.
     followed: Vec<(u32, u32)>,
     /// [`Control::follow_changes`](collector_ebpf::slot::Control::follow_changes) before the last look; `None` before the
@@ -123,6 +127,7 @@ impl ScheduleTable {
             free_chunks: FreeList::new(free_chunks)?,
             requests,
             serving: BTreeSet::new(),
+            rewished: BTreeMap::new(),
             followed: Vec::new(),
             looked_at: None,
             left: Vec::new(),
@@ -139,6 +144,7 @@ impl ScheduleTable {
             self.look();
         }
         self.looks_left = LOOKS;
+        self.apply_wishes();
         slots.append(&mut self.left);
         for threads in self.followed.chunk_by(|(slot, _), (next, _)| slot == next) {
             let Some((slot, _)) = threads.first() else { continue };
@@ -255,7 +261,7 @@ impl ScheduleTable {
         let mut hash = 0xcbf2_9ce4_8422_2325_u64;
         for (_, index) in threads {
             let thread = self.thread(*index)?;
-            if matches!(thread.tid, 0 | LET_GO) || Thread::slot_of(thread.place) != slot {
+            if !is_of(thread, slot) {
                 continue;
             }
             if thread.since_ns == 0 {
@@ -287,7 +293,7 @@ impl ScheduleTable {
         out.living = 0;
         for (_, index) in threads {
             let thread = self.thread(*index)?;
-            if matches!(thread.tid, 0 | LET_GO) || Thread::slot_of(thread.place) != slot {
+            if !is_of(thread, slot) {
                 continue;
             }
             out.living += 1;
@@ -392,36 +398,24 @@ impl ScheduleTable {
     /// Stops to follow the threads of a worker that lives on, or of all. What they did until `now_ns` counts, or, without
     /// it, what they did before what they are said to be doing.
     ///
-    /// A program that has found an entry goes on to write to it. So an entry is first made one that nobody finds and
-    /// nobody gets, and free only when such programs have long ended: they run without interruption, for less than a
-    /// microsecond.
+    /// A program that has found an entry goes on to write to it. So an entry is first withheld, and free only when such
+    /// programs have ended.
     ///
     /// Returns how many requests of theirs were in flight, of which it will not be known how long they took.
     pub(super) fn forget(&self, slot: Option<u32>, now_ns: Option<u64>) -> u64 {
         let its = |index: &usize| {
-            let seen = self.thread(*index as u32)?;
-            let wanted = !matches!(seen.tid, 0 | LET_GO)
-                && slot.is_none_or(|slot| slot == Thread::slot_of(seen.place));
-            let tid = self.tid(*index).filter(|_| wanted)?;
-            tid.compare_exchange(seen.tid, LET_GO, Ordering::SeqCst, Ordering::Relaxed).ok()
+            let seen = self.thread(*index as u32).filter(|seen| {
+                !matches!(seen.tid, 0 | LET_GO) && slot.is_none_or(|slot| slot == Thread::slot_of(seen.place))
+            });
+            seen.is_some_and(|seen| self.withhold(*index, seen.tid))
         };
-        let let_go: Vec<usize> = (0..THREAD_SETS * WAYS).filter(|index| its(index).is_some()).collect();
+        let let_go: Vec<usize> = (0..THREAD_SETS * WAYS).filter(its).collect();
         if let_go.is_empty() && self.serving.is_empty() {
             return 0;
         }
-        let begin_ns = monotonic_ns();
-        while monotonic_ns().saturating_sub(begin_ns) < PROGRAMS_END_NS {
-            std::hint::spin_loop();
-        }
-        fence(Ordering::Acquire);
+        wait_for_programs_to_end();
         for index in let_go {
-            if let Some(thread) = self.thread(index as u32) {
-                let now_ns = now_ns.unwrap_or(thread.since_ns);
-                self.close(Thread::slot_of(thread.place), thread, now_ns.max(thread.since_ns));
-            }
-            if let Some(tid) = self.tid(index) {
-                tid.store(0, Ordering::Release);
-            }
+            self.end(index, now_ns);
         }
         let mut forgotten = 0;
         self.requests.forget(slot, |slot, in_flight| {
@@ -429,6 +423,25 @@ impl ScheduleTable {
             self.close_request(slot, in_flight, now_ns);
         });
         forgotten
+    }
+
+    /// Makes an entry one that nobody finds and nobody gets. False if it is not this thread's.
+    fn withhold(&self, index: usize, tid: u32) -> bool {
+        self.tid(index).is_some_and(|word| {
+            word.compare_exchange(tid, LET_GO, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+        })
+    }
+
+    /// Frees an entry that was withheld. What its thread did until `now_ns` counts, or, without it, what it did before what it
+    /// is said to be doing.
+    fn end(&self, index: usize, now_ns: Option<u64>) {
+        if let Some(thread) = self.thread(index as u32) {
+            let now_ns = now_ns.unwrap_or(thread.since_ns);
+            self.close(Thread::slot_of(thread.place), thread, now_ns.max(thread.since_ns));
+        }
+        if let Some(tid) = self.tid(index) {
+            tid.store(0, Ordering::Release);
+        }
     }
 
     /// A request is followed no more.
@@ -517,6 +530,7 @@ impl ScheduleTable {
             // Let go of before all its threads have ended: they must not write to what is another's.
             self.forget(Some(slot), Some(now_ns));
         }
+        self.rewished.remove(&slot);
         let Some(before) = self.times(slot) else { return };
         if before.open > 0 {
             self.requests.forget(Some(slot), |_, _| {});
@@ -531,21 +545,6 @@ impl ScheduleTable {
         self.take(index, &mut Vec::new());
         if let Some(Times { directories, .. }) = self.times(index) {
             self.times.set(index as usize, Times { directories, parks: ticket, ..Times::default() });
-        }
-    }
-
-    /// From now on the requests of a slot whose pool wants to know of them are in this waterfall, or in none.
-    pub(super) fn set_ticket(&self, slot: u32, ticket: u32) {
-        let Some(parks) = self.word32(slot, offset_of!(Times, parks)) else { return };
-        let before = parks.load(Ordering::Relaxed);
-        if before & WANTS_REQUESTS != 0 && ticket_of(before) != ticket {
-            // A program that follows a worker from now on writes what its tag says; then it is set right at the next reading.
-            let _ = parks.compare_exchange(
-                before,
-                with_ticket(before, ticket),
-                Ordering::Relaxed,
-                Ordering::Relaxed,
-            );
         }
     }
 
@@ -593,6 +592,21 @@ impl OnCpuRequests {
             }
         }
     }
+}
+
+/// The entry is that of a thread of this slot.
+fn is_of(thread: Thread, slot: u32) -> bool {
+    !matches!(thread.tid, 0 | LET_GO) && Thread::slot_of(thread.place) == slot
+}
+
+/// Programs that have found an entry before it was withheld have long ended after that: they run without interruption, for
+/// less than a microsecond.
+fn wait_for_programs_to_end() {
+    let begin_ns = monotonic_ns();
+    while monotonic_ns().saturating_sub(begin_ns) < PROGRAMS_END_NS {
+        std::hint::spin_loop();
+    }
+    fence(Ordering::Acquire);
 }
 
 /// The chunk number at a place, in its word.

@@ -11,7 +11,7 @@ use collector_ebpf::event::{Counter, EXEC, EXIT, FORK, KINDS, NONE, REAP, RENAME
 use collector_ebpf::limits::{MAX_CHUNKS, MAX_SLOTS, REQUEST_SETS, THREAD_SETS};
 use collector_ebpf::request::{REQUEST_WAYS, WANTS_REQUESTS, WANTS_STATUS};
 use collector_ebpf::schedule::{
-    PROFILE_COUNTERS, PROFILE_HISTOGRAMS, PROFILE_NONE, TIMED_RUNS, WAYS, wishes,
+    PROFILE_COUNTERS, PROFILE_HISTOGRAMS, PROFILE_NONE, TIMED_RUNS, WAYS, parks_of, profile_of, wishes,
 };
 use collector_ebpf::slot::{EXITED, FINAL, FREE, REAPED, ROLE_MASTER, ROLE_WORKER, Slot, Tag};
 use collector_ebpf::waterfall::{STRETCH_SHIFT, STRETCHES, with_ticket};
@@ -265,7 +265,7 @@ impl KernelSource {
         }
     }
 
-    /// Adds a role to the tag of a process. Returns the slot that a worker was given.
+    /// Adds a role to the tag of a process. Returns the slot that a worker has.
     fn tag(&mut self, process: ProcessKey, pool: u32, role: Role) -> io::Result<SlotRecord> {
         let Some(tagged) = self.tags.of(process, &self.procfs, &mut self.buffer)? else { return Ok(None) };
         // A process may fork the workers of one pool and be a worker of another; what its tag says of the one role
@@ -273,32 +273,49 @@ impl KernelSource {
         let before = self.tags.get(&tagged)?.unwrap_or_default();
         // Whoever follows it from here has none of its figures.
         self.tasks.forget(process.pid);
-        let before = Tag { wishes: self.wishes_of(pool), ..before };
-        let (tag, slot) = match role {
-            Role::Master if before.role & ROLE_WORKER != 0 => {
-                (Tag { pool, role: ROLE_MASTER | ROLE_WORKER, ..before }, None)
+        let wishes = self.wishes_of(pool);
+        match role {
+            Role::Master => {
+                let slot = if before.role & ROLE_WORKER != 0 { before.slot } else { NONE };
+                let role = before.role & ROLE_WORKER | ROLE_MASTER;
+                self.tags.set(&tagged, Tag { pool, role, slot, wishes, ..before })?;
+                Ok(None)
             }
-            Role::Master => (Tag { pool, role: ROLE_MASTER, slot: NONE, ..before }, None),
             Role::Worker => {
                 self.follow_wanted = true;
+                let role = before.role & ROLE_MASTER | ROLE_WORKER;
+                let children_pool = if before.role & ROLE_MASTER != 0 { before.pool } else { pool };
+                let tag = Tag { pool: children_pool, role, wishes, ..before };
+                if let Some(slot) = self.slot_to_keep(process, pool, &before, wishes) {
+                    self.tags.set(&tagged, tag)?;
+                    self.schedule.set_wishes(slot, wishes);
+                    return Ok(Some(slot));
+                }
                 let (pid, start_ns) = (process.pid, process.start_ns);
                 let slot = self.slots.take(Slot { pid, start_ns, pool, ..Slot::default() });
                 self.refused_slots += u64::from(slot.is_none());
-                let children_pool = if before.role & ROLE_MASTER != 0 { before.pool } else { pool };
-                let role = before.role & ROLE_MASTER | ROLE_WORKER;
-                (Tag { pool: children_pool, role, slot: slot.unwrap_or(NONE), ..before }, slot)
+                if let Err(error) = self.tags.set(&tagged, Tag { slot: slot.unwrap_or(NONE), ..tag }) {
+                    slot.into_iter().for_each(|slot| self.slots.release(slot));
+                    return Err(error);
+                }
+                // Its threads are followed into the slot that it had; from now on nobody follows more of them there.
+                if before.role & ROLE_WORKER != 0 && before.slot != NONE {
+                    self.cease_to_follow(Some(before.slot));
+                }
+                Ok(slot)
             }
-        };
-        let set = self.tags.set(&tagged, tag);
-        match (&set, slot) {
-            (Err(_), Some(slot)) => self.slots.release(slot),
-            // Its threads are followed into the slot that it had; from now on nobody follows more of them there.
-            (Ok(()), _) if role == Role::Worker && before.role & ROLE_WORKER != 0 && before.slot != NONE => {
-                self.cease_to_follow(Some(before.slot));
-            }
-            _ => {}
         }
-        set.map(|()| slot)
+    }
+
+    /// The slot of a worker that is followed on: its pool is the same, and wants to know at least of what it did before. Its
+    /// threads and its requests are in no moment let go of.
+    fn slot_to_keep(&self, process: ProcessKey, pool: u32, before: &Tag, wishes: u32) -> SlotRecord {
+        let slot = self.slots.get(before.slot).filter(|_| before.role & ROLE_WORKER != 0)?;
+        let its = ProcessKey { pid: slot.pid, start_ns: slot.start_ns } == process;
+        let watched = |wishes| profile_of(wishes) != PROFILE_NONE;
+        let asked = |wishes| parks_of(wishes) & WANTS_REQUESTS != 0;
+        let as_much = [watched, asked].iter().all(|wanted| wanted(wishes) || !wanted(before.wishes));
+        (its && slot.pool == pool && slot.phase != FREE && as_much).then_some(before.slot)
     }
 
     /// Takes a role out of a tag.

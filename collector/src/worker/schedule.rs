@@ -105,6 +105,11 @@ impl Times {
         }
     }
 
+    /// The same, from this time on in none of the states.
+    fn in_no_state(&self, at_ns: u64) -> Self {
+        Self { states: self.states.map(|running| running.stopped(at_ns)), ..*self }
+    }
+
     fn replace(&mut self, old: &Self, new: &Self) {
         for ((sum, old), new) in self.kinds.iter_mut().zip(old.kinds).zip(new.kinds) {
             sum.replace(old, new);
@@ -162,6 +167,8 @@ fn record_intervals(
 pub struct WorkerSchedule {
     pool: PoolId,
     times: Times,
+    /// Whether its life was its work when it was last read.
+    works_in_runs: Option<bool>,
     spans: u64,
     /// It has been ready.
     ready: bool,
@@ -427,28 +434,28 @@ impl Schedules {
     /// The scheduler is watched for a pool from now on as far as it wants, if its probes are there, and `ceiling` allows:
     /// what has not happened yet is known not to have happened. What it does not want any more is forgotten; what it may
     /// not have now stays as it was.
-    pub fn watch(&mut self, pool: PoolId, wanted: Profile, ceiling: Profile, work: Watched, now_ns: u64) {
+    pub fn watch(&mut self, id: PoolId, wanted: Profile, ceiling: Profile, work: Watched, now_ns: u64) {
         if wanted == Profile::None {
-            self.pools.remove(&pool);
+            self.pools.remove(&id);
             return;
         }
         if work.requests == Following::Unwanted {
-            self.forget_requests(pool, now_ns);
+            self.forget_requests(id, now_ns);
         }
         let given = wanted.min(ceiling);
         let followed = work.requests == Following::Followed && given > Profile::None;
-        if let Some(pool) = self.pools.get_mut(&pool) {
+        if let Some(pool) = self.pools.get_mut(&id) {
             pool.follows_requests = followed;
         }
         if given == Profile::None {
-            if let Some(pool) = self.pools.get_mut(&pool) {
+            if let Some(pool) = self.pools.get_mut(&id) {
                 pool.unattributed_cpu_ns =
                     pool.unattributed_cpu_ns.saturating_add(pool.on_cpu.unattributed_ns());
                 pool.on_cpu = OnCpu::Unwatched;
             }
             return;
         }
-        let pool = self.pools.entry(pool).or_default();
+        let pool = self.pools.entry(id).or_default();
         pool.works_in_runs = work.in_runs;
         pool.follows_requests = followed;
         if followed {
@@ -460,7 +467,10 @@ impl Schedules {
             pool.on_cpu = OnCpu::Wanted;
         }
         if wanted < Profile::Histograms {
-            (pool.histograms, pool.waterfall) = (None, None);
+            pool.waterfall = None;
+            if pool.histograms.take().is_some() {
+                self.forget_distributions(id);
+            }
         } else if given == Profile::Histograms {
             pool.histograms.get_or_insert_with(|| empty_histograms(now_ns));
             if followed && !pool.no_waterfall_left {
@@ -475,11 +485,19 @@ impl Schedules {
         (pool.requests, pool.waterfall, pool.spawn_to_first_request) = (None, None, None);
         let durations = pool.histograms.iter_mut().flat_map(|all| all.iter_mut().skip(REQUEST as usize));
         durations.for_each(|durations| *durations = Shown::new(SECONDS, now_ns));
-        for worker in self.workers.iter_mut().flatten().filter(|worker| worker.pool == id) {
-            let worker = Arc::make_mut(worker);
+        for worker in self.workers_of(id) {
             worker.requests = None;
             worker.histograms.iter_mut().skip(REQUEST as usize).for_each(|durations| *durations = None);
         }
+    }
+
+    /// A pool wants totals alone: its workers, which are followed on, have no distributions either.
+    fn forget_distributions(&mut self, id: PoolId) {
+        self.workers_of(id).for_each(|worker| worker.histograms = Histograms::default());
+    }
+
+    fn workers_of(&mut self, id: PoolId) -> impl Iterator<Item = &mut WorkerSchedule> {
+        self.workers.iter_mut().flatten().filter(move |worker| worker.pool == id).map(Arc::make_mut)
     }
 
     /// Adds what is new in a reading to a worker and its pool.
@@ -613,7 +631,16 @@ fn account(
     let mut discarded = [0; MEASURES];
     worker.pool = reading.pool;
     if consistent {
-        let times = Times::of(reading, pool.works_in_runs.then_some(WorkerState::Active));
+        let by = |in_runs: bool| Times::of(reading, in_runs.then_some(WorkerState::Active));
+        let times = by(pool.works_in_runs);
+        if let Some(in_runs) = worker.works_in_runs.replace(pool.works_in_runs)
+            && in_runs != pool.works_in_runs
+        {
+            // Counted the other way it was in other states all its life; what its pool has of that stays as it is.
+            let until_now = by(in_runs);
+            pool.times.replace(&worker.times, &until_now.in_no_state(reading.at_ns));
+            worker.times = times.in_no_state(reading.at_ns);
+        }
         pool.times.replace(&worker.times, &times);
         worker.times = times;
         for ((new, now), before) in discarded.iter_mut().zip(reading.discarded).zip(worker.discarded) {
@@ -757,6 +784,61 @@ mod tests {
         assert!(!asked(&schedules));
         let anew = watch(&mut schedules, Following::Followed, Profile::Histograms).unwrap();
         assert_eq!((anew.total.count(), anew.seconds.unwrap()[0].count, anew.followed), (0, 0, true));
+    }
+
+    #[test]
+    fn a_worker_that_is_followed_on_is_in_other_states_from_now_on() {
+        let mut schedules = Schedules::default();
+        let watch = |schedules: &mut Schedules, in_runs, at_s: u64| {
+            let work = Watched { in_runs, ..Watched::default() };
+            schedules.watch(1, Profile::Counters, Profile::Histograms, work, 0);
+            // It was ready and idle after a second, and has not been busy since.
+            let second = |s: u64| s * SECOND;
+            let work = Work {
+                begin_ns: SECOND,
+                ready_ns: second(2),
+                worked_ns: second(2),
+                since_ns: second(2),
+                busy_ns: SECOND,
+                ..Work::default()
+            };
+            let mut open = [0; KINDS];
+            open[ON_CPU as usize] = 1;
+            let at_ns = second(at_s);
+            let mut time_ns = [0; KINDS];
+            time_ns[ON_CPU as usize] = at_ns - SECOND;
+            let reading =
+                ScheduleReading { pool: 1, at_ns, living: 1, open, time_ns, work, ..Default::default() };
+            schedules.account(0, &reading, true);
+            let view = schedules.pool_view(1, CpuTime::default(), 1, &mut Scratch::new()).unwrap();
+            assert_eq!(view.time_ns[ON_CPU as usize], at_ns - SECOND, "no matter how it is counted");
+            view.work.state_ns.map(|ns| ns / SECOND)
+        };
+        assert_eq!(watch(&mut schedules, false, 5), [1, 0, 0, 3]);
+        assert_eq!(watch(&mut schedules, true, 7), [1, 0, 0, 5]);
+        assert_eq!(watch(&mut schedules, true, 10), [1, 0, 3, 5]);
+        assert_eq!(watch(&mut schedules, false, 11), [1, 0, 4, 5]);
+        assert_eq!(watch(&mut schedules, false, 13), [1, 0, 4, 7]);
+    }
+
+    #[test]
+    fn a_worker_of_a_pool_that_wants_totals_alone_has_no_distribution() {
+        let mut schedules = Schedules::default();
+        let interval = Interval { measure: ON_CPU as u8, bucket: 9, count: 3 };
+        let reading = ScheduleReading { pool: 1, intervals: vec![interval], ..ScheduleReading::default() };
+        let of_worker = |schedules: &Schedules| {
+            let worker = schedules.workers[0].as_ref().unwrap();
+            worker.distribution(ON_CPU as usize, 0, &mut Scratch::new()).map(|shown| shown.count)
+        };
+        for (wanted, count) in [(Profile::Histograms, Some(3)), (Profile::Counters, None)] {
+            schedules.watch(1, wanted, Profile::Histograms, Watched::default(), 0);
+            // The second time it is a late one.
+            schedules.account(0, &reading, true);
+            assert_eq!(of_worker(&schedules), count);
+        }
+        schedules.watch(1, Profile::Histograms, Profile::Histograms, Watched::default(), 0);
+        schedules.account(0, &reading, true);
+        assert_eq!(of_worker(&schedules), Some(3), "begins anew");
     }
 
     #[test]

@@ -94,6 +94,11 @@ impl Host {
         self.clock
     }
 
+    /// The pool for which a worker is followed.
+    fn pool_of_record(&self, tag: &Tag) -> Option<u32> {
+        self.records.get(&tag.record.filter(|_| tag.worker)?)?.fork.pool
+    }
+
     /// A process that was there before.
     pub(super) fn add(&mut self, pid: Pid, parent: Pid, comm: &str, exe: &str, cmdline: &str) {
         let key = ProcessKey { pid, start_ns: self.tick() };
@@ -318,6 +323,8 @@ impl Source for Fake {
         let mut tag = host.tags.get(&process).copied().unwrap_or_default();
         match role {
             Role::Master => tag.master = Some(pool),
+            // One that is followed for this pool already is followed on.
+            Role::Worker if host.pool_of_record(&tag) == Some(pool) => {}
             Role::Worker => {
                 let record = host.next_record;
                 host.next_record += 1;
