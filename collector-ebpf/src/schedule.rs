@@ -101,7 +101,8 @@ pub const AS_BEFORE: u8 = 0xfc;
 /// System calls in the table of reasons; those with higher numbers are [`OTHER`].
 pub const SYSCALLS: usize = 512;
 
-/// A followed thread. 16 bytes. Written on the CPU that changes what it does, and by user space when that lets go of it.
+/// A followed thread. 16 bytes. Written on the CPU that changes what it does, and by user space when that lets go of it, or its
+/// pool wants to know something else: then flags of `place` are exchanged.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Thread {
@@ -199,8 +200,8 @@ pub struct Times {
     /// What came of being busy.
     pub work: Work,
     /// Kinds of time in which a thread waits for work, as bits by number, and `PARKS_IN_SHARED_LOCK`; then what its pool
-    /// wants to know of requests, and the ticket of its waterfall ([`crate::waterfall::ticket`]), which user space may
-    /// change. From here on a cache line of what is read and changed when something is sent or received.
+    /// wants to know of requests, and the ticket of its waterfall ([`crate::waterfall::ticket`]). User space may change all
+    /// of it. From here on a cache line of what is read and changed when something is sent or received.
     pub parks: u32,
     /// Threads that are followed now. While there are any the slot may not have another worker: they still write here.
     pub followed: u32,

@@ -41,20 +41,20 @@ pub struct Tag {
     pub kill: SentSignal,
     /// The last other signal whose default is to end the process.
     pub other: SentSignal,
-    /// What its pool wants to know of the scheduler ([`crate::schedule::wishes`]).
+    /// What the pool that it is a worker of wants to know of the scheduler ([`crate::schedule::wishes`]).
     pub wishes: u32,
     /// 1 while a sender writes `kill` or `other`, so that two do not write into each other.
     pub sending: u32,
     /// Number of the pass that last told the figures of the process. In a second run of that pass they are left out, also
     /// those of a process whose place among what was told ([`crate::task::Told`]) is another's.
     pub told_in: u32,
-    /// Zero.
-    pub padding: u32,
+    /// What the pool that its children are workers of wants to know.
+    pub children_wishes: u32,
 }
 
-/// In [`TagAccess::operation`]: read pool, role, slot and wishes of the tag.
+/// In [`TagAccess::operation`]: read pool, role, slot and both wishes of the tag.
 pub const ACCESS_GET: u32 = 0;
-/// In [`TagAccess::operation`]: give the process the tag, or change pool, role, slot and wishes of the one it has.
+/// In [`TagAccess::operation`]: give the process the tag, or change pool, role, slot and both wishes of the one it has.
 pub const ACCESS_SET: u32 = 1;
 /// In [`TagAccess::operation`]: remove the tag, if there is one.
 pub const ACCESS_DELETE: u32 = 2;
@@ -86,7 +86,7 @@ pub struct TagAccess {
     pub outcome: u32,
     /// Zero.
     pub padding: u32,
-    /// Pool, role, slot and wishes to be set, or as they were read; the rest is zero.
+    /// Pool, role, slot and both wishes to be set, or as they were read; the rest is zero.
     pub tag: Tag,
 }
 

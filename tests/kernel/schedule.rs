@@ -2,10 +2,13 @@
 
 use std::path::Path;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::portable::cgroup::{Begins, agrees_with_the_cgroup};
 use crate::portable::schedule::{answer_file, at_rest, measured, waited};
+use crate::servers::directory_with;
 use crate::support::{Collector, Workload, eventually, pool_of, worker};
 use crate::trace::Trace;
 
@@ -128,4 +131,47 @@ fn threads_that_share_a_cpu_wait_for_it_as_long_as_they_notice() {
 #[test]
 fn a_pool_that_is_busy_from_the_begin_agrees_with_its_cgroup() {
     agrees_with_the_cgroup("ebpf", true, Begins::Busy);
+}
+
+/// Each of the two pools counts other waits as such for work.
+#[test]
+fn a_worker_that_has_workers_of_its_own_waits_where_its_own_pool_says() {
+    let directory = directory_with(&[("outer.sh", "exec >/dev/null 2>&1\nsleep 60 & sleep 60 & wait\n")]);
+    let config = directory.path().join("collector.yml");
+    let write = |outer: &str| {
+        let inner = "{name: inner, parent: {comm: sh}, idle_in: [poll], scheduler: counters, work: spans}";
+        let outer = format!("{{name: outer, parent: {{comm: workload}}, idle_in: [{outer}]}}");
+        std::fs::write(&config, format!("pools: [{inner}, {outer}]")).unwrap();
+    };
+    // The shell waits for signals; what it has begun sleeps.
+    write("sleep");
+    let mut master = Workload::start();
+    let options = ["--source=ebpf", "--probes.overhead-budget=0"];
+    let collector =
+        Collector::start(&[&options[..], &[&format!("--config.file={}", config.display())]].concat());
+    let pid = master.spawn(&format!("exec /bin/sh {}", directory.path().join("outer.sh").display()));
+    let states = || -> Option<[Vec<String>; 2]> {
+        let stats = collector.stats();
+        let of = |name: &str| {
+            let pool = stats["pools"].as_array()?.iter().find(|pool| pool["name"] == name)?;
+            let workers = pool["workers"].as_array()?.iter();
+            Some(workers.map(|worker| worker["state"].as_str().unwrap().to_owned()).collect())
+        };
+        Some([of("outer")?, of("inner")?])
+    };
+    let waits = |state: &str| matches!(state, "ready" | "idle");
+    for (outer, waiting) in [("sleep", true), ("pipe", false), ("sleep, pipe", true)] {
+        write(outer);
+        kill(collector.pid(), Signal::SIGHUP).unwrap();
+        eventually("both are in their states", || {
+            let [outer, inner] = states()?;
+            (outer.len() == 1 && inner.len() == 2).then_some(())?;
+            (waits(&outer[0]) == waiting && !inner.iter().any(|state| waits(state))).then_some(())
+        });
+    }
+    // Its children are orphans then, and to be ended one by one.
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    for child in children.split_whitespace().map(|child| child.parse().unwrap()).chain([pid.as_raw()]) {
+        kill(Pid::from_raw(child), Signal::SIGKILL).unwrap();
+    }
 }

@@ -102,7 +102,7 @@ fn process_fork(ctx: BtfTracePointContext) -> i32 {
             }
             publish(slot, LIVE);
         }
-        let wishes = tag.wishes;
+        let wishes = tag.children_wishes;
         let mut room = MaybeUninit::uninit();
         if child.set_tag(worker_tag(&mut room, pool, slot_number, wishes)) {
             let owner = Followed { slot: slot_number, wishes };

@@ -126,7 +126,8 @@ fn find_by(tid: u32, way: impl FnOnce(*mut Thread, u32) -> u64) -> Option<&'stat
     let first = unsafe { (&raw mut (*set).threads).cast::<Thread>() };
     // SAFETY: below the number of elements, which the mask tells the verifier.
     let thread = unsafe { first.add((way(first, tid) & 3) as usize) };
-    // SAFETY: valid and aligned; the entry, if it is the thread's, is changed by nobody else.
+    // SAFETY: valid and aligned; the entry, if it is the thread's, is changed by nobody else but for flags that user space
+    // exchanges, and looks at again.
     let thread = unsafe { &mut *thread };
     (thread.tid == tid).then_some(thread)
 }

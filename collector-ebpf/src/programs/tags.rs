@@ -55,14 +55,16 @@ fn apply(task: Task, access: *mut TagAccess) -> u32 {
         return ACCESS_DONE;
     }
     let (pool, role) = (context!(access, tag.pool), context!(access, tag.role));
-    let (slot, wishes) = (context!(access, tag.slot), context!(access, tag.wishes));
+    let slot = context!(access, tag.slot);
+    let (wishes, children_wishes) = (context!(access, tag.wishes), context!(access, tag.children_wishes));
     let Some(tag) = task.tag() else {
         if operation != ACCESS_SET {
             return ACCESS_NONE;
         }
         let mut tag = MaybeUninit::uninit();
         let tag: &mut Tag = cleared(&mut tag);
-        (tag.pool, tag.role, tag.slot, tag.wishes) = (pool, role, slot, wishes);
+        (tag.pool, tag.role, tag.slot) = (pool, role, slot);
+        (tag.wishes, tag.children_wishes) = (wishes, children_wishes);
         return if task.set_tag(tag) { ACCESS_DONE } else { ACCESS_FAILED };
     };
     let tag = tag.as_ptr();
@@ -73,6 +75,7 @@ fn apply(task: Task, access: *mut TagAccess) -> u32 {
             (&raw mut (*tag).pool).write_volatile(pool);
             (&raw mut (*tag).slot).write_volatile(slot);
             (&raw mut (*tag).wishes).write_volatile(wishes);
+            (&raw mut (*tag).children_wishes).write_volatile(children_wishes);
             (&raw mut (*tag).role).write_volatile(role);
         }
     } else {
@@ -81,6 +84,8 @@ fn apply(task: Task, access: *mut TagAccess) -> u32 {
             (&raw mut (*access).tag.pool).write_volatile((&raw const (*tag).pool).read_volatile());
             (&raw mut (*access).tag.slot).write_volatile((&raw const (*tag).slot).read_volatile());
             (&raw mut (*access).tag.wishes).write_volatile((&raw const (*tag).wishes).read_volatile());
+            (&raw mut (*access).tag.children_wishes)
+                .write_volatile((&raw const (*tag).children_wishes).read_volatile());
             (&raw mut (*access).tag.role).write_volatile((&raw const (*tag).role).read_volatile());
         }
     }

@@ -278,7 +278,7 @@ impl KernelSource {
             Role::Master => {
                 let slot = if before.role & ROLE_WORKER != 0 { before.slot } else { NONE };
                 let role = before.role & ROLE_WORKER | ROLE_MASTER;
-                self.tags.set(&tagged, Tag { pool, role, slot, wishes, ..before })?;
+                self.tags.set(&tagged, Tag { pool, role, slot, children_wishes: wishes, ..before })?;
                 Ok(None)
             }
             Role::Worker => {
