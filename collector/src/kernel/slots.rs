@@ -9,6 +9,7 @@ use collector_ebpf::slot::{Control, FREE, LIVE, Slot};
 
 use super::free_list::FreeList;
 use super::shared::Shared;
+use crate::units::ProcessKey;
 
 // SAFETY: the pointer is to the mapping that it owns, which can be used from any thread.
 unsafe impl Send for SlotTable {}
@@ -89,6 +90,13 @@ impl SlotTable {
         // any mixture is a valid value, and the phase that was read before tells which are complete.
         let slot = unsafe { slot.read_volatile() };
         Some(Slot { phase, ..slot })
+    }
+
+    /// A slot belongs to this worker.
+    pub(super) fn is_of(&self, number: u32, worker: ProcessKey) -> bool {
+        self.get(number).is_some_and(|slot| {
+            slot.phase != FREE && ProcessKey { pid: slot.pid, start_ns: slot.start_ns } == worker
+        })
     }
 
     /// Slots that belong to a worker.

@@ -311,11 +311,10 @@ impl KernelSource {
     /// threads and its requests are in no moment let go of.
     fn slot_to_keep(&self, process: ProcessKey, pool: u32, before: &Tag, wishes: u32) -> SlotRecord {
         let slot = self.slots.get(before.slot).filter(|_| before.role & ROLE_WORKER != 0)?;
-        let its = ProcessKey { pid: slot.pid, start_ns: slot.start_ns } == process;
         let watched = |wishes| profile_of(wishes) != PROFILE_NONE;
         let asked = |wishes| parks_of(wishes) & WANTS_REQUESTS != 0;
         let as_much = [watched, asked].iter().all(|wanted| wanted(wishes) || !wanted(before.wishes));
-        (its && slot.pool == pool && slot.phase != FREE && as_much).then_some(before.slot)
+        (slot.pool == pool && self.slots.is_of(before.slot, process) && as_much).then_some(before.slot)
     }
 
     /// Takes a role out of a tag.
@@ -390,14 +389,14 @@ impl Source for KernelSource {
     }
 
     fn drain(&mut self, out: &mut dyn FnMut(Input)) {
-        if self.told.is_empty() {
-            self.events.drain(out);
-            return;
-        }
-        let told = std::mem::take(&mut self.told);
-        self.events.drain(&mut |input| {
-            let process = match &input {
-                Input::Fork(fork) => fork.child,
+        let (told, slots) = (std::mem::take(&mut self.told), &self.slots);
+        self.events.drain(&mut |mut input| {
+            let process = match &mut input {
+                Input::Fork(fork) => {
+                    // Who was found before the event arrived may have been let go of since, and its slot be another's.
+                    fork.record = fork.record.filter(|record| slots.is_of(*record, fork.child));
+                    fork.child
+                }
                 Input::Exit(exit) => exit.process,
                 Input::Reap(reap) => reap.process,
                 _ => return out(input),
