@@ -490,6 +490,12 @@ impl Aggregate {
                         self.untagged_masters.push(exec.process);
                     }
                 }
+                if exec.by_thread
+                    && let Some(worker) = self.registry.worker(exec.process)
+                {
+                    // The programs have tagged it anew if it is followed, by what they knew of its thread.
+                    self.vanished.push(Vanished::Missed(exec.process, worker.pool));
+                }
             }
             Input::Rename(rename) => {
                 self.processes.renamed(rename.process, rename.comm);
