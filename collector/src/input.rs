@@ -219,15 +219,15 @@ pub enum Requests {
     WithStatus,
 }
 
-/// The kinds of time in which a thread waits for work, as bits by number; with [`PARKS_IN_SHARED_LOCK`] also in a lock,
-/// but for the only thread of a worker.
+/// The kinds of time in which a thread waits for work, as bits by number, and [`PARKS_IN_SHARED_LOCK`]: also in a lock, but
+/// for the only thread of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdleIn(pub u16);
 
 impl IdleIn {
-    /// These kinds ([`TIME_KINDS`]).
+    /// These kinds ([`TIME_KINDS`]), and locks that threads share.
     pub const fn kinds(kinds: &[u32]) -> Self {
-        let mut bits = 0;
+        let mut bits = PARKS_IN_SHARED_LOCK as u16;
         let mut index = 0;
         while index < kinds.len() {
             bits |= 1 << kinds[index];
@@ -245,7 +245,7 @@ impl IdleIn {
 
 impl Default for IdleIn {
     fn default() -> Self {
-        Self(1 << POLL | PARKS_IN_SHARED_LOCK as u16)
+        Self::kinds(&[POLL])
     }
 }
 
