@@ -207,6 +207,7 @@ fn snapshot(pools: u32) -> Snapshot {
             accept_wait_seconds: Some(Arc::clone(&intervals)),
             waterfall: Some(Waterfall {
                 requests: 1_234_567,
+                of_requests: 1_234_567,
                 duration_ns: 12 * 123_456_789_012,
                 time_ns: [123_456_789_012; KINDS],
                 seconds: std::array::from_fn(|_| Arc::clone(&intervals)),

@@ -378,6 +378,8 @@ pub struct Requests {
 pub struct Waterfall {
     /// How many there were.
     pub requests: u64,
+    /// Of so many that have ended in this time.
+    pub of_requests: u64,
     /// How long they took, together, ns.
     pub duration_ns: u64,
     /// Where their threads were meanwhile, by kind of time, ns; adds up to `duration_ns`.

@@ -474,7 +474,8 @@ impl Schedules {
         } else if given == Profile::Histograms {
             pool.histograms.get_or_insert_with(|| empty_histograms(now_ns));
             if followed && !pool.no_waterfall_left {
-                pool.waterfall.get_or_insert_with(|| Box::new(Waterfall::new(SECONDS, now_ns)));
+                let before = pool.requests.map_or(0, |requests| requests.count());
+                pool.waterfall.get_or_insert_with(|| Box::new(Waterfall::new(SECONDS, now_ns, before)));
             }
         }
     }
@@ -593,7 +594,8 @@ impl Schedules {
             measures.as_ref().map(|measures| std::array::from_fn(|kind| Arc::clone(&measures[kind])));
         let spawn_to_first_request_seconds =
             pool.spawn_to_first_request.as_mut().map(|durations| durations.view(at_ns, scratch));
-        let waterfall = pool.waterfall.as_deref_mut().map(|waterfall| waterfall.view(at_ns, scratch));
+        let asked = pool.requests.map_or(0, |requests| requests.count());
+        let waterfall = pool.waterfall.as_deref_mut().map(|waterfall| waterfall.view(asked, at_ns, scratch));
         let requests = pool.requests.map(|total| snapshot::Requests {
             total,
             followed: pool.follows_requests,

@@ -19,6 +19,8 @@ const WINDOWS: [(&str, u64); 2] = [("1m", 8), ("5m", 36)];
 /// All that a pool has had.
 #[derive(Clone, Debug)]
 pub struct Waterfall {
+    /// Of its pool, that had ended before.
+    requests_before: u64,
     requests: u64,
     duration_ns: u64,
     time_ns: [u64; KINDS],
@@ -29,9 +31,10 @@ pub struct Waterfall {
 }
 
 impl Waterfall {
-    /// Nothing yet. Times are `CLOCK_MONOTONIC` ns.
-    pub fn new(scale: Scale, now_ns: u64) -> Self {
+    /// Nothing yet, of a pool that has had so many requests. Times are `CLOCK_MONOTONIC` ns.
+    pub fn new(scale: Scale, now_ns: u64, requests_before: u64) -> Self {
         Self {
+            requests_before,
             requests: 0,
             duration_ns: 0,
             time_ns: [0; KINDS],
@@ -80,9 +83,10 @@ impl Waterfall {
     }
 
     /// What readers get at this time.
-    pub fn view(&mut self, now_ns: u64, scratch: &mut Scratch) -> snapshot::Waterfall {
+    pub fn view(&mut self, pool_requests: u64, now_ns: u64, scratch: &mut Scratch) -> snapshot::Waterfall {
         let seconds = self.histograms.each_mut().map(|shown| shown.view(now_ns, scratch));
         snapshot::Waterfall {
+            of_requests: pool_requests.saturating_sub(self.requests_before),
             requests: self.requests,
             duration_ns: self.duration_ns,
             time_ns: self.time_ns,
@@ -164,7 +168,7 @@ mod tests {
 
     #[test]
     fn who_was_in_a_kind_for_no_time_counts_in_its_quantiles() {
-        let mut waterfall = Waterfall::new(SCALE, 0);
+        let mut waterfall = Waterfall::new(SCALE, 0, 0);
         let mut reading = WaterfallReading {
             requests: 4,
             duration_ns: 4_000,
@@ -172,7 +176,7 @@ mod tests {
             ..WaterfallReading::default()
         };
         waterfall.take(&reading);
-        let view = waterfall.view(1, &mut Scratch::new());
+        let view = waterfall.view(0, 1, &mut Scratch::new());
         assert_eq!(view.requests, 4);
         for kind in [ON_CPU, POLL] {
             assert_eq!(view.seconds[kind as usize].count, 4);
@@ -188,24 +192,24 @@ mod tests {
         waterfall.take(&reading);
         reading = WaterfallReading { requests: 1, intervals: Vec::new(), ..reading };
         waterfall.take(&reading);
-        let view = waterfall.view(2, &mut Scratch::new());
+        let view = waterfall.view(0, 2, &mut Scratch::new());
         assert!(view.seconds.iter().all(|seconds| seconds.count == 5), "{view:?}");
     }
 
     #[test]
     fn what_found_no_memory_is_discarded_and_not_zero() {
-        let mut waterfall = Waterfall::new(SCALE, 0);
+        let mut waterfall = Waterfall::new(SCALE, 0, 0);
         let mut discarded = [0; KINDS];
         discarded[POLL as usize] = 2;
         let reading = WaterfallReading { requests: 3, discarded, ..WaterfallReading::default() };
         waterfall.take(&reading);
-        let poll = Arc::clone(&waterfall.view(1, &mut Scratch::new()).seconds[POLL as usize]);
+        let poll = Arc::clone(&waterfall.view(0, 1, &mut Scratch::new()).seconds[POLL as usize]);
         assert_eq!((poll.count, poll.discarded), (1, 2));
     }
 
     #[test]
     fn sums_add_up_and_never_fall_whatever_is_discarded() {
-        let mut waterfall = Waterfall::new(SCALE, 0);
+        let mut waterfall = Waterfall::new(SCALE, 0, 0);
         let mut time_ns = [0; KINDS];
         (time_ns[ON_CPU as usize], time_ns[POLL as usize]) = (4_004, 1_000_007);
         let mut reading = WaterfallReading {
@@ -224,7 +228,7 @@ mod tests {
             }
             waterfall.take(&reading);
             reading.intervals = intervals;
-            let view = waterfall.view(turn, &mut Scratch::new());
+            let view = waterfall.view(0, turn, &mut Scratch::new());
             let sums = view.seconds.each_ref().map(|seconds| seconds.sum);
             let known = sums.iter().sum::<f64>() * NANOS_PER_SECOND as f64;
             assert!((known - view.duration_ns as f64).abs() < 0.5, "{known}: {view:?}");
@@ -238,17 +242,17 @@ mod tests {
 
     #[test]
     fn a_sum_is_shown_when_it_is_read_also_where_its_values_were_recorded_before() {
-        let mut waterfall = Waterfall::new(SCALE, 0);
+        let mut waterfall = Waterfall::new(SCALE, 0, 0);
         let mut reading = WaterfallReading {
             intervals: (0..KINDS as u32).map(|kind| interval(kind, 1_000, 1)).collect(),
             ..WaterfallReading::default()
         };
         waterfall.take(&reading);
-        assert_eq!(waterfall.view(1, &mut Scratch::new()).seconds[0].sum, 0.0);
+        assert_eq!(waterfall.view(0, 1, &mut Scratch::new()).seconds[0].sum, 0.0);
         reading.intervals.clear();
         (reading.requests, reading.duration_ns, reading.time_ns) = (1, 12_000, [1_000; KINDS]);
         waterfall.take(&reading);
-        let view = waterfall.view(2, &mut Scratch::new());
+        let view = waterfall.view(0, 2, &mut Scratch::new());
         assert!(view.seconds.iter().all(|seconds| seconds.sum == 1e-6), "{view:?}");
     }
 

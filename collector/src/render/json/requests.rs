@@ -55,7 +55,7 @@ impl Requests {
     pub(super) fn of_pool(pool: &snapshot::Pool, snapshot: &Snapshot) -> Option<Self> {
         let requests = pool.schedule.as_ref()?.requests.as_ref()?;
         let counts = pool.workers.iter().filter_map(|worker| Some(snapshot.requests_of(worker)?.count()));
-        let waterfall = requests.waterfall.as_ref().map(|waterfall| Waterfall::of(waterfall, requests));
+        let waterfall = requests.waterfall.as_ref().map(Waterfall::of);
         Some(Self {
             imbalance: imbalance(counts).and_then(finite),
             waterfall,
@@ -98,13 +98,13 @@ struct Waterfall {
 }
 
 impl Waterfall {
-    fn of(waterfall: &snapshot::Waterfall, requests: &snapshot::Requests) -> Self {
+    fn of(waterfall: &snapshot::Waterfall) -> Self {
         let residual_ns = residual_ns(waterfall.duration_ns, &waterfall.time_ns);
         let mean = |ns: u64| finite(ns as f64 / NANOS_PER_SECOND as f64 / waterfall.requests as f64);
         let kinds = || TIME_KINDS.into_iter().zip(waterfall.time_ns);
         Self {
             requests: waterfall.requests,
-            coverage: finite(waterfall.requests as f64 / requests.total.count() as f64)
+            coverage: finite(waterfall.requests as f64 / waterfall.of_requests as f64)
                 .map(|share| share.min(1.0)),
             duration_seconds: Seconds(waterfall.duration_ns),
             seconds: kinds().map(|(kind, ns)| (kind, Seconds(ns))).collect(),
