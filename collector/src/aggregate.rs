@@ -238,7 +238,9 @@ impl Aggregate {
     fn apply_rule(&mut self, id: PoolId) {
         let Some(pool) = self.registry.pools.get_mut(&id) else { return };
         let rule = self.config.rule_of(pool);
+        let in_runs = pool.runs.is_some();
         pool.measure(rule.and_then(|rule| rule.work), monotonic_ns(), unix_ns());
+        let in_runs_changes = in_runs != pool.runs.is_some();
         let idle_in = pool.program.and_then(recognize::idle_in).unwrap_or_default();
         let wishes = Wishes {
             profile: rule.and_then(|rule| rule.profile).unwrap_or(self.config.profile),
@@ -254,12 +256,23 @@ impl Aggregate {
             stuck_after_ns: limits.stuck_after_ns.or(self.config.flags.stuck_after_ns),
             idle_ttl_ns: limits.idle_ttl_ns.or(self.config.flags.idle_ttl_ns),
         };
-        if std::mem::replace(&mut pool.wishes, wishes) != wishes {
-            self.vanished.extend(pool.holders().map(|(_, key)| Vanished::Missed(key, id)));
+        let before = std::mem::replace(&mut pool.wishes, wishes);
+        let workers: Vec<ProcessKey> = pool.holders().map(|(_, key)| key).collect();
+        if before != wishes {
+            self.vanished.extend(workers.iter().map(|key| Vanished::Missed(*key, id)));
             self.untagged_masters.extend(&pool.masters);
             if !pool.masters.is_empty() {
                 pool.masters_tagged_ns = u64::MAX;
             }
+        }
+        if before.idle_in != wishes.idle_in {
+            self.schedules.forget_when_ready(id);
+        }
+        if in_runs_changes {
+            // Their states are others at once, also of those that do not move.
+            let records = workers.iter().map(|key| (*key, self.registry.worker(*key).and_then(|w| w.record)));
+            let records: Vec<_> = records.collect();
+            self.registry.to_tell_again.extend(records);
         }
     }
 
@@ -484,9 +497,7 @@ impl Aggregate {
                 if let Some(master) = self.masters.get_mut(&exec.process) {
                     master.executed = true;
                     if exec.by_thread {
-                        // The kernel's tag went with the old main thread. The programs tag a worker that is followed
-                        // anew, others are when the next pass has missed them; a master has to be at once, for its
-                        // children to be.
+                        // The kernel's tag went with the old main thread, and its children are to be tagged, too.
                         self.untagged_masters.push(exec.process);
                     }
                 }

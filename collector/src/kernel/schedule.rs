@@ -78,6 +78,8 @@ pub(super) struct ScheduleTable {
     /// Slots of workers that are to be followed otherwise than they were, and what their pool wants now, until all that is
     /// kept of them says so.
     rewished: BTreeMap<u32, u32>,
+    /// Slots with more threads than at the look before, some of which may have been judged when they were alone.
+    grown: BTreeSet<u32>,
     /// Slot and index of each thread that was followed at the last look, sorted.
     followed: Vec<(u32, u32)>,
     /// [`Control::follow_changes`](collector_ebpf::slot::Control::follow_changes) before the last look; `None` before the
@@ -128,6 +130,7 @@ impl ScheduleTable {
             requests,
             serving: BTreeSet::new(),
             rewished: BTreeMap::new(),
+            grown: BTreeSet::new(),
             followed: Vec::new(),
             looked_at: None,
             left: Vec::new(),
@@ -146,7 +149,7 @@ impl ScheduleTable {
         self.looks_left = LOOKS;
         self.apply_wishes();
         slots.append(&mut self.left);
-        for threads in self.followed.chunk_by(|(slot, _), (next, _)| slot == next) {
+        for threads in self.followed.chunk_by(same_slot) {
             let Some((slot, _)) = threads.first() else { continue };
             let before = self.seen.get(*slot as usize).map_or(0, |seen| seen.signature);
             if self.signature(threads, *slot) != Some(before) || self.serving.contains(slot) {
@@ -165,11 +168,22 @@ impl ScheduleTable {
         }
         self.followed.sort_unstable();
         self.threads.let_go_of_all_but(self.followed.iter().map(|(_, index)| *index as usize / WAYS));
-        let slots =
-            before.chunk_by(|(slot, _), (next, _)| slot == next).filter_map(|threads| threads.first());
-        for (slot, _) in slots {
-            if self.threads_of(*slot).is_empty() {
+        for threads in before.chunk_by(same_slot) {
+            if let Some((slot, _)) = threads.first()
+                && self.threads_of(*slot).is_empty()
+            {
                 self.left.push(*slot);
+            }
+        }
+        let threads_before = |slot: u32| {
+            let from = before.partition_point(|(other, _)| *other < slot);
+            before[from..].iter().take_while(|(other, _)| *other == slot).count()
+        };
+        for threads in self.followed.chunk_by(same_slot).filter(|threads| threads.len() > 1) {
+            if let Some((slot, _)) = threads.first()
+                && threads_before(*slot) < threads.len()
+            {
+                self.grown.insert(*slot);
             }
         }
     }
@@ -398,24 +412,31 @@ impl ScheduleTable {
     /// Stops to follow the threads of a worker that lives on, or of all. What they did until `now_ns` counts, or, without
     /// it, what they did before what they are said to be doing.
     ///
-    /// A program that has found an entry goes on to write to it. So an entry is first withheld, and free only when such
-    /// programs have ended.
+    /// A program that has found an entry goes on to write to it. So an entry is first made one that nobody finds and
+    /// nobody gets, and free only when such programs have ended.
     ///
     /// Returns how many requests of theirs were in flight, of which it will not be known how long they took.
     pub(super) fn forget(&self, slot: Option<u32>, now_ns: Option<u64>) -> u64 {
         let its = |index: &usize| {
-            let seen = self.thread(*index as u32).filter(|seen| {
-                !matches!(seen.tid, 0 | LET_GO) && slot.is_none_or(|slot| slot == Thread::slot_of(seen.place))
-            });
-            seen.is_some_and(|seen| self.withhold(*index, seen.tid))
+            let seen = self.thread(*index as u32)?;
+            let wanted = !matches!(seen.tid, 0 | LET_GO)
+                && slot.is_none_or(|slot| slot == Thread::slot_of(seen.place));
+            let tid = self.tid(*index).filter(|_| wanted)?;
+            tid.compare_exchange(seen.tid, LET_GO, Ordering::SeqCst, Ordering::Relaxed).ok()
         };
-        let let_go: Vec<usize> = (0..THREAD_SETS * WAYS).filter(its).collect();
+        let let_go: Vec<usize> = (0..THREAD_SETS * WAYS).filter(|index| its(index).is_some()).collect();
         if let_go.is_empty() && self.serving.is_empty() {
             return 0;
         }
         wait_for_programs_to_end();
         for index in let_go {
-            self.end(index, now_ns);
+            if let Some(thread) = self.thread(index as u32) {
+                let now_ns = now_ns.unwrap_or(thread.since_ns);
+                self.close(Thread::slot_of(thread.place), thread, now_ns.max(thread.since_ns));
+            }
+            if let Some(tid) = self.tid(index) {
+                tid.store(0, Ordering::Release);
+            }
         }
         let mut forgotten = 0;
         self.requests.forget(slot, |slot, in_flight| {
@@ -423,25 +444,6 @@ impl ScheduleTable {
             self.close_request(slot, in_flight, now_ns);
         });
         forgotten
-    }
-
-    /// Makes an entry one that nobody finds and nobody gets. False if it is not this thread's.
-    fn withhold(&self, index: usize, tid: u32) -> bool {
-        self.tid(index).is_some_and(|word| {
-            word.compare_exchange(tid, LET_GO, Ordering::SeqCst, Ordering::Relaxed).is_ok()
-        })
-    }
-
-    /// Frees an entry that was withheld. What its thread did until `now_ns` counts, or, without it, what it did before what it
-    /// is said to be doing.
-    fn end(&self, index: usize, now_ns: Option<u64>) {
-        if let Some(thread) = self.thread(index as u32) {
-            let now_ns = now_ns.unwrap_or(thread.since_ns);
-            self.close(Thread::slot_of(thread.place), thread, now_ns.max(thread.since_ns));
-        }
-        if let Some(tid) = self.tid(index) {
-            tid.store(0, Ordering::Release);
-        }
     }
 
     /// A request is followed no more.
@@ -531,6 +533,7 @@ impl ScheduleTable {
             self.forget(Some(slot), Some(now_ns));
         }
         self.rewished.remove(&slot);
+        self.grown.remove(&slot);
         let Some(before) = self.times(slot) else { return };
         if before.open > 0 {
             self.requests.forget(Some(slot), |_, _| {});
@@ -594,13 +597,18 @@ impl OnCpuRequests {
     }
 }
 
+/// Of two threads that are followed, by slot and index.
+fn same_slot((slot, _): &(u32, u32), (next, _): &(u32, u32)) -> bool {
+    slot == next
+}
+
 /// The entry is that of a thread of this slot.
 fn is_of(thread: Thread, slot: u32) -> bool {
     !matches!(thread.tid, 0 | LET_GO) && Thread::slot_of(thread.place) == slot
 }
 
-/// Programs that have found an entry before it was withheld have long ended after that: they run without interruption, for
-/// less than a microsecond.
+/// Programs that had read an entry before have long ended after that: they run without interruption, for less than a
+/// microsecond.
 fn wait_for_programs_to_end() {
     let begin_ns = monotonic_ns();
     while monotonic_ns().saturating_sub(begin_ns) < PROGRAMS_END_NS {

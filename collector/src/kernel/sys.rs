@@ -423,13 +423,6 @@ pub(super) fn program_run_with<T: Plain>(program: BorrowedFd<'_>, context: &mut 
     bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr).map(drop)
 }
 
-/// No thread has this id. Of a process that has not been reaped the main thread still has its own.
-pub(super) fn thread_is_gone(tid: u32) -> bool {
-    // kill(2) takes the id of any thread, and with no signal only looks for it.
-    let tid = nix::unistd::Pid::from_raw(tid.cast_signed());
-    nix::sys::signal::kill(tid, None) == Err(nix::errno::Errno::ESRCH)
-}
-
 /// How often a program ran and for how many nanoseconds. Zeros unless the kernel counts (`kernel.bpf_stats_enabled`).
 pub(super) fn program_cost(program: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
     // SAFETY: plain integers and arrays of them.

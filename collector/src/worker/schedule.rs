@@ -105,11 +105,6 @@ impl Times {
         }
     }
 
-    /// The same, from this time on in none of the states.
-    fn in_no_state(&self, at_ns: u64) -> Self {
-        Self { states: self.states.map(|running| running.stopped(at_ns)), ..*self }
-    }
-
     fn replace(&mut self, old: &Self, new: &Self) {
         for ((sum, old), new) in self.kinds.iter_mut().zip(old.kinds).zip(new.kinds) {
             sum.replace(old, new);
@@ -169,6 +164,8 @@ pub struct WorkerSchedule {
     times: Times,
     /// Whether its life was its work when it was last read.
     works_in_runs: Option<bool>,
+    /// Time in states that it was in as it was counted before that changed, less what it would be now, ns, wrapping.
+    moved_ns: [u64; TIMED.len()],
     spans: u64,
     /// It has been ready.
     ready: bool,
@@ -458,6 +455,7 @@ impl Schedules {
         let pool = self.pools.entry(id).or_default();
         pool.works_in_runs = work.in_runs;
         pool.follows_requests = followed;
+        let asked_from_now_on = followed && pool.requests.is_none();
         if followed {
             pool.requests.get_or_insert_default();
             pool.spawn_to_first_request.get_or_insert_with(|| Shown::new(SECONDS, now_ns));
@@ -466,11 +464,10 @@ impl Schedules {
         if matches!(pool.on_cpu, OnCpu::Unwatched) {
             pool.on_cpu = OnCpu::Wanted;
         }
+        let mut totals_alone = false;
         if wanted < Profile::Histograms {
             pool.waterfall = None;
-            if pool.histograms.take().is_some() {
-                self.forget_distributions(id);
-            }
+            totals_alone = pool.histograms.take().is_some();
         } else if given == Profile::Histograms {
             pool.histograms.get_or_insert_with(|| empty_histograms(now_ns));
             if followed && !pool.no_waterfall_left {
@@ -478,6 +475,19 @@ impl Schedules {
                 pool.waterfall.get_or_insert_with(|| Box::new(Waterfall::new(SECONDS, now_ns, before)));
             }
         }
+        if totals_alone {
+            // Nor have its workers any, which are followed on.
+            self.workers_of(id).for_each(|worker| worker.histograms = Histograms::default());
+        }
+        if asked_from_now_on {
+            // Whether they were asked before nobody knows.
+            self.workers_of(id).for_each(|worker| worker.asked = true);
+        }
+    }
+
+    /// The workers of a pool wait for work elsewhere than was believed: when those were ready that were not is not known.
+    pub fn forget_when_ready(&mut self, id: PoolId) {
+        self.workers_of(id).for_each(|worker| worker.ready = true);
     }
 
     /// Nobody wants to know of the requests of a pool any more: what stays as it was looks as if there were none.
@@ -490,11 +500,6 @@ impl Schedules {
             worker.requests = None;
             worker.histograms.iter_mut().skip(REQUEST as usize).for_each(|durations| *durations = None);
         }
-    }
-
-    /// A pool wants totals alone: its workers, which are followed on, have no distributions either.
-    fn forget_distributions(&mut self, id: PoolId) {
-        self.workers_of(id).for_each(|worker| worker.histograms = Histograms::default());
     }
 
     fn workers_of(&mut self, id: PoolId) -> impl Iterator<Item = &mut WorkerSchedule> {
@@ -634,14 +639,18 @@ fn account(
     worker.pool = reading.pool;
     if consistent {
         let by = |in_runs: bool| Times::of(reading, in_runs.then_some(WorkerState::Active));
-        let times = by(pool.works_in_runs);
+        let mut times = by(pool.works_in_runs);
         if let Some(in_runs) = worker.works_in_runs.replace(pool.works_in_runs)
             && in_runs != pool.works_in_runs
         {
-            // Counted the other way it was in other states all its life; what its pool has of that stays as it is.
-            let until_now = by(in_runs);
-            pool.times.replace(&worker.times, &until_now.in_no_state(reading.at_ns));
-            worker.times = times.in_no_state(reading.at_ns);
+            // Counted the other way it was in other states all its life; that counts from now on.
+            let states = worker.moved_ns.iter_mut().zip(by(in_runs).states).zip(times.states);
+            for ((moved, before), after) in states {
+                *moved = moved.wrapping_add(before.at(reading.at_ns)).wrapping_sub(after.at(reading.at_ns));
+            }
+        }
+        for (running, moved) in times.states.iter_mut().zip(worker.moved_ns) {
+            running.at_zero = running.at_zero.wrapping_add(moved);
         }
         pool.times.replace(&worker.times, &times);
         worker.times = times;
@@ -814,6 +823,8 @@ mod tests {
             schedules.account(0, &reading, true);
             let view = schedules.pool_view(1, CpuTime::default(), 1, &mut Scratch::new()).unwrap();
             assert_eq!(view.time_ns[ON_CPU as usize], at_ns - SECOND, "no matter how it is counted");
+            let of_worker = schedules.workers[0].as_ref().unwrap().state_ns(at_ns);
+            assert_eq!(of_worker, view.work.state_ns, "the pool has no other");
             view.work.state_ns.map(|ns| ns / SECOND)
         };
         assert_eq!(watch(&mut schedules, false, 5), [1, 0, 0, 3]);
@@ -821,6 +832,42 @@ mod tests {
         assert_eq!(watch(&mut schedules, true, 10), [1, 0, 3, 5]);
         assert_eq!(watch(&mut schedules, false, 11), [1, 0, 4, 5]);
         assert_eq!(watch(&mut schedules, false, 13), [1, 0, 4, 7]);
+    }
+
+    #[test]
+    fn how_long_a_birth_took_is_unknown_where_a_reload_has_made_it_end() {
+        let second = |s: u64| s * SECOND;
+        let work = |ready_ns| Work { begin_ns: SECOND, ready_ns, ..Work::default() };
+        let reading = |work, first_request_ns| ScheduleReading {
+            pool: 1,
+            at_ns: second(100),
+            work,
+            first_request_ns,
+            ..ScheduleReading::default()
+        };
+        let watch = |schedules: &mut Schedules, requests| {
+            let work = Watched { requests, ..Watched::default() };
+            schedules.watch(1, Profile::Counters, Profile::Histograms, work, 0);
+        };
+        let births = |schedules: &mut Schedules| {
+            let view = schedules.pool_view(1, CpuTime::default(), 1, &mut Scratch::new()).unwrap();
+            let first = view.requests.map(|requests| requests.spawn_to_first_request_seconds.count);
+            (view.work.spawn_to_ready_seconds.count, first)
+        };
+        let mut schedules = Schedules::default();
+        watch(&mut schedules, Following::Unwanted);
+        schedules.account(0, &reading(work(0), 0), true);
+        schedules.account(1, &reading(work(second(2)), 0), true);
+        assert_eq!(births(&mut schedules), (1, None));
+        // From now on requests are followed, and work is awaited elsewhere.
+        schedules.forget_when_ready(1);
+        watch(&mut schedules, Following::Followed);
+        schedules.account(0, &reading(work(second(99)), second(99)), true);
+        schedules.account(1, &reading(work(second(2)), second(99)), true);
+        assert_eq!(births(&mut schedules), (1, Some(0)));
+        // Who comes later is known from its begin.
+        schedules.account(2, &reading(work(second(98)), second(99)), true);
+        assert_eq!(births(&mut schedules), (2, Some(1)));
     }
 
     #[test]

@@ -76,6 +76,19 @@ fn each_worker_is_in_the_state_that_its_waiting_says() {
     );
 }
 
+/// Its threads are found one after the other, the first of them when it looks like a lone one.
+#[test]
+fn who_is_found_with_all_its_threads_in_a_lock_waits_for_work() {
+    let mut master = Workload::start();
+    let pid = master.spawn("park locks 3");
+    let lone = master.spawn("park lock");
+    let of_process = |pid: Pid| std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().count();
+    eventually("all have begun", || (of_process(pid) == 4).then_some(()));
+    let collector = Collector::start(&["--source=ebpf", "--probes.overhead-budget=0"]);
+    in_state(&collector, master.pid(), pid, "idle");
+    in_state(&collector, master.pid(), lone, "active");
+}
+
 /// Some of so many are born while all are read, before anybody has heard of them, and none of them ever moves again.
 #[test]
 fn whoever_is_born_at_whatever_moment_has_its_state_and_its_figures() {
@@ -146,6 +159,49 @@ fn where_a_pool_waits_for_work_can_be_configured() {
     // They are followed on, and have not moved: the one has never worked, the other was ready before.
     in_state(&collector, master.pid(), polling, "ready");
     in_state(&collector, master.pid(), piped, "active");
+    let pool = pool_of(&collector.stats(), master.pid()).unwrap().clone();
+    let births = &pool["quantiles"]["spawn_to_ready_seconds"]["start"];
+    assert_eq!(births["count"], 1, "when the one that polls was ready is not known: {pool}");
+    let _ = std::fs::remove_file(config);
+}
+
+/// Whoever does not move is in other states, too, and its time adds up.
+#[test]
+fn who_waits_is_active_while_its_life_is_its_work() {
+    let config = std::env::temp_dir().join(format!("life-{}.yml", std::process::id()));
+    let write = |more: &str| {
+        std::fs::write(&config, format!("pools: [{{name: ours, parent: {{comm: workload}}{more}}}]"))
+            .unwrap();
+    };
+    write(", work: spans");
+    let (mut master, collector) = start(&[&format!("--config.file={}", config.display())]);
+    let pid = master.spawn("park poll");
+    let mut shown = in_state(&collector, master.pid(), pid, "ready");
+    for (more, state) in [
+        (", work: runs", "active"),
+        (", work: spans", "ready"),
+        (", work: runs, scheduler: counters", "active"),
+        ("", "ready"),
+    ] {
+        write(more);
+        kill(collector.pid(), Signal::SIGHUP).unwrap();
+        let before = in_state(&collector, master.pid(), pid, state);
+        let after = eventually("more time passes", || {
+            let worker = in_state(&collector, master.pid(), pid, state);
+            (seconds(&worker, state) > seconds(&before, state)).then_some(worker)
+        });
+        for other in ["creating", "ready", "active", "idle"] {
+            assert!(seconds(&after, other) >= seconds(&shown, other), "{more}: {shown}, and then {after}");
+            if other != state {
+                assert_eq!(seconds(&after, other), seconds(&before, other), "{more}: {after}");
+            }
+        }
+        let sum: f64 =
+            ["creating", "ready", "active", "idle"].map(|state| seconds(&after, state)).iter().sum();
+        let uptime = after["uptime_seconds"].as_f64().unwrap();
+        assert!((sum - uptime).abs() < 0.05, "{sum} of {uptime} s: {after}");
+        shown = after;
+    }
     let _ = std::fs::remove_file(config);
 }
 

@@ -9,22 +9,22 @@ use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 
 use super::serve::ask;
-use super::{OPTIONS, answered, check_each_worker, connect, get, load};
+use super::{OPTIONS, answered, check_each_worker, connect, get, load, outcomes};
 use crate::portable::schedule::answer_file;
 use crate::servers::{Server, command_in, directory_with, free_port};
-use crate::support::{Collector, Workload, eventually, pool_of};
+use crate::support::{Collector, Workload, eventually, pool_of, worker};
 
 /// While its clients never stop to ask, over connections that stay and over new ones.
 #[test]
 fn a_busy_server_is_followed_on_whatever_changes_of_what_is_watched() {
-    const CHANGES: [(&str, bool); 7] = [
+    /// Each shows by whether durations are there.
+    const CHANGES: [(&str, bool); 6] = [
         (", scheduler: counters", false),
         ("", true),
-        (", scheduler: counters", false),
-        (", http_status: false", true),
         (", scheduler: counters, idle_in: [network]", false),
+        (", http_status: false", true),
+        (", scheduler: counters", false),
         (", idle_in: [poll, network]", true),
-        ("", true),
     ];
     const ROUNDS: usize = 3;
     let port = free_port();
@@ -108,7 +108,8 @@ fn what_is_in_flight_is_counted_unless_requests_are_wanted_no_more() {
     let directory = directory_with(&[]);
     let path = directory.path().join("collector.yml");
     let write = |more: &str| {
-        std::fs::write(&path, format!("pools: [{{name: ours, parent: {{comm: workload}}{more}}}]")).unwrap();
+        let pools = format!("pools: [{{name: ours, parent: {{comm: workload}}{more}}}]");
+        std::fs::write(&path, format!("interval: 100ms\n{pools}\n")).unwrap();
     };
     write("");
     let mut master = Workload::start();
@@ -128,19 +129,41 @@ fn what_is_in_flight_is_counted_unless_requests_are_wanted_no_more() {
         kill(collector.pid(), Signal::SIGHUP).unwrap();
         eventually("it is reloaded", || (reloads() > reloaded).then_some(()));
     };
+    let waits = || -> Option<bool> {
+        let pool = pool_of(&collector.stats(), master.pid())?.clone();
+        let worker = worker(&pool, pid)?;
+        Some(matches!(worker["state"].as_str()?, "ready" | "idle"))
+    };
     let mut total = 0;
-    for more in [", http_status: false", ", scheduler: counters", ", idle_in: [poll, network]", ""] {
+    let (mut by_status, mut looked_at) = (0, true);
+    // Its threads wait in reads of connections that stay open.
+    for (more, status, waiting) in [
+        (", http_status: false", false, false),
+        (", scheduler: counters", true, false),
+        (", idle_in: [poll, network]", true, true),
+        ("", true, false),
+        (", idle_in: [poll, network], http_status: false", false, true),
+    ] {
         // One is in flight meanwhile.
-        streams[0].write_all(b"http 1000 200\n").unwrap();
+        streams[0].write_all(b"http 1500 200\n").unwrap();
         eventually("it is at it", || (requests()?["in_flight"] == 1).then_some(()));
         for stream in &mut streams[1..] {
             ask(stream, "http 0 200\n", "\r\n\r\n");
         }
-        total += CONNECTIONS as u64;
         reload(more);
+        for stream in &mut streams[1..] {
+            ask(stream, "http 0 200\n", "\r\n\r\n");
+        }
         ask(&mut streams[0], "", "\r\n\r\n");
+        let (before, after) = (CONNECTIONS as u64 - 1, CONNECTIONS as u64);
+        total += before + after;
+        by_status += if looked_at { before } else { 0 } + if status { after } else { 0 };
+        looked_at = status;
+        eventually("they wait, or not, where the pool says", || (waits()? == waiting).then_some(()));
         let pool = answered(&collector, master.pid(), total);
-        assert_eq!(pool["requests"]["by_outcome"]["aborted"], 0, "{more}: {pool}");
+        let outcomes = outcomes(&pool["requests"]);
+        assert_eq!(outcomes.get("2xx"), Some(&by_status), "{more}: {pool}");
+        assert_eq!(outcomes.get("aborted"), None, "{more}: {pool}");
         assert_eq!(lost(), 0.0, "{more}");
     }
     // Of one that is in flight it will not be known how long it took.
@@ -148,12 +171,13 @@ fn what_is_in_flight_is_counted_unless_requests_are_wanted_no_more() {
     eventually("it is at it", || (requests()?["in_flight"] == 1).then_some(()));
     reload(", work: spans");
     eventually("it is a loss", || (lost() == 1.0 && requests()?.is_null()).then_some(()));
+    for stream in &mut streams[1..] {
+        ask(stream, "http 0 200\n", "\r\n\r\n");
+    }
     reload("");
     for stream in &mut streams[1..] {
-        eventually("it is counted from zero on", || {
-            ask(stream, "http 0 200\n", "\r\n\r\n");
-            (requests()?["total"].as_u64()? > 0).then_some(())
-        });
+        ask(stream, "http 0 200\n", "\r\n\r\n");
     }
+    answered(&collector, master.pid(), CONNECTIONS as u64 - 1);
     kill(pid, Signal::SIGKILL).unwrap();
 }

@@ -98,7 +98,64 @@ fn whose_fork_was_under_way_when_its_pool_came_to_ask_for_something_else_is_tagg
         |pid| tracked.iter().filter(|(who, _, role)| (*who, *role) == (pid, Role::Worker)).count();
     assert_eq!([11, 12, 13].map(as_worker), [1, 1, 0], "{tracked:?}");
     world.check(&["jobs: [10] | [11, 12, 13]"]);
-    assert_eq!(world.host(|host| host.records.len()), 3);
+    assert_eq!(world.host(|host| (host.records.len(), host.next_record)), (3, 3), "all keep theirs");
+}
+
+#[test]
+fn a_worker_is_followed_on_unless_its_pool_asks_for_less() {
+    use crate::input::Profile;
+    use crate::worker::matcher::Work;
+    let asking = |profile, work, http_status| {
+        let rule = Rule { profile: Some(profile), work, http_status, ..by_parent("jobs", "boss") };
+        only(vec![rule])
+    };
+    let (none, counters, histograms) = (Profile::None, Profile::Counters, Profile::Histograms);
+    let mut world = World::new(asking(counters, None, true));
+    world.host(|host| host.add(10, 1, "boss", "/boss", "boss\0"));
+    world.settle();
+    world.host(|host| host.fork(10, 11));
+    world.settle();
+    let mut records = 1;
+    for (config, kept) in [
+        (asking(histograms, None, true), true),
+        (asking(counters, None, false), true),
+        (asking(counters, Some(Work::Spans), true), false),
+        (asking(counters, Some(Work::Runs), true), true),
+        (asking(counters, Some(Work::Requests), true), true),
+        (asking(none, None, true), false),
+        (asking(histograms, None, true), true),
+    ] {
+        world.reconfigure(config);
+        world.settle();
+        records += u32::from(!kept);
+        let (all, latest) = world.host(|host| (host.records.len(), host.next_record));
+        assert_eq!((all, latest), (1, records), "what it had is given back, and nothing else");
+        world.check(&["jobs: [10] | [11]"]);
+    }
+}
+
+#[test]
+fn whose_life_becomes_its_work_is_active_even_if_it_does_not_move() {
+    use crate::worker::matcher::Work;
+    let working = |work| only(vec![Rule { work, ..by_parent("jobs", "boss") }]);
+    let mut world = World::new(working(Some(Work::Spans)));
+    world.host(|host| host.add(10, 1, "boss", "/boss", "boss\0"));
+    world.settle();
+    world.host(|host| {
+        host.fork(10, 11);
+        host.parked.push(11);
+    });
+    world.settle();
+    let mut states = |work| {
+        world.reconfigure(working(Some(work)));
+        for _ in 0..2 {
+            world.later(SECOND);
+            world.pass();
+        }
+        let states = world.pool("jobs").states;
+        (states.ready, states.active)
+    };
+    assert_eq!([Work::Spans, Work::Runs, Work::Spans].map(&mut states), [(1, 0), (0, 1), (1, 0)]);
 }
 
 #[test]
@@ -144,5 +201,5 @@ fn a_fork_that_a_listing_was_faster_to_tell_is_a_spawn() {
     world.later(SECOND);
     world.pass();
     assert_eq!(world.pool("jobs").cpu.user_ns, 300);
-    assert_eq!(world.host(|host| host.records.len()), 2, "the record of the fork is given back");
+    assert_eq!(world.host(|host| host.records.len()), 2, "no worker has two");
 }

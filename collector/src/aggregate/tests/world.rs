@@ -12,7 +12,8 @@ use super::super::*;
 use crate::governor::Governor;
 use crate::input::{
     Cgroup, CgroupReader, Comm, Exec, Exit, ExitStatus, FactReader, Fork, Listed, ListeningSocket, Needs,
-    Reap, Rename, Rss, Sample, SlotRecord, SocketAddress, SocketFamily, SocketReader, TaskState,
+    Profile, Reap, Rename, Requests, Rss, Sample, SlotRecord, SocketAddress, SocketFamily, SocketReader,
+    TaskState, Wishes,
 };
 use crate::snapshot::{EventCounts, Feature};
 use crate::units::{CpuTime, NANOS_PER_SECOND as SECOND};
@@ -35,6 +36,12 @@ pub(super) struct Tag {
     pub(super) master: Option<u32>,
     pub(super) worker: bool,
     pub(super) record: SlotRecord,
+    pub(super) wishes: Wishes,
+}
+
+fn asked_less(before: &Wishes, now: &Wishes) -> bool {
+    let asked = |wishes: &Wishes| wishes.requests != Requests::None;
+    now.profile == Profile::None && before.profile > Profile::None || asked(before) && !asked(now)
 }
 
 /// What the kernel wrote to a record.
@@ -57,6 +64,8 @@ pub(super) struct Host {
     pub(super) lost: u64,
     pub(super) told: Vec<ProcessKey>,
     pub(super) unlistable: bool,
+    /// What pools want to know.
+    pub(super) wishes: BTreeMap<u32, Wishes>,
     /// No process can be tagged now.
     pub(super) untaggable: bool,
     pub(super) config_texts: BTreeMap<String, String>,
@@ -125,7 +134,8 @@ impl Host {
         if let Some(record) = record {
             self.next_record += 1;
             self.records.insert(record, Written { fork, by_track: false, exit: None, reap: None });
-            self.tags.insert(key, Tag { master: None, worker: true, record: Some(record) });
+            let wishes = pool.and_then(|pool| self.wishes.get(&pool)).copied().unwrap_or_default();
+            self.tags.insert(key, Tag { master: None, worker: true, record: Some(record), wishes });
         }
         self.processes.insert(pid, Real { key, parent, cpu: CpuTime::default(), ..real });
         self.events.push(Input::Fork(fork));
@@ -314,6 +324,10 @@ impl Source for Fake {
         }
     }
 
+    fn set_wishes(&mut self, pool: u32, wishes: Wishes) {
+        self.host().wishes.insert(pool, wishes);
+    }
+
     fn track(&mut self, process: ProcessKey, pool: u32, role: Role) -> SlotRecord {
         let mut host = self.host();
         host.tracked.push((process.pid, pool, role));
@@ -321,10 +335,13 @@ impl Source for Fake {
         let untaggable = host.untaggable;
         let real = host.processes.get(&process.pid).filter(|p| p.key == process && !untaggable).cloned()?;
         let mut tag = host.tags.get(&process).copied().unwrap_or_default();
+        let wishes = host.wishes.get(&pool).copied().unwrap_or_default();
         match role {
             Role::Master => tag.master = Some(pool),
-            // One that is followed for this pool already is followed on.
-            Role::Worker if host.pool_of_record(&tag) == Some(pool) => {}
+            // One that is followed for this pool already is followed on, unless it is to be asked less.
+            Role::Worker if host.pool_of_record(&tag) == Some(pool) && !asked_less(&tag.wishes, &wishes) => {
+                tag.wishes = wishes;
+            }
             Role::Worker => {
                 let record = host.next_record;
                 host.next_record += 1;
@@ -332,7 +349,7 @@ impl Source for Fake {
                 let fork =
                     Fork { child: process, parent, comm, pool: Some(pool), record: Some(record), at_ns };
                 host.records.insert(record, Written { fork, by_track: true, exit: None, reap: None });
-                (tag.worker, tag.record) = (true, Some(record));
+                (tag.worker, tag.record, tag.wishes) = (true, Some(record), wishes);
             }
         }
         host.tags.insert(process, tag);

@@ -3,25 +3,25 @@
 //!
 //! The programs read what a worker waits for work in, and what is wanted of its requests, from its [`Times`] each time;
 //! only whether histograms are wanted, and whether it is parked, is kept with each thread, which its own CPU writes
-//! without atomic instructions. So what we write may be overwritten by a program that had read before, and it is looked
-//! again in the next round.
+//! without atomic instructions. We exchange these flags. A program that had read them before may write over that, so what
+//! we did is looked at again: flags in the next round, and the number of threads that keep a worker busy, which has to be
+//! that of their flags, as soon as such programs have ended.
 
 use std::mem::offset_of;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use collector_ebpf::request::WANTS_REQUESTS;
 use collector_ebpf::schedule::{
-    KINDS, PROFILE_HISTOGRAMS, THREAD_BUSY, THREAD_HISTOGRAMS, Thread, Times, WAYS, parks_in, parks_of,
-    profile_of,
+    KINDS, PROFILE_HISTOGRAMS, THREAD_BUSY, THREAD_HISTOGRAMS, THREAD_PARTIAL, Thread, Times, WAYS, parks_in,
+    parks_of, profile_of,
 };
 use collector_ebpf::waterfall::{ticket_of, with_ticket};
 
-use super::{ScheduleTable, is_of, wait_for_programs_to_end};
-use crate::kernel::sys;
+use super::{ATTEMPTS, ScheduleTable, is_of, wait_for_programs_to_end};
 use crate::units::{NANOS_PER_SECOND, monotonic_ns};
 
-/// A thread that is parked, or not, by what its pool wanted before turns at its next switch; one that has been blocked for so
-/// long already does not look as if it were about to, ns.
+/// A thread that is parked, or not, by what was so before turns at its next switch. We turn those that were found blocked or have
+/// been so for so long already, which do not look as if they were about to, ns.
 const BLOCKED_LONG_NS: u64 = NANOS_PER_SECOND;
 
 impl ScheduleTable {
@@ -29,6 +29,7 @@ impl ScheduleTable {
     pub(in crate::kernel) fn set_wishes(&mut self, slot: u32, wishes: u32) {
         self.change_parks(slot, |_| parks_of(wishes));
         self.rewished.insert(slot, wishes);
+        self.unsee(slot);
     }
 
     /// From now on the requests of a slot whose pool wants to know of them are in this waterfall, or in none.
@@ -51,75 +52,110 @@ impl ScheduleTable {
         before == after
     }
 
-    /// Has the threads that were followed at the last look follow the wishes of their pools, as far as they do not.
+    /// Has the threads that were followed at the last look follow the wishes of their pools, as far as they do not; and has
+    /// those parked that were found in a lock before the others of their worker, when each looked like a lone one.
     pub(super) fn apply_wishes(&mut self) {
-        let mut to_turn = Vec::new();
+        let mut turned = Vec::new();
         let mut rewished = std::mem::take(&mut self.rewished);
-        let now_ns = monotonic_ns();
-        rewished.retain(|slot, wishes| {
-            // The ticket is none of what the pool wants, and may be another one by now.
-            let wanted = parks_of(*wishes);
-            let mut applied = self.change_parks(*slot, |parks| with_ticket(wanted, ticket_of(parks)));
-            for (_, index) in self.threads_of(*slot) {
-                let Some(thread) = self.thread(*index).filter(|thread| is_of(*thread, *slot)) else {
-                    continue;
-                };
-                let flag = if profile_of(*wishes) >= PROFILE_HISTOGRAMS { THREAD_HISTOGRAMS } else { 0 };
-                if thread.place & THREAD_HISTOGRAMS != flag {
-                    applied = false;
-                    let place = thread.place & !THREAD_HISTOGRAMS | flag;
-                    self.place(*index).map(|word| {
-                        word.compare_exchange(thread.place, place, Ordering::Relaxed, Ordering::Relaxed)
-                    });
-                } else if self.turns(*slot, thread).is_some() {
-                    applied = false;
-                    if thread.since_ns != 0 && now_ns.saturating_sub(thread.since_ns) >= BLOCKED_LONG_NS {
-                        to_turn.push((*slot, *index as usize, thread.tid));
-                    }
-                }
-            }
-            !applied
-        });
+        rewished.retain(|slot, wishes| !self.apply(*slot, *wishes, &mut turned));
         self.rewished = rewished;
-        self.turn(&to_turn);
+        let mut grown = std::mem::take(&mut self.grown);
+        grown.retain(|slot| !(self.have_turned(*slot, &mut turned) && self.count_busy(*slot)));
+        self.grown = grown;
+        if !turned.is_empty() {
+            wait_for_programs_to_end();
+            turned.into_iter().for_each(|slot| {
+                self.count_busy(slot);
+            });
+        }
     }
 
-    /// What a thread's place should say in place of what it says of its being parked.
-    fn turns(&self, slot: u32, thread: Thread) -> Option<u32> {
-        let times = self.times(slot)?;
+    /// True if all was as it should be.
+    fn apply(&self, slot: u32, wishes: u32, turned: &mut Vec<u32>) -> bool {
+        // The ticket is none of what the pool wants, and may be another one by now.
+        let wanted = parks_of(wishes);
+        let mut applied = self.change_parks(slot, |parks| with_ticket(wanted, ticket_of(parks)));
+        let flag = if profile_of(wishes) >= PROFILE_HISTOGRAMS { THREAD_HISTOGRAMS } else { 0 };
+        for (_, index) in self.threads_of(slot) {
+            let Some(thread) = self.thread(*index).filter(|thread| is_of(*thread, slot)) else { continue };
+            let place = thread.place & !THREAD_HISTOGRAMS | flag;
+            if place != thread.place {
+                applied = false;
+                self.exchange_place(*index, thread.place, place);
+            }
+        }
+        self.have_turned(slot, turned) && applied && self.count_busy(slot)
+    }
+
+    /// Turns those of a slot's threads that have been blocked for long. True if there was none to turn at all.
+    fn have_turned(&self, slot: u32, turned: &mut Vec<u32>) -> bool {
+        let mut none = true;
+        for (_, index) in self.threads_of(slot) {
+            let Some(thread) = self.thread(*index).filter(|thread| is_of(*thread, slot)) else { continue };
+            if !self.is_to_turn(slot, thread) {
+                continue;
+            }
+            none = false;
+            let now_ns = monotonic_ns();
+            let blocked_ns = now_ns.saturating_sub(thread.since_ns);
+            if thread.since_ns != 0 && (blocked_ns >= BLOCKED_LONG_NS || thread.place & THREAD_PARTIAL != 0) {
+                self.turn(slot, *index, thread.place, now_ns);
+                turned.push(slot);
+            }
+        }
+        none
+    }
+
+    /// A thread is said to be parked, and is not by what its pool wants now, or the other way round.
+    fn is_to_turn(&self, slot: u32, thread: Thread) -> bool {
+        let Some(times) = self.times(slot) else { return false };
         let kind = Thread::kind_of(thread.place);
         let parked = parks_in(times.parks, kind, || times.followed);
-        let turns = kind < KINDS as u32 && parked == (thread.place & THREAD_BUSY != 0);
-        turns.then_some(thread.place ^ THREAD_BUSY)
+        kind < KINDS as u32 && parked == (thread.place & THREAD_BUSY != 0)
     }
 
-    /// Has threads that are blocked cease to be parked, or begin to be, as the programs do at a switch. As they may wake up,
-    /// nobody finds them meanwhile: what one of them does in those microseconds is seen at its next switch.
-    fn turn(&self, threads: &[(u32, usize, u32)]) {
-        let withheld: Vec<_> =
-            threads.iter().copied().filter(|(_, index, tid)| self.withhold(*index, *tid)).collect();
-        if withheld.is_empty() {
-            return;
+    /// Has a thread that is blocked cease to be parked, or begin to be, as the programs do at a switch.
+    fn turn(&self, slot: u32, index: u32, place: u32, now_ns: u64) {
+        let turned = place ^ THREAD_BUSY;
+        if turned & THREAD_BUSY != 0 {
+            self.rise(slot, now_ns);
+            if !self.exchange_place(index, place, turned) {
+                self.fall(slot, now_ns);
+            }
+        } else if self.exchange_place(index, place, turned) {
+            self.fall(slot, now_ns);
         }
-        wait_for_programs_to_end();
+    }
+
+    /// Sees to it that as many things keep a worker busy as threads say that they do and requests are in flight. A thread
+    /// that woke up while it was turned may have been counted twice, or not at all. False if that was so, or the threads would not
+    /// hold still.
+    fn count_busy(&self, slot: u32) -> bool {
+        let Some(excess) = (0..ATTEMPTS).find_map(|_| self.excess_of_busy(slot)) else { return false };
         let now_ns = monotonic_ns();
-        for (slot, index, tid) in withheld {
-            if let Some(thread) = self.thread(index as u32)
-                && let Some(place) = self.turns(slot, thread)
-            {
-                if place & THREAD_BUSY != 0 {
-                    self.rise(slot, now_ns);
-                } else {
-                    self.fall(slot, now_ns);
-                }
-                self.place(index as u32).map(|word| word.swap(place, Ordering::Relaxed));
-            }
-            self.tid(index).map(|word| word.swap(tid, Ordering::Release));
-            // Its last switch would have passed unseen.
-            if sys::thread_is_gone(tid) && self.withhold(index, tid) {
-                self.end(index, Some(now_ns));
+        for _ in 0..excess.unsigned_abs() {
+            if excess < 0 {
+                self.rise(slot, now_ns);
+            } else {
+                self.fall(slot, now_ns);
             }
         }
+        excess == 0
+    }
+
+    fn excess_of_busy(&self, slot: u32) -> Option<i32> {
+        let threads = self.threads_of(slot);
+        let signature = self.signature(threads, slot)?;
+        let places = || {
+            let all = threads.iter().filter_map(|(_, index)| self.thread(*index));
+            all.filter(|thread| is_of(*thread, slot)).map(|thread| thread.place)
+        };
+        let (followed, busy) = (places().count(), places().filter(|place| place & THREAD_BUSY != 0).count());
+        fence(Ordering::Acquire);
+        let times = self.times(slot)?;
+        fence(Ordering::Acquire);
+        let still = self.signature(threads, slot)? == signature && times.followed as usize == followed;
+        still.then(|| excess_of(times.busy, busy as i32))
     }
 
     /// One more thread keeps a worker busy.
@@ -153,11 +189,45 @@ impl ScheduleTable {
             .map(|word| word.compare_exchange(0, now_ns, Ordering::Relaxed, Ordering::Relaxed));
     }
 
+    /// True if it was done.
+    fn exchange_place(&self, index: u32, from: u32, to: u32) -> bool {
+        self.place(index).is_some_and(|place| {
+            place.compare_exchange(from, to, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+        })
+    }
+
     fn place(&self, index: u32) -> Option<&AtomicU32> {
         let set = self.threads.at(index as usize / WAYS)?;
         // SAFETY: an element of the set; a pointer into the mapping.
         let place = unsafe { &raw mut (*set).threads[index as usize % WAYS].place };
         // SAFETY: mapped, aligned, as long as `self`; the programs write all of it at once.
         Some(unsafe { AtomicU32::from_ptr(place) })
+    }
+}
+
+/// How many more [`Times::busy`] counts than threads that say so and requests in flight. Its low half may be below zero, and has
+/// then taken one from the high half.
+fn excess_of(busy: u64, threads: i32) -> i32 {
+    let all = busy as u32;
+    let in_flight = Times::in_flight_of(busy).wrapping_add(all >> 31);
+    all.wrapping_sub(in_flight).cast_signed().wrapping_sub(threads)
+}
+
+#[cfg(test)]
+mod tests {
+    use collector_ebpf::schedule::IN_FLIGHT;
+    use proptest::prelude::*;
+
+    use super::excess_of;
+
+    proptest! {
+        #[test]
+        fn what_was_counted_too_often_or_not_at_all_is_found(
+            in_flight in 0u64..1000, threads in 0i32..1000, excess in -3i32..4
+        ) {
+            let counted = in_flight * IN_FLIGHT;
+            let busy = counted.wrapping_add_signed(i64::from(threads + excess));
+            prop_assert_eq!(excess_of(busy, threads), excess);
+        }
     }
 }
