@@ -416,7 +416,7 @@ impl ScheduleTable {
     /// nobody gets, and free only when such programs have ended.
     ///
     /// Returns how many requests of theirs were in flight, of which it will not be known how long they took.
-    pub(super) fn forget(&self, slot: Option<u32>, now_ns: Option<u64>) -> u64 {
+    pub(super) fn forget(&mut self, slot: Option<u32>, now_ns: Option<u64>) -> u64 {
         let its = |index: &usize| {
             let seen = self.thread(*index as u32)?;
             let wanted = !matches!(seen.tid, 0 | LET_GO)
@@ -443,6 +443,10 @@ impl ScheduleTable {
             forgotten += u64::from(in_flight);
             self.close_request(slot, in_flight, now_ns);
         });
+        // The next look must not take them for threads of who has the slot then.
+        let left = self.followed.extract_if(.., |(its, _)| slot.is_none_or(|slot| slot == *its));
+        self.left.extend(left.map(|(slot, _)| slot));
+        self.left.dedup();
         forgotten
     }
 

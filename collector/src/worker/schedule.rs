@@ -190,7 +190,8 @@ impl WorkerSchedule {
 
     /// Time in the states of [`TIMED`] until `at_ns`, ns.
     pub fn state_ns(&self, at_ns: u64) -> [u64; TIMED.len()] {
-        self.times.states.map(|running| running.at(at_ns))
+        // A change that the reading just missed can make a time, as it was counted before, some nanoseconds too long.
+        self.times.states.map(|running| running.at(at_ns).cast_signed().max(0).cast_unsigned())
     }
 
     /// What it was asked; `None` where that is not watched.

@@ -93,6 +93,7 @@ fn a_busy_server_is_followed_on_whatever_changes_of_what_is_watched() {
             "{loss}"
         );
     }
+    eventually("all of them wait for work", || (pool()?["idle"] == 3).then_some(()));
     // All of their threads have distributions again, and go on to have them.
     let durations = |pool: &Value| {
         pool["quantiles"]["request_duration_seconds"]["2xx"]["start"]["count"].as_u64().unwrap()
@@ -145,7 +146,7 @@ fn what_is_in_flight_is_counted_unless_requests_are_wanted_no_more() {
         (", idle_in: [poll, network], http_status: false", false, true),
     ] {
         // One is in flight meanwhile.
-        streams[0].write_all(b"http 1500 200\n").unwrap();
+        streams[0].write_all(b"http 2500 200\n").unwrap();
         eventually("it is at it", || (requests()?["in_flight"] == 1).then_some(()));
         for stream in &mut streams[1..] {
             ask(stream, "http 0 200\n", "\r\n\r\n");

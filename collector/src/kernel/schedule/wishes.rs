@@ -71,7 +71,7 @@ impl ScheduleTable {
     }
 
     /// True if all was as it should be.
-    fn apply(&self, slot: u32, wishes: u32, turned: &mut Vec<u32>) -> bool {
+    fn apply(&mut self, slot: u32, wishes: u32, turned: &mut Vec<u32>) -> bool {
         // The ticket is none of what the pool wants, and may be another one by now.
         let wanted = parks_of(wishes);
         let mut applied = self.change_parks(slot, |parks| with_ticket(wanted, ticket_of(parks)));
@@ -89,29 +89,25 @@ impl ScheduleTable {
 
     /// Turns those of a slot's threads that have been blocked for long. True if there was none to turn at all.
     fn have_turned(&self, slot: u32, turned: &mut Vec<u32>) -> bool {
-        let mut none = true;
+        let Some(times) = self.times(slot) else { return true };
+        let (mut all, mut some) = (true, false);
         for (_, index) in self.threads_of(slot) {
             let Some(thread) = self.thread(*index).filter(|thread| is_of(*thread, slot)) else { continue };
-            if !self.is_to_turn(slot, thread) {
+            let kind = Thread::kind_of(thread.place);
+            let parked = parks_in(times.parks, kind, || times.followed);
+            if kind >= KINDS as u32 || parked == (thread.place & THREAD_BUSY == 0) {
                 continue;
             }
-            none = false;
+            all = false;
             let now_ns = monotonic_ns();
             let blocked_ns = now_ns.saturating_sub(thread.since_ns);
             if thread.since_ns != 0 && (blocked_ns >= BLOCKED_LONG_NS || thread.place & THREAD_PARTIAL != 0) {
                 self.turn(slot, *index, thread.place, now_ns);
-                turned.push(slot);
+                some = true;
             }
         }
-        none
-    }
-
-    /// A thread is said to be parked, and is not by what its pool wants now, or the other way round.
-    fn is_to_turn(&self, slot: u32, thread: Thread) -> bool {
-        let Some(times) = self.times(slot) else { return false };
-        let kind = Thread::kind_of(thread.place);
-        let parked = parks_in(times.parks, kind, || times.followed);
-        kind < KINDS as u32 && parked == (thread.place & THREAD_BUSY != 0)
+        turned.extend(some.then_some(slot));
+        all
     }
 
     /// Has a thread that is blocked cease to be parked, or begin to be, as the programs do at a switch.
@@ -130,7 +126,7 @@ impl ScheduleTable {
     /// Sees to it that as many things keep a worker busy as threads say that they do and requests are in flight. A thread
     /// that woke up while it was turned may have been counted twice, or not at all. False if that was so, or the threads would not
     /// hold still.
-    fn count_busy(&self, slot: u32) -> bool {
+    fn count_busy(&mut self, slot: u32) -> bool {
         let Some(excess) = (0..ATTEMPTS).find_map(|_| self.excess_of_busy(slot)) else { return false };
         let now_ns = monotonic_ns();
         for _ in 0..excess.unsigned_abs() {
@@ -139,6 +135,9 @@ impl ScheduleTable {
             } else {
                 self.fall(slot, now_ns);
             }
+        }
+        if excess != 0 {
+            self.unsee(slot);
         }
         excess == 0
     }
