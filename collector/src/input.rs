@@ -312,8 +312,8 @@ pub trait Source {
     fn list(&mut self, out: &mut dyn FnMut(Listed));
 
     /// Starts to follow a process for pool number `pool`. Returns the record of a worker, where there are records: the one that
-    /// it has, if it is followed for this pool already and that wants to know no less than before; what it wants now is then set
-    /// right in place, and nothing is missed meanwhile. A process can have both roles, for different pools.
+    /// it has, if it is followed for this pool already and that still wants to know of the scheduler, and of requests, as far as it did at
+    /// all; what it wants now is then set right in place, and nothing is missed meanwhile. A process can have both roles, for different pools.
     /// A process that is gone already is no error: its end was or will be reported.
     fn track(&mut self, process: ProcessKey, pool: u32, role: Role) -> SlotRecord;
 

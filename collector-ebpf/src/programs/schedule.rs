@@ -103,7 +103,8 @@ fn task_wakeup_new(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// The entry of a followed thread. Only the CPU that holds the thread's run queue changes it, hence no atomics.
+/// The entry of a followed thread. Only the CPU that holds the thread's run queue changes it, hence no atomics, and user space,
+/// which exchanges flags and looks again.
 #[inline(always)]
 pub(crate) fn find(tid: u32) -> Option<&'static mut Thread> {
     find_by(tid, way_of)

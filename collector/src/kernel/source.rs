@@ -307,8 +307,8 @@ impl KernelSource {
         }
     }
 
-    /// The slot of a worker that is followed on: its pool is the same, and wants to know at least of what it did before. Its
-    /// threads and its requests are in no moment let go of.
+    /// The slot of a worker that is followed on: its pool is the same, and still wants to know of the scheduler, and of
+    /// requests, if it did before. Its threads and its requests are in no moment let go of.
     fn slot_to_keep(&self, process: ProcessKey, pool: u32, before: &Tag, wishes: u32) -> SlotRecord {
         let slot = self.slots.get(before.slot).filter(|_| before.role & ROLE_WORKER != 0)?;
         let watched = |wishes| profile_of(wishes) != PROFILE_NONE;
