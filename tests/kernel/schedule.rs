@@ -137,9 +137,12 @@ fn a_pool_that_is_busy_from_the_begin_agrees_with_its_cgroup() {
 #[test]
 fn a_worker_that_has_workers_of_its_own_waits_where_its_own_pool_says() {
     let directory = directory_with(&[("outer.sh", "exec >/dev/null 2>&1\nsleep 60 & sleep 60 & wait\n")]);
+    // Other shells have children, too.
+    let shell = directory.path().join("outer");
+    std::fs::copy("/bin/sh", &shell).unwrap();
     let config = directory.path().join("collector.yml");
     let write = |outer: &str| {
-        let inner = "{name: inner, parent: {comm: sh}, idle_in: [poll], scheduler: counters, work: spans}";
+        let inner = "{name: inner, parent: {comm: outer}, idle_in: [poll], scheduler: counters, work: spans}";
         let outer = format!("{{name: outer, parent: {{comm: workload}}, idle_in: [{outer}]}}");
         std::fs::write(&config, format!("pools: [{inner}, {outer}]")).unwrap();
     };
@@ -149,7 +152,8 @@ fn a_worker_that_has_workers_of_its_own_waits_where_its_own_pool_says() {
     let options = ["--source=ebpf", "--probes.overhead-budget=0"];
     let collector =
         Collector::start(&[&options[..], &[&format!("--config.file={}", config.display())]].concat());
-    let pid = master.spawn(&format!("exec /bin/sh {}", directory.path().join("outer.sh").display()));
+    let pid =
+        master.spawn(&format!("exec {} {}", shell.display(), directory.path().join("outer.sh").display()));
     let states = || -> Option<[Vec<String>; 2]> {
         let stats = collector.stats();
         let of = |name: &str| {
