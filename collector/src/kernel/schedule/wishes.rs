@@ -6,6 +6,9 @@
 //! without atomic instructions. We exchange these flags. A program that had read them before may write over that, so what
 //! we did is looked at again: flags in the next round, and the number of threads that keep a worker busy, which has to be
 //! that of their flags, as soon as such programs have ended.
+//!
+//! The same sets right who was judged when less was known: threads that were found in a lock before the others of their
+//! worker.
 
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
