@@ -9,8 +9,11 @@ use crate::waits::{answer, thread_cpu_ns, waited_for_cpu};
 
 /// How long a worker with spans takes to start, waits for its first work, and waits between two spans.
 const START: Duration = Duration::from_millis(150);
-const FIRST: u16 = 250;
-const BETWEEN: u8 = 7;
+const FIRST: Duration = Duration::from_millis(250);
+const BETWEEN: Duration = Duration::from_millis(7);
+
+/// What a timer is late by where the machine stood still.
+const LATE: Duration = Duration::from_millis(1);
 
 /// A clock tick: USER_HZ is 100 wherever Linux runs.
 const TICK_NS: u64 = 10_000_000;
@@ -64,17 +67,17 @@ fn poll(timeout: EpollTimeout) {
 
 /// Starts for [`START`], waits for [`FIRST`], and then works so often, for 2, 10 and 40 ms in shares of 60, 30 and 10
 /// percent, half of it on a CPU. Writes how long all of it was, ns one a line, and works on without an end: from its fork
-/// until it first slept, at least and at most, that wait, all others together, and each span.
+/// until it first slept, that wait, all others together, each of these at least and at most, and then each span.
 pub(crate) fn spans(count: u64, file: &str) {
     // SAFETY: a number.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
     let epoll = Epoll::new(EpollCreateFlags::empty()).expect("epoll");
     work(START);
     let awake_ns = age_ns().saturating_sub(TICK_NS);
-    let first = waited(&epoll, EpollTimeout::from(FIRST));
-    let creating_ns = [awake_ns, age_ns() - first.slept_ns];
+    let first = waited(&epoll, FIRST);
+    let creating_ns = [awake_ns, age_ns() - first.slept_ns[0]];
     let mut before = first;
-    let mut idle_ns = 0;
+    let mut idle_ns = [0, 0];
     let mut spans = Vec::new();
     for turn in 0..count {
         let length = match turn % 10 {
@@ -83,13 +86,15 @@ pub(crate) fn spans(count: u64, file: &str) {
             _ => 40,
         };
         work(Duration::from_millis(length));
-        let wait = waited(&epoll, EpollTimeout::from(BETWEEN));
+        let wait = waited(&epoll, BETWEEN);
         spans.push(before.awake_ns + (wait.begin - before.end).as_nanos() as u64);
-        idle_ns += wait.slept_ns;
+        for (sum, slept_ns) in idle_ns.iter_mut().zip(wait.slept_ns) {
+            *sum += slept_ns;
+        }
         before = wait;
     }
     // The last wait is over before this is written, and who reads the spans reads it with them.
-    answer(file, &[&creating_ns, &[first.slept_ns, idle_ns], &spans[..]].concat());
+    answer(file, &[&creating_ns, &first.slept_ns, &idle_ns, &spans[..]].concat());
 }
 
 /// A wait for work. It has work from the moment in which it is woken up until it sleeps: what of the call it did not
@@ -98,16 +103,22 @@ pub(crate) fn spans(count: u64, file: &str) {
 struct Wait {
     begin: Instant,
     end: Instant,
-    slept_ns: u64,
+    /// At least and at most. They differ where the machine stood still for more than [`LATE`]: before the timer, and the
+    /// thread slept, or between that and the CPU that it was woken up for, which is not always in its run delay.
+    slept_ns: [u64; 2],
     awake_ns: u64,
 }
 
-fn waited(epoll: &Epoll, timeout: EpollTimeout) -> Wait {
+fn waited(epoll: &Epoll, timeout: Duration) -> Wait {
     let (runnable_ns, cpu_ns, begin) = (waited_for_cpu(), thread_cpu_ns(), Instant::now());
-    epoll.wait(&mut [EpollEvent::empty()], timeout).expect("epoll_wait");
+    let timeout_ms = EpollTimeout::try_from(timeout).expect("short");
+    epoll.wait(&mut [EpollEvent::empty()], timeout_ms).expect("epoll_wait");
     let (cpu_ns, end) = (thread_cpu_ns() - cpu_ns, Instant::now());
     let awake_ns = cpu_ns + waited_for_cpu() - runnable_ns;
-    Wait { begin, end, slept_ns: ((end - begin).as_nanos() as u64).saturating_sub(awake_ns), awake_ns }
+    let awake = Duration::from_nanos(awake_ns);
+    let [least, most] = [timeout, end - begin].map(|time| time.saturating_sub(awake));
+    let least = if most - least > LATE { least } else { most };
+    Wait { begin, end, slept_ns: [least, most].map(|time| time.as_nanos() as u64), awake_ns }
 }
 
 /// Since this process was forked, ns: up to [`TICK_NS`] more than that, as the kernel tells its start in clock ticks
