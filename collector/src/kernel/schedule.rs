@@ -78,8 +78,9 @@ pub(super) struct ScheduleTable {
     /// Slots of workers that are to be followed otherwise than they were, and what their pool wants now, until all that is
     /// kept of them says so.
     rewished: BTreeMap<u32, u32>,
-    /// Slots with more threads than at the look before, some of which may have been judged when they were alone.
-    grown: BTreeSet<u32>,
+    /// Slots with another number of threads than at the look before: what a thread in a lock waits for depends on whether it
+    /// is alone.
+    regrouped: BTreeSet<u32>,
     /// Slot and index of each thread that was followed at the last look, sorted.
     followed: Vec<(u32, u32)>,
     /// [`Control::follow_changes`](collector_ebpf::slot::Control::follow_changes) before the last look; `None` before the
@@ -130,7 +131,7 @@ impl ScheduleTable {
             requests,
             serving: BTreeSet::new(),
             rewished: BTreeMap::new(),
-            grown: BTreeSet::new(),
+            regrouped: BTreeSet::new(),
             followed: Vec::new(),
             looked_at: None,
             left: Vec::new(),
@@ -179,11 +180,11 @@ impl ScheduleTable {
             let from = before.partition_point(|(other, _)| *other < slot);
             before[from..].iter().take_while(|(other, _)| *other == slot).count()
         };
-        for threads in self.followed.chunk_by(same_slot).filter(|threads| threads.len() > 1) {
-            if let Some((slot, _)) = threads.first()
-                && threads_before(*slot) < threads.len()
-            {
-                self.grown.insert(*slot);
+        for threads in self.followed.chunk_by(same_slot) {
+            let Some((slot, _)) = threads.first() else { continue };
+            let before = threads_before(*slot);
+            if before != threads.len() && before.max(threads.len()) > 1 {
+                self.regrouped.insert(*slot);
             }
         }
     }
@@ -425,6 +426,7 @@ impl ScheduleTable {
             tid.compare_exchange(seen.tid, LET_GO, Ordering::SeqCst, Ordering::Relaxed).ok()
         };
         let let_go: Vec<usize> = (0..THREAD_SETS * WAYS).filter(|index| its(index).is_some()).collect();
+        self.look_no_more_at(slot);
         if let_go.is_empty() && self.serving.is_empty() {
             return 0;
         }
@@ -443,11 +445,14 @@ impl ScheduleTable {
             forgotten += u64::from(in_flight);
             self.close_request(slot, in_flight, now_ns);
         });
-        // The next look must not take them for threads of who has the slot then.
+        forgotten
+    }
+
+    /// The next look must not take the threads of a slot, or of all, for those of who has it then.
+    fn look_no_more_at(&mut self, slot: Option<u32>) {
         let left = self.followed.extract_if(.., |(its, _)| slot.is_none_or(|slot| slot == *its));
         self.left.extend(left.map(|(slot, _)| slot));
         self.left.dedup();
-        forgotten
     }
 
     /// A request is followed no more.
@@ -536,8 +541,9 @@ impl ScheduleTable {
             // Let go of before all its threads have ended: they must not write to what is another's.
             self.forget(Some(slot), Some(now_ns));
         }
+        self.look_no_more_at(Some(slot));
         self.rewished.remove(&slot);
-        self.grown.remove(&slot);
+        self.regrouped.remove(&slot);
         let Some(before) = self.times(slot) else { return };
         if before.open > 0 {
             self.requests.forget(Some(slot), |_, _| {});

@@ -7,8 +7,8 @@
 //! we did is looked at again: flags in the next round, and the number of threads that keep a worker busy, which has to be
 //! that of their flags, as soon as such programs have ended.
 //!
-//! The same sets right who was judged when less was known: threads that were found in a lock before the others of their
-//! worker.
+//! The same sets right who was judged among another number of threads: found in a lock before the others of its worker, or
+//! left there by them.
 
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
@@ -55,16 +55,16 @@ impl ScheduleTable {
         before == after
     }
 
-    /// Has the threads that were followed at the last look follow the wishes of their pools, as far as they do not; and has
-    /// those parked that were found in a lock before the others of their worker, when each looked like a lone one.
+    /// Has the threads that were followed at the last look follow the wishes of their pools, as far as they do not; and
+    /// judges those in a lock anew whose worker has another number of threads than it had.
     pub(super) fn apply_wishes(&mut self) {
         let mut turned = Vec::new();
         let mut rewished = std::mem::take(&mut self.rewished);
         rewished.retain(|slot, wishes| !self.apply(*slot, *wishes, &mut turned));
         self.rewished = rewished;
-        let mut grown = std::mem::take(&mut self.grown);
-        grown.retain(|slot| !(self.have_turned(*slot, &mut turned) && self.count_busy(*slot)));
-        self.grown = grown;
+        let mut regrouped = std::mem::take(&mut self.regrouped);
+        regrouped.retain(|slot| !(self.turn_blocked(*slot, &mut turned) && self.count_busy(*slot)));
+        self.regrouped = regrouped;
         if !turned.is_empty() {
             wait_for_programs_to_end();
             turned.into_iter().for_each(|slot| {
@@ -87,11 +87,11 @@ impl ScheduleTable {
                 self.exchange_place(*index, thread.place, place);
             }
         }
-        self.have_turned(slot, turned) && applied && self.count_busy(slot)
+        self.turn_blocked(slot, turned) && applied && self.count_busy(slot)
     }
 
     /// Turns those of a slot's threads that have been blocked for long. True if there was none to turn at all.
-    fn have_turned(&self, slot: u32, turned: &mut Vec<u32>) -> bool {
+    fn turn_blocked(&self, slot: u32, turned: &mut Vec<u32>) -> bool {
         let Some(times) = self.times(slot) else { return true };
         let (mut all, mut some) = (true, false);
         for (_, index) in self.threads_of(slot) {
