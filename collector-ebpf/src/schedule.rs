@@ -208,7 +208,7 @@ pub struct Times {
     /// Requests that have ended, by outcome, but for `own_requests`.
     pub requests: [u32; OUTCOMES],
     /// In the low half threads that are not parked and requests in flight, in the high half the latter alone: both change
-    /// at once.
+    /// at once. User space changes it, too, and may for a moment have taken away more than there was.
     pub busy: u64,
     /// Bytes received from sockets.
     pub received_bytes: u64,
@@ -233,19 +233,21 @@ pub struct Times {
     pub padding: u32,
 }
 
-/// When a worker was busy. Times are `CLOCK_MONOTONIC` ns, 0 for what has not happened; while it was not followed, time
-/// stood still for the first ones that happened before. 56 bytes.
+/// When a worker was busy: written by the programs, and by user space when its pool waits for work in something else. Times
+/// are `CLOCK_MONOTONIC` ns, 0 for what has not happened; while it was not followed, time stood still for the first ones
+/// that happened before. 56 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Work {
     /// Sum of the times at which it ceased to be busy less the sum of the times at which it began to, ns, wrapping: with
     /// the time of now added if it is busy, it is how long it has been.
     pub busy_ns: u64,
-    /// When it last began or ceased to be busy.
+    /// When it last began or ceased to be busy; or, of a busy one, when its pool got more to wait for work in.
     pub since_ns: u64,
     /// When its first thread was followed.
     pub begin_ns: u64,
-    /// When all its threads were parked for the first time; as `begin_ns` for a worker that had lived before that.
+    /// When all its threads were parked for the first time, or were found to be by what its pool says now; as `begin_ns`
+    /// for a worker that had lived before that.
     pub ready_ns: u64,
     /// When it was busy for the first time after that; as `begin_ns` for a worker that had lived before that.
     pub worked_ns: u64,

@@ -197,6 +197,42 @@ fn where_a_pool_waits_for_work_can_be_configured() {
     let _ = std::fs::remove_file(config);
 }
 
+/// Whatever it did while that was no wait for work.
+#[test]
+fn no_span_is_of_the_time_in_which_other_waits_were_for_work() {
+    const BUSY: Duration = Duration::from_secs(2);
+    let config = std::env::temp_dir().join(format!("widened-{}.yml", std::process::id()));
+    let write = |kinds: &str| {
+        let pool = format!("pools: [{{name: ours, parent: {{comm: workload}}, idle_in: [{kinds}]}}]");
+        std::fs::write(&config, pool).unwrap();
+    };
+    write("poll");
+    let (mut master, collector) = start(&[&format!("--config.file={}", config.display())]);
+    let file = answer_file("widened");
+    let pid = master.spawn(&format!("spans 100000 {}", file.display()));
+    let spans = || worker(pool_of(&collector.stats(), master.pid())?, pid)?["work"]["spans"].as_u64();
+    eventually("it has work, and waits", || spans().filter(|spans| *spans > 10));
+    let turned_to = |kinds: &str| {
+        write(kinds);
+        kill(collector.pid(), Signal::SIGHUP).unwrap();
+    };
+    turned_to("child");
+    eventually("nothing that it does is a wait for work", || {
+        let active = in_state(&collector, master.pid(), pid, "active");
+        let since = active["since"].as_str()?.parse::<jiff::Timestamp>().ok()?;
+        (jiff::Timestamp::now().duration_since(since).as_millis() > BUSY.as_millis() as i128).then_some(())
+    });
+    let before = spans().unwrap();
+    turned_to("poll");
+    let work = eventually("it waits for work again", || {
+        let work = worker(pool_of(&collector.stats(), master.pid())?, pid)?["work"].clone();
+        (work["spans"].as_u64()? > before + 10).then_some(work)
+    });
+    let longest = work["span_seconds"]["start"]["max"].as_f64().unwrap();
+    assert!(longest < BUSY.as_secs_f64() / 2.0, "{work}");
+    let _ = std::fs::remove_file(config);
+}
+
 /// Whoever does not move is in other states, too, and its time adds up.
 #[test]
 fn who_waits_is_active_while_its_life_is_its_work() {

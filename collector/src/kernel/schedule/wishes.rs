@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use collector_ebpf::request::WANTS_REQUESTS;
 use collector_ebpf::schedule::{
-    KINDS, PROFILE_HISTOGRAMS, THREAD_BUSY, THREAD_HISTOGRAMS, THREAD_PARTIAL, Thread, Times, WAYS, parks_in,
-    parks_of, profile_of,
+    KINDS, PARKS_IN_SHARED_LOCK, PROFILE_HISTOGRAMS, THREAD_BUSY, THREAD_HISTOGRAMS, THREAD_PARTIAL, Thread,
+    Times, WAYS, parks_in, parks_of, profile_of,
 };
 use collector_ebpf::waterfall::{ticket_of, with_ticket};
 
@@ -30,9 +30,25 @@ const BLOCKED_LONG_NS: u64 = NANOS_PER_SECOND;
 impl ScheduleTable {
     /// From now on a worker that is followed, or will be, is followed as its pool wants it.
     pub(in crate::kernel) fn set_wishes(&mut self, slot: u32, wishes: u32) {
-        self.change_parks(slot, |_| parks_of(wishes));
+        let parks = parks_of(wishes);
+        if self.times(slot).is_some_and(|before| waits(parks) & !waits(before.parks) != 0) {
+            self.begin_span_anew(slot, monotonic_ns());
+        }
+        self.change_parks(slot, |_| parks);
         self.rewished.insert(slot, wishes);
         self.unsee(slot);
+    }
+
+    /// There is more that a worker waits for work in. If it is busy, by its threads alone, some of what it did until now may
+    /// have been such waits: that it has been busy for all of this time can be said no more.
+    fn begin_span_anew(&self, slot: u32, now_ns: u64) {
+        let Some(times) = self.times(slot).filter(|times| times.work.ready_ns != 0) else { return };
+        if Times::reasons_of(times.busy) != 0
+            && Times::in_flight_of(times.busy) == 0
+            && let Some(since) = self.word64(slot, offset_of!(Times, work.since_ns))
+        {
+            let _ = since.compare_exchange(times.work.since_ns, now_ns, Ordering::Relaxed, Ordering::Relaxed);
+        }
     }
 
     /// From now on the requests of a slot whose pool wants to know of them are in this waterfall, or in none.
@@ -205,6 +221,11 @@ impl ScheduleTable {
         // SAFETY: mapped, aligned, as long as `self`; the programs write all of it at once.
         Some(unsafe { AtomicU32::from_ptr(place) })
     }
+}
+
+/// The kinds of time that are waits for work, of [`Times::parks`].
+const fn waits(parks: u32) -> u32 {
+    parks & (2 * PARKS_IN_SHARED_LOCK - 1)
 }
 
 /// How many more [`Times::busy`] counts than threads that say so and requests in flight. Its low half may be below zero, and has
