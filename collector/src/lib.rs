@@ -56,6 +56,8 @@
 //!   used is added reading by reading and completed when the kernel lets go of it; only then is its slot record given
 //!   back.
 //! - A thread that is followed is in exactly one kind of time; the times of all kinds add up to the lives of threads.
+//! - As many things keep a worker busy as threads of its are not parked and requests of its are in flight. User space, too,
+//!   changes the flags that say so, where a pool waits for work in something else, and sees to it that the number is right.
 //! - A request has a place in the kernel's table from its first byte until its answer is known to be complete; its worker is
 //!   busy until the first byte of that. Each ends in exactly one outcome.
 //! - The time of a request is split only if its thread had no other meanwhile; the parts add up to its duration.

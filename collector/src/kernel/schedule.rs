@@ -332,7 +332,7 @@ impl ScheduleTable {
         out.at_ns = at_ns;
         out.lived_ns = times.lived_ns.wrapping_add(at_ns.wrapping_mul(u64::from(out.living)));
         out.discarded = std::array::from_fn(|measure| times.discarded[measure]);
-        out.busy = Times::reasons_of(times.busy) != 0;
+        out.busy = Times::reasons_of(times.busy).cast_signed() > 0;
         out.work = times.work;
         if out.busy {
             let until_ns = if out.living > 0 { at_ns } else { times.work.end_ns };

@@ -1,7 +1,12 @@
 //! Who works, who waits for work, and for how long, on every kernel.
 
+use std::mem::offset_of;
 use std::time::{Duration, Instant};
 
+use aya::maps::{Array, Map, MapData};
+use collector_ebpf::limits::{MAX_SLOTS, MAX_WATERFALLS};
+use collector_ebpf::maps::TIMES;
+use collector_ebpf::schedule::Times;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -231,6 +236,62 @@ fn no_span_is_of_the_time_in_which_other_waits_were_for_work() {
     let longest = work["span_seconds"]["start"]["max"].as_f64().unwrap();
     assert!(longest < BUSY.as_secs_f64() / 2.0, "{work}");
     let _ = std::fs::remove_file(config);
+}
+
+/// As happens where a thread wakes up in the moment in which it is taken to wait, or not to, for which no test can wait.
+#[test]
+fn a_thread_that_is_counted_twice_makes_nobody_busy_for_ever() {
+    let config = std::env::temp_dir().join(format!("counted-{}.yml", std::process::id()));
+    let write = |kinds: &str| {
+        let pool = format!("{{name: ours, parent: {{comm: workload}}, idle_in: [{kinds}]}}");
+        std::fs::write(&config, format!("zero_config: false\npools: [{pool}]")).unwrap();
+    };
+    write("poll");
+    let (master, collector) = start(&[&format!("--config.file={}", config.display())]);
+    let first_is = |state: &str| {
+        eventually(&format!("the one that polls is {state}"), || {
+            let pool = pool_of(&collector.stats(), master.pid())?.clone();
+            (pool["workers"][0]["state"] == state).then_some(())
+        });
+    };
+    first_is("idle");
+    assert_eq!(count_once_more(&collector), 1, "workers with one thread, which waits for work");
+    for (kinds, state) in [("child", "active"), ("poll", "idle")] {
+        write(kinds);
+        kill(collector.pid(), Signal::SIGHUP).unwrap();
+        first_is(state);
+    }
+    let _ = std::fs::remove_file(config);
+}
+
+/// Counts a thread of each worker that has one, and waits, as one that does not. Returns how many these are. Nobody else may
+/// be followed that does anything.
+fn count_once_more(collector: &Collector) -> usize {
+    const SIZE: usize = size_of::<Times>();
+    let files = std::fs::read_dir(format!("/proc/{}/fdinfo", collector.pid())).unwrap();
+    let mut maps = files.filter_map(|file| {
+        let text = std::fs::read_to_string(file.unwrap().path()).ok()?;
+        let id = text.lines().find_map(|line| line.strip_prefix("map_id:"))?;
+        Some(MapData::from_id(id.trim().parse().unwrap()).unwrap())
+    });
+    let map = maps.find(|map| map.info().unwrap().name_as_str() == Some(TIMES)).unwrap();
+    let count = move || {
+        // The one value of the map, as of global variables, with all of them.
+        let mut map: Array<_, [[u8; SIZE]; MAX_SLOTS + MAX_WATERFALLS]> = Map::Array(map).try_into().unwrap();
+        let mut all = map.get(&0, 0).unwrap();
+        let (followed, busy) = (offset_of!(Times, followed), offset_of!(Times, busy));
+        let mut waiting = 0;
+        for times in &mut all {
+            if times[followed..][..4] == 1u32.to_ne_bytes() && times[busy..][..8] == 0u64.to_ne_bytes() {
+                times[busy..][..8].copy_from_slice(&1u64.to_ne_bytes());
+                waiting += 1;
+            }
+        }
+        map.set(0, all, 0).unwrap();
+        waiting
+    };
+    // Of three megabytes.
+    std::thread::Builder::new().stack_size(64 << 20).spawn(count).unwrap().join().unwrap()
 }
 
 /// Whoever does not move is in other states, too, and its time adds up.
