@@ -298,6 +298,10 @@ impl KernelSource {
                     slot.into_iter().for_each(|slot| self.slots.release(slot));
                     return Err(error);
                 }
+                if let Some(slot) = slot {
+                    // A thread that was made at the same moment may have been followed by what the tag said before.
+                    self.schedule.set_wishes(slot, wishes);
+                }
                 // Its threads are followed into the slot that it had; from now on nobody follows more of them there.
                 if before.role & ROLE_WORKER != 0 && before.slot != NONE {
                     self.cease_to_follow(Some(before.slot));
@@ -337,6 +341,12 @@ impl KernelSource {
             self.cease_to_follow(Some(tag.slot));
         }
         Ok(())
+    }
+
+    fn untag_later(&mut self, process: ProcessKey, role: Role) {
+        if self.untagged_later.len() < MAX_UNTAGGED_LATER && !self.untagged_later.contains(&(process, role)) {
+            self.untagged_later.push_back((process, role));
+        }
     }
 
     /// Does what could not be done before, as long as it succeeds.
@@ -460,8 +470,9 @@ impl Source for KernelSource {
             }
             Err(error) if is_gone(&error) => None,
             Err(error) => {
-                // Passes do not show the process, so the aggregator asks again.
                 self.tagging_failed(process, &error, "it is not followed until that works");
+                // A tag that it had goes as soon as it can: passes do not show the process then, and the aggregator asks again.
+                self.untag_later(process, role);
                 None
             }
         }
@@ -473,9 +484,7 @@ impl Source for KernelSource {
             return;
         }
         self.tagging_failed(process, &error, "it is followed until that works");
-        if self.untagged_later.len() < MAX_UNTAGGED_LATER && !self.untagged_later.contains(&(process, role)) {
-            self.untagged_later.push_back((process, role));
-        }
+        self.untag_later(process, role);
     }
 
     fn tell_again(&mut self, process: ProcessKey, record: SlotRecord) {

@@ -66,7 +66,7 @@ impl Tags {
         }
     }
 
-    /// Gives a process a tag, or another pool, role, slot and profile. ESRCH if it is gone.
+    /// Gives a process a tag, or all that one says another value. ESRCH if it is gone.
     pub(super) fn set(&self, of: &Tagged, tag: Tag) -> io::Result<()> {
         match of {
             Tagged::Pidfd(pidfd) => self.storage.set(pidfd.as_fd(), &tag),

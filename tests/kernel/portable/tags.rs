@@ -70,9 +70,14 @@ fn what_fails_for_want_of_descriptors_is_counted_and_done_later() {
     source.track(process, 1, Role::Worker).unwrap();
     assert!(passes_show(&mut source, process));
 
+    // A tag that it has does not stay as it was when another was wanted.
+    let again = without_descriptors(|| source.track(process, 1, Role::Worker));
+    assert_eq!(again.is_none(), needed);
+    assert_eq!(passes_show(&mut source, process), !needed);
+
     let gone = ProcessKey { start_ns: process.start_ns - 1_000_000_000, ..process };
     assert!(source.lives(process) && !source.lives(gone));
     assert_eq!(source.track(gone, 1, Role::Worker), None);
     source.untrack(gone, Role::Worker);
-    assert_eq!(failed(&source), failures(3), "to be gone is no failure");
+    assert_eq!(failed(&source), failures(4), "to be gone is no failure");
 }
