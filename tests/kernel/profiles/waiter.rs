@@ -8,7 +8,8 @@ use super::{Pprof, in_pool};
 use crate::servers::{Server, command_in, compile};
 use crate::support::{Collector, eventually};
 
-/// Sleeps, asks another thread over pipes, and polls, in functions of these names. Writes down how long it was in each, ns.
+/// Sleeps, asks another thread over pipes, and polls, in functions of these names. Writes down how long it was in each, ns, and
+/// how often it slept for 8 ms or more: the machine stood still.
 const WAITER: &str = r#"
 #include <fcntl.h>
 #include <poll.h>
@@ -18,7 +19,7 @@ const WAITER: &str = r#"
 #include <unistd.h>
 
 static int question[2], reply[2];
-static unsigned long spent[3];
+static unsigned long spent[3], long_sleeps;
 
 static unsigned long now(void) {
     struct timespec t;
@@ -57,11 +58,14 @@ int main(int argc, char **argv) {
         for (int i = 0; i < 3; i++) {
             unsigned long before = now();
             parts[i]();
-            spent[i] += now() - before;
+            unsigned long took = now() - before;
+            spent[i] += took;
+            long_sleeps += i == 0 && took >= 8000000;
         }
         if (turn % 8 == 0) {
             char line[100];
-            int length = snprintf(line, sizeof line, "%20lu %20lu %20lu\n", spent[0], spent[1], spent[2]);
+            int length = snprintf(line, sizeof line, "%20lu %20lu %20lu %20lu\n", spent[0], spent[1], spent[2],
+                                  long_sleeps);
             int file = open(argv[1], O_WRONLY | O_CREAT, 0600);
             if (pwrite(file, line, length, 0) != length) return 1;
             close(file);
@@ -108,9 +112,15 @@ fn waits_are_where_the_program_waits_for_as_long_and_for_these_reasons() {
 #[test]
 fn waits_that_are_shorter_than_asked_for_do_not_count() {
     let directory = tempfile::tempdir().unwrap();
-    let (_waiter, collector, _file) = start(directory.path());
-    let top = Pprof::take(&collector, "offcpu?pool=waiter&seconds=2&min=8ms").top(&[]);
-    assert!(top.contains_key("polls") && !top.contains_key("sleeps"), "{top:?}");
+    let (_waiter, collector, file) = start(directory.path());
+    let counts = Pprof::take(&collector, "offcpu?pool=waiter&seconds=2&min=8ms").counts();
+    let before = super::spent(&file);
+    eventually("what it did until then is written", || (super::spent(&file) != before).then_some(()));
+    let text = std::fs::read_to_string(&file).unwrap();
+    let long_sleeps: f64 = text.split_whitespace().last().unwrap().parse().unwrap();
+    println!("{long_sleeps} long sleeps");
+    let sleeps = counts.get("sleeps").copied().unwrap_or_default();
+    assert!(counts["polls"] > 50.0 && sleeps <= long_sleeps, "{sleeps} of {long_sleeps}: {counts:?}");
 }
 
 #[test]
