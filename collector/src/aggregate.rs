@@ -405,8 +405,7 @@ impl Aggregate {
 
     /// Gives flags to workers that work or wait for too long, and looks what those do that became stuck.
     pub fn flag(&mut self, now_ns: u64, source: &mut dyn Source, reader: &mut dyn FactReader) {
-        let now_unix_ns = self.unix_from_monotonic(now_ns);
-        let stuck = self.registry.flag(now_unix_ns);
+        let stuck = self.registry.flag(now_ns);
         for key in stuck.into_iter().take(LOOKS_AT_STUCK) {
             let Some(mut doing) = reader.doing(key) else { continue };
             for (tid, stack) in source.kernel_stacks(key.pid) {

@@ -55,7 +55,13 @@ pub struct Worker {
     watched: bool,
     /// It has been in it for too long.
     flag: Option<Flagged>,
-    /// When it entered the state, Unix ns.
+    /// `since_ns` of the state that it got the flag in.
+    flagged_in_ns: u64,
+    /// When it entered the state, as the kernel tells it, `CLOCK_MONOTONIC` ns; 0 of a state that it does not tell of. What
+    /// tells one stay in a state from another: the same moment by the clock of the day is another at each reading, by
+    /// some ns, or by as much as somebody sets it.
+    since_ns: u64,
+    /// The same, Unix ns.
     pub since_unix_ns: u64,
     /// When it started, Unix ns.
     pub started_unix_ns: u64,
@@ -255,6 +261,8 @@ impl Registry {
                 state,
                 watched: false,
                 flag: None,
+                flagged_in_ns: 0,
+                since_ns: 0,
                 since_unix_ns: if state == WorkerState::Creating {
                     arrival.started_unix_ns
                 } else {
@@ -636,7 +644,7 @@ impl Worker {
         let next = state::next(self.state, fact);
         if next != self.state {
             self.state = next;
-            self.since_unix_ns = now_unix_ns;
+            (self.since_ns, self.since_unix_ns) = (0, now_unix_ns);
         }
     }
 

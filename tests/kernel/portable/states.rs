@@ -477,3 +477,31 @@ fn who_works_or_waits_for_too_long_is_flagged_and_looked_at() {
     assert_eq!(pool["stale"], 1, "{pool}");
     let _ = (std::fs::remove_file(config), std::fs::remove_file(file));
 }
+
+/// Whoever runs meanwhile is read anew each time.
+#[test]
+fn who_is_stuck_and_runs_has_its_flag_once() {
+    let config = std::env::temp_dir().join(format!("flagged-{}.yml", std::process::id()));
+    std::fs::write(&config, "interval: 100ms\nstuck_after: 1s\n").unwrap();
+    let mut master = Workload::start();
+    // Born before it is watched it counts as one that was ready.
+    let pid = master.spawn("duty 10 600000");
+    master.spawn("sleep");
+    let config_flag = format!("--config.file={}", config.display());
+    let collector = Collector::start(&["--source=ebpf", "--probes.overhead-budget=0", &config_flag]);
+    let read = |after_s: f64| {
+        eventually("it is stuck, and was looked at", || {
+            let pool = pool_of(&collector.stats(), master.pid())?.clone();
+            let worker = worker(&pool, pid)?.clone();
+            let flagged = pool["stuck"] == 2 && !worker["flag"]["doing"].is_null();
+            (flagged && worker["uptime_seconds"].as_f64()? > after_s).then_some((pool, worker))
+        })
+    };
+    let (_, before) = read(0.0);
+    let (pool, worker) = read(before["uptime_seconds"].as_f64().unwrap() + 3.0);
+    assert!(worker["cpu"]["user_seconds"].as_f64() > before["cpu"]["user_seconds"].as_f64(), "{worker}");
+    assert_eq!(worker["flag"], before["flag"]);
+    assert_eq!(worker["since"], before["since"]);
+    assert_eq!(pool["flag_entries"]["stuck"], 2, "{pool}");
+    let _ = std::fs::remove_file(config);
+}

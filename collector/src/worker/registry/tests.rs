@@ -714,7 +714,22 @@ fn who_works_or_waits_for_too_long_is_flagged_once_for_each_time() {
     assert_eq!(flag(&mut registry, 15), (1, stuck, Some((Flag::Stuck, 15))));
     registry.found_doing(key(9), Doing::default());
     assert_eq!(flag(&mut registry, 16), (0, stuck, Some((Flag::Stuck, 15))), "looked at once");
-    assert!(registry.view(id, 10).workers.iter().next().unwrap().flag.as_ref().unwrap().doing.is_some());
+    let looked_at = |registry: &mut Registry| {
+        let shown = registry.view(id, 10);
+        shown.workers.iter().next().unwrap().flag.as_ref().unwrap().doing.is_some()
+    };
+    assert!(looked_at(&mut registry));
+    // It is read again, and the clock of the day is another: by what it takes to read two clocks, or by an hour.
+    for unix_minus_monotonic in [50, -30, 3600 * SECOND as i64] {
+        registry.worked(&reading(10 * SECOND, true), unix_minus_monotonic);
+        assert_eq!(flag(&mut registry, 17), (0, stuck, Some((Flag::Stuck, 15))));
+    }
+    registry.pools.get_mut(&id).unwrap().limits.stuck_after_ns = Some(6 * SECOND);
+    assert_eq!(flag(&mut registry, 17), (0, stuck, Some((Flag::Stuck, 16))), "of a longer limit");
+    registry.pools.get_mut(&id).unwrap().limits.stuck_after_ns = Some(5 * SECOND);
+    assert_eq!(flag(&mut registry, 17), (0, stuck, Some((Flag::Stuck, 15))));
+    assert_eq!(registry.pools[&id].flagged, stuck, "it got it once");
+    assert!(looked_at(&mut registry));
     // Another piece of work that takes as long.
     registry.worked(&reading(20 * SECOND, true), 0);
     assert_eq!(flag(&mut registry, 21), (0, none, None));

@@ -26,9 +26,9 @@ impl Registry {
             Some(_) => reading.work.begin_ns,
             None => state::since_ns(&reading.work, state),
         };
-        let since_unix_ns = since_ns.saturating_add_signed(unix_minus_monotonic);
-        if (worker.state, worker.since_unix_ns) != (state, since_unix_ns) {
-            (worker.state, worker.since_unix_ns) = (state, since_unix_ns);
+        if (worker.state, worker.since_ns) != (state, since_ns) {
+            (worker.state, worker.since_ns) = (state, since_ns);
+            worker.since_unix_ns = since_ns.saturating_add_signed(unix_minus_monotonic);
             pool.touch(worker.slot);
         }
     }
@@ -56,7 +56,7 @@ impl Registry {
 
     /// Gives flags to workers that have been in their state for longer than their pool allows, and takes them from
     /// others. Returns those that are stuck and were not looked at yet.
-    pub fn flag(&mut self, now_unix_ns: u64) -> Vec<ProcessKey> {
+    pub fn flag(&mut self, now_ns: u64) -> Vec<ProcessKey> {
         let mut stuck = Vec::new();
         for pool in self.pools.values_mut() {
             let limits = std::mem::replace(&mut pool.limits_applied, pool.limits);
@@ -66,12 +66,12 @@ impl Registry {
             let holders: Vec<(u32, ProcessKey)> = pool.holders().collect();
             for (slot, key) in holders {
                 let Some(worker) = self.workers.get_mut(&key) else { continue };
-                let now = flags::of(worker.state, worker.since_unix_ns, now_unix_ns, pool.limits);
-                let before = worker.flag.as_ref().map(|flagged| (flagged.flag, flagged.since_unix_ns));
-                if now != before {
-                    worker.flag =
-                        now.map(|(flag, since_unix_ns)| Flagged { flag, since_unix_ns, doing: None });
-                    now.iter().for_each(|(flag, _)| pool.flagged.add(*flag));
+                let flag = flags::of(worker.state, worker.since_ns, now_ns, pool.limits);
+                let (changed, is_new) = worker.set_flag(flag);
+                if is_new {
+                    flag.iter().for_each(|(flag, _)| pool.flagged.add(*flag));
+                }
+                if changed {
                     pool.touch(slot);
                 }
                 if worker.flag.as_ref().is_some_and(|f| f.flag == Flag::Stuck && f.doing.is_none()) {
@@ -91,5 +91,24 @@ impl Registry {
         if let Some(pool) = self.pools.get_mut(&worker.pool) {
             pool.touch(worker.slot);
         }
+    }
+}
+
+impl Worker {
+    /// Gives it a flag, of the state that it is in, or none; with when it got it, `CLOCK_MONOTONIC` ns. Whether it is shown
+    /// otherwise, and whether that is another flag than it had, and not the same since another moment because the limit
+    /// is another.
+    fn set_flag(&mut self, flag: Option<(Flag, u64)>) -> (bool, bool) {
+        let Some((flag, at_ns)) = flag else { return (self.flag.take().is_some(), false) };
+        let since_unix_ns = self.since_unix_ns.saturating_add(at_ns.saturating_sub(self.since_ns));
+        if self.flagged_in_ns == self.since_ns
+            && let Some(given) = self.flag.as_mut().filter(|given| given.flag == flag)
+        {
+            let before = std::mem::replace(&mut given.since_unix_ns, since_unix_ns);
+            return (before != since_unix_ns, false);
+        }
+        self.flag = Some(Flagged { flag, since_unix_ns, doing: None });
+        self.flagged_in_ns = self.since_ns;
+        (true, true)
     }
 }
