@@ -55,8 +55,8 @@ pub struct Worker {
     watched: bool,
     /// It has been in it for too long.
     flag: Option<Flagged>,
-    /// `since_ns` of the state that it got the flag in.
-    flagged_in_ns: u64,
+    /// The flag that it got last, and `since_ns` of the state that it got it in.
+    flagged_in: Option<(Flag, u64)>,
     /// When it entered the state, as the kernel tells it, `CLOCK_MONOTONIC` ns; 0 of a state that it does not tell of. What
     /// tells one stay in a state from another: the same moment by the clock of the day is another at each reading, by
     /// some ns, or by as much as somebody sets it.
@@ -261,7 +261,7 @@ impl Registry {
                 state,
                 watched: false,
                 flag: None,
-                flagged_in_ns: 0,
+                flagged_in: None,
                 since_ns: 0,
                 since_unix_ns: if state == WorkerState::Creating {
                     arrival.started_unix_ns

@@ -720,16 +720,22 @@ fn who_works_or_waits_for_too_long_is_flagged_once_for_each_time() {
     };
     assert!(looked_at(&mut registry));
     // It is read again, and the clock of the day is another: by what it takes to read two clocks, or by an hour.
-    for unix_minus_monotonic in [50, -30, 3600 * SECOND as i64] {
+    for unix_minus_monotonic in [50, -30, 3600 * SECOND as i64, 0] {
         registry.worked(&reading(10 * SECOND, true), unix_minus_monotonic);
-        assert_eq!(flag(&mut registry, 17), (0, stuck, Some((Flag::Stuck, 15))));
+        let set_s = unix_minus_monotonic.max(0) as u64 / SECOND;
+        assert_eq!(flag(&mut registry, 17), (0, stuck, Some((Flag::Stuck, 15 + set_s))));
     }
-    registry.pools.get_mut(&id).unwrap().limits.stuck_after_ns = Some(6 * SECOND);
+    let limit = |registry: &mut Registry, seconds: u64| {
+        registry.pools.get_mut(&id).unwrap().limits.stuck_after_ns = Some(seconds * SECOND);
+    };
+    limit(&mut registry, 6);
     assert_eq!(flag(&mut registry, 17), (0, stuck, Some((Flag::Stuck, 16))), "of a longer limit");
-    registry.pools.get_mut(&id).unwrap().limits.stuck_after_ns = Some(5 * SECOND);
-    assert_eq!(flag(&mut registry, 17), (0, stuck, Some((Flag::Stuck, 15))));
-    assert_eq!(registry.pools[&id].flagged, stuck, "it got it once");
     assert!(looked_at(&mut registry));
+    limit(&mut registry, 8);
+    assert_eq!(flag(&mut registry, 17), (0, none, None), "of one that is not reached");
+    limit(&mut registry, 5);
+    assert_eq!(flag(&mut registry, 17), (1, stuck, Some((Flag::Stuck, 15))));
+    assert_eq!(registry.pools[&id].flagged, stuck, "it is active for the first time");
     // Another piece of work that takes as long.
     registry.worked(&reading(20 * SECOND, true), 0);
     assert_eq!(flag(&mut registry, 21), (0, none, None));

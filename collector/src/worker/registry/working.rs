@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Registry, Worker};
 use crate::input::{Doing, ScheduleReading};
 use crate::snapshot::{Flagged, WorkerState};
-use crate::units::{Pid, ProcessKey};
+use crate::units::{NANOS_PER_SECOND, Pid, ProcessKey};
 use crate::worker::flags::{self, Flag, Limits};
 use crate::worker::pool::PoolId;
 use crate::worker::state::{self, Fact};
@@ -26,9 +26,10 @@ impl Registry {
             Some(_) => reading.work.begin_ns,
             None => state::since_ns(&reading.work, state),
         };
-        if (worker.state, worker.since_ns) != (state, since_ns) {
-            (worker.state, worker.since_ns) = (state, since_ns);
-            worker.since_unix_ns = since_ns.saturating_add_signed(unix_minus_monotonic);
+        let since_unix_ns = since_ns.saturating_add_signed(unix_minus_monotonic);
+        let clock_was_set = worker.since_unix_ns.abs_diff(since_unix_ns) >= NANOS_PER_SECOND;
+        if (worker.state, worker.since_ns) != (state, since_ns) || clock_was_set {
+            (worker.state, worker.since_ns, worker.since_unix_ns) = (state, since_ns, since_unix_ns);
             pool.touch(worker.slot);
         }
     }
@@ -67,12 +68,15 @@ impl Registry {
             for (slot, key) in holders {
                 let Some(worker) = self.workers.get_mut(&key) else { continue };
                 let flag = flags::of(worker.state, worker.since_ns, now_ns, pool.limits);
-                let (changed, is_new) = worker.set_flag(flag);
-                if is_new {
-                    flag.iter().for_each(|(flag, _)| pool.flagged.add(*flag));
-                }
-                if changed {
+                if worker.set_flag(flag) {
                     pool.touch(slot);
+                }
+                let in_state = flag.map(|(flag, _)| (flag, worker.since_ns));
+                if let Some((flag, _)) = in_state
+                    && worker.flagged_in != in_state
+                {
+                    worker.flagged_in = in_state;
+                    pool.flagged.add(flag);
                 }
                 if worker.flag.as_ref().is_some_and(|f| f.flag == Flag::Stuck && f.doing.is_none()) {
                     stuck.push(key);
@@ -95,20 +99,17 @@ impl Registry {
 }
 
 impl Worker {
-    /// Gives it a flag, of the state that it is in, or none; with when it got it, `CLOCK_MONOTONIC` ns. Whether it is shown
-    /// otherwise, and whether that is another flag than it had, and not the same since another moment because the limit
-    /// is another.
-    fn set_flag(&mut self, flag: Option<(Flag, u64)>) -> (bool, bool) {
-        let Some((flag, at_ns)) = flag else { return (self.flag.take().is_some(), false) };
+    /// Gives it a flag, of the state that it is in, or none; with when it got it, `CLOCK_MONOTONIC` ns. True if it is shown
+    /// otherwise.
+    fn set_flag(&mut self, flag: Option<(Flag, u64)>) -> bool {
+        let Some((flag, at_ns)) = flag else { return self.flag.take().is_some() };
         let since_unix_ns = self.since_unix_ns.saturating_add(at_ns.saturating_sub(self.since_ns));
-        if self.flagged_in_ns == self.since_ns
-            && let Some(given) = self.flag.as_mut().filter(|given| given.flag == flag)
-        {
-            let before = std::mem::replace(&mut given.since_unix_ns, since_unix_ns);
-            return (before != since_unix_ns, false);
+        let is_same = self.flagged_in == Some((flag, self.since_ns));
+        if let Some(given) = self.flag.as_mut().filter(|_| is_same) {
+            // Of another limit, or by another clock of the day.
+            return std::mem::replace(&mut given.since_unix_ns, since_unix_ns) != since_unix_ns;
         }
         self.flag = Some(Flagged { flag, since_unix_ns, doing: None });
-        self.flagged_in_ns = self.since_ns;
-        (true, true)
+        true
     }
 }
