@@ -471,8 +471,10 @@ impl Source for KernelSource {
             Err(error) if is_gone(&error) => None,
             Err(error) => {
                 self.tagging_failed(process, &error, "it is not followed until that works");
-                // A tag that it had goes as soon as it can: passes do not show the process then, and the aggregator asks again.
-                self.untag_later(process, role);
+                // A tag that it had goes as soon as it can, with both roles: passes do not show the process then, and the
+                // aggregator asks again for each.
+                self.untag_later(process, Role::Worker);
+                self.untag_later(process, Role::Master);
                 None
             }
         }

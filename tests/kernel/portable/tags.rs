@@ -70,7 +70,8 @@ fn what_fails_for_want_of_descriptors_is_counted_and_done_later() {
     source.track(process, 1, Role::Worker).unwrap();
     assert!(passes_show(&mut source, process));
 
-    // A tag that it has does not stay as it was when another was wanted.
+    // A tag that it has does not stay as it was when another was wanted, also where it says more.
+    source.track(process, 2, Role::Master);
     let again = without_descriptors(|| source.track(process, 1, Role::Worker));
     assert_eq!(again.is_none(), needed);
     assert_eq!(passes_show(&mut source, process), !needed);
