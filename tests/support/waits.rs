@@ -91,7 +91,8 @@ pub(crate) fn wait_asleep(time: Duration) -> Call {
 /// Waits in a futex that nobody wakes.
 pub(crate) fn wait_in_lock(time: Duration) -> Call {
     let word = 0u32;
-    let timeout = libc::timespec { tv_sec: 0, tv_nsec: i64::from(time.subsec_nanos()) };
+    let timeout =
+        libc::timespec { tv_sec: time.as_secs().cast_signed(), tv_nsec: i64::from(time.subsec_nanos()) };
     observed(|| {
         // SAFETY: the word and the timeout outlive the call.
         unsafe { libc::syscall(libc::SYS_futex, &raw const word, libc::FUTEX_WAIT, 0, &raw const timeout) };

@@ -5,12 +5,15 @@ use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollTimeout};
 
-use crate::waits::{answer, thread_cpu_ns, waited_for_cpu};
+use crate::waits::{answer, thread_cpu_ns, wait_in_lock, waited_for_cpu};
 
 /// How long a worker with spans takes to start, waits for its first work, and waits between two spans.
 const START: Duration = Duration::from_millis(150);
 const FIRST: Duration = Duration::from_millis(250);
 const BETWEEN: Duration = Duration::from_millis(7);
+
+/// How long the other thread of a worker that is left alone stays.
+const LEAVES: Duration = Duration::from_secs(4);
 
 /// What a timer is late by where the machine stood still.
 const LATE: Duration = Duration::from_millis(1);
@@ -43,6 +46,10 @@ pub(crate) fn park(words: &[&str]) {
             for _ in 0..threads.parse().expect("a number") {
                 std::thread::spawn(futex);
             }
+            futex();
+        }
+        ["left"] => {
+            std::thread::spawn(|| wait_in_lock(LEAVES));
             futex();
         }
         ["pipe"] => {

@@ -126,6 +126,19 @@ fn who_is_found_with_all_its_threads_in_a_lock_waits_for_work() {
     let _ = std::fs::remove_file(config);
 }
 
+/// It waits for another process then, and has not moved.
+#[test]
+fn who_is_left_alone_in_a_lock_is_active() {
+    let (mut master, collector) = start(&[]);
+    let pid = master.spawn("park left");
+    in_state(&collector, master.pid(), pid, "ready");
+    eventually("it has been active for longer than a wake-up takes", || {
+        let worker = in_state(&collector, master.pid(), pid, "active");
+        let since = worker["since"].as_str()?.parse::<jiff::Timestamp>().ok()?;
+        (jiff::Timestamp::now().duration_since(since).as_secs() >= 1).then_some(())
+    });
+}
+
 /// Some of so many are born while all are read, before anybody has heard of them, and none of them ever moves again.
 #[test]
 fn whoever_is_born_at_whatever_moment_has_its_state_and_its_figures() {
@@ -205,7 +218,7 @@ fn where_a_pool_waits_for_work_can_be_configured() {
 /// Whatever it did while that was no wait for work.
 #[test]
 fn no_span_is_of_the_time_in_which_other_waits_were_for_work() {
-    const BUSY: Duration = Duration::from_secs(2);
+    const BUSY: Duration = Duration::from_secs(4);
     let config = std::env::temp_dir().join(format!("widened-{}.yml", std::process::id()));
     let write = |kinds: &str| {
         let pool = format!("pools: [{{name: ours, parent: {{comm: workload}}, idle_in: [{kinds}]}}]");
@@ -234,7 +247,7 @@ fn no_span_is_of_the_time_in_which_other_waits_were_for_work() {
         (work["spans"].as_u64()? > before + 10).then_some(work)
     });
     let longest = work["span_seconds"]["start"]["max"].as_f64().unwrap();
-    assert!(longest < BUSY.as_secs_f64() / 2.0, "{work}");
+    assert!(longest < BUSY.as_secs_f64(), "{work}");
     let _ = std::fs::remove_file(config);
 }
 
@@ -499,7 +512,8 @@ fn who_is_stuck_and_runs_has_its_flag_once() {
     };
     let (_, before) = read(0.0);
     let (pool, worker) = read(before["uptime_seconds"].as_f64().unwrap() + 3.0);
-    assert!(worker["cpu"]["user_seconds"].as_f64() > before["cpu"]["user_seconds"].as_f64(), "{worker}");
+    let on_cpu = |worker: &Value| worker["schedule"]["seconds"]["on_cpu"].as_f64().unwrap();
+    assert!(on_cpu(&worker) > on_cpu(&before), "{worker}");
     assert_eq!(worker["flag"], before["flag"]);
     assert_eq!(worker["since"], before["since"]);
     assert_eq!(pool["flag_entries"]["stuck"], 2, "{pool}");
