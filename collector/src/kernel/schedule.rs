@@ -176,14 +176,10 @@ impl ScheduleTable {
                 self.left.push(*slot);
             }
         }
-        let threads_before = |slot: u32| {
-            let from = before.partition_point(|(other, _)| *other < slot);
-            before[from..].iter().take_while(|(other, _)| *other == slot).count()
-        };
         for threads in self.followed.chunk_by(same_slot) {
             let Some((slot, _)) = threads.first() else { continue };
-            let before = threads_before(*slot);
-            if before != threads.len() && before.max(threads.len()) > 1 {
+            let (before, now) = (threads_in(&before, *slot).len(), threads.len());
+            if before != now && before.max(now) > 1 {
                 self.regrouped.insert(*slot);
             }
         }
@@ -203,9 +199,7 @@ impl ScheduleTable {
 
     /// Those of one slot.
     fn threads_of(&self, slot: u32) -> &[(u32, u32)] {
-        let from = self.followed.partition_point(|(other, _)| *other < slot);
-        let rest = self.followed.get(from..).unwrap_or_default();
-        &rest[..rest.partition_point(|(other, _)| *other == slot)]
+        threads_in(&self.followed, slot)
     }
 
     fn thread(&self, index: u32) -> Option<Thread> {
@@ -610,6 +604,12 @@ impl OnCpuRequests {
 /// Of two threads that are followed, by slot and index.
 fn same_slot((slot, _): &(u32, u32), (next, _): &(u32, u32)) -> bool {
     slot == next
+}
+
+/// Those of one slot, of threads in the order of slots.
+fn threads_in(all: &[(u32, u32)], slot: u32) -> &[(u32, u32)] {
+    let rest = &all[all.partition_point(|(other, _)| *other < slot)..];
+    &rest[..rest.partition_point(|(other, _)| *other == slot)]
 }
 
 /// The entry is that of a thread of this slot.

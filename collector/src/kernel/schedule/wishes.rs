@@ -31,23 +31,24 @@ impl ScheduleTable {
     /// From now on a worker that is followed, or will be, is followed as its pool wants it.
     pub(in crate::kernel) fn set_wishes(&mut self, slot: u32, wishes: u32) {
         let parks = parks_of(wishes);
-        if self.times(slot).is_some_and(|before| waits(parks) & !waits(before.parks) != 0) {
-            self.begin_span_anew(slot, monotonic_ns());
-        }
+        self.begin_span_anew(slot, parks);
         self.change_parks(slot, |_| parks);
         self.rewished.insert(slot, wishes);
         self.unsee(slot);
     }
 
-    /// There is more that a worker waits for work in. If it is busy, by its threads alone, some of what it did until now may
-    /// have been such waits: that it has been busy for all of this time can be said no more.
-    fn begin_span_anew(&self, slot: u32, now_ns: u64) {
-        let Some(times) = self.times(slot).filter(|times| times.work.ready_ns != 0) else { return };
-        if Times::reasons_of(times.busy) != 0
-            && Times::in_flight_of(times.busy) == 0
+    /// Where there is more that a worker waits for work in, and it is busy by its threads alone, some of what it did until now
+    /// may have been such waits: that it has been busy for all of this time can be said no more.
+    fn begin_span_anew(&self, slot: u32, parks: u32) {
+        let Some(Times { parks: before, busy, work, .. }) = self.times(slot) else { return };
+        if waits(parks) & !waits(before) != 0
+            && work.ready_ns != 0
+            && Times::reasons_of(busy) != 0
+            && Times::in_flight_of(busy) == 0
             && let Some(since) = self.word64(slot, offset_of!(Times, work.since_ns))
         {
-            let _ = since.compare_exchange(times.work.since_ns, now_ns, Ordering::Relaxed, Ordering::Relaxed);
+            let now_ns = monotonic_ns();
+            let _ = since.compare_exchange(work.since_ns, now_ns, Ordering::Relaxed, Ordering::Relaxed);
         }
     }
 
